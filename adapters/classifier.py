@@ -1,0 +1,121 @@
+"""The reference model: frozen backbone + adapters + pooling + head → logits. The trainer trains it; the server's packed
+encoder is tested against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone, attached
+from adapters.bottleneck import INITIAL_STD, Bottleneck
+from adapters.errors import BackboneError
+from adapters.file import Adapter
+from adapters.spec import Pooling
+from adapters.text import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows: `ids`, `types` and `mask` are `[B, T]`; `mask` is 1 on tokens and 0 on padding."""
+
+    ids: Tensor
+    types: Tensor
+    mask: Tensor
+
+
+class Head(nn.Module):
+    """Pooled `[B, d]` → logits `[B, C]`: optionally dense + tanh, then the output projection (RoBERTa's form)."""
+
+    def __init__(self, hidden_size: int, labels: int, *, dense: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size) if dense else None
+        self.out = nn.Linear(hidden_size, labels)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.dense, self.out):
+            if linear is not None:
+                nn.init.normal_(linear.weight, 0.0, INITIAL_STD)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        x = self.dropout(pooled)
+        if self.dense is not None:
+            x = self.dropout(torch.tanh(self.dense(x)))
+        logits: Tensor = self.out(x)
+        return logits
+
+
+class Classifier(nn.Module):
+    """`backbone.encoder` with one adapter per layer, pooled and classified. The encoder is shared, never changed."""
+
+    def __init__(self, backbone: Backbone, sites: nn.ModuleList, head: Head, pooling: Pooling) -> None:
+        super().__init__()
+        if pooling == "pooler" and not backbone.has_pooler:
+            raise BackboneError(
+                f"pooling is 'pooler', but the checkpoint of {backbone.name!r} has none; expected cls or mean"
+            )
+        if pooling == "mask":
+            raise BackboneError("pooling is 'mask', which needs a prompt; expected cls, mean or pooler")
+        self.encoder = backbone.encoder
+        self.sites = sites
+        self.head = head
+        self.pooling = pooling
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits `[B, C]`."""
+        with attached(self.encoder, self.sites):
+            output = self.encoder(input_ids=batch.ids, token_type_ids=batch.types, attention_mask=batch.mask)
+        hidden = output.last_hidden_state  # [B, T, d]
+        if self.pooling == "pooler":
+            pooled = output.pooler_output
+        elif self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        logits: Tensor = self.head(pooled)
+        return logits
+
+
+def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
+    """Pad rows to the longest of them."""
+    width = max(len(row.ids) for row in rows)
+    ids, types, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        types[i, :n] = torch.tensor(row.types)
+        mask[i, :n] = 1
+    return Batch(ids.to(device), types.to(device), mask.to(device))
+
+
+def to_tensors(sites: nn.ModuleList, head: Head, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Merged sites and a head → the tensors of an adapter file (docs/adapter-format.md, section 2)."""
+    tensors = {
+        f"{side}.{kind}": torch.stack([getattr(getattr(site, side), kind).detach() for site in sites])
+        for side in ("down", "up")
+        for kind in ("weight", "bias")
+    }
+    for name, tensor in head.state_dict().items():
+        tensors[f"head.{name}"] = tensor
+    return {name: tensor.to(device="cpu", dtype=dtype, copy=True) for name, tensor in tensors.items()}
+
+
+def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Pooling) -> Classifier:
+    """The inverse of `to_tensors`, in float32 on the backbone's device, in eval mode."""
+    layers, r, d = tensors["down.weight"].shape
+    sites = nn.ModuleList(Bottleneck(d, r) for _ in range(layers))
+    head = Head(d, tensors["head.out.weight"].shape[0], dense="head.dense.weight" in tensors)
+    for i, site in enumerate(sites):
+        site.load_state_dict({name: tensor[i].float() for name, tensor in tensors.items() if not name.startswith("head.")})
+    head.load_state_dict(
+        {name.removeprefix("head."): tensor.float() for name, tensor in tensors.items() if name.startswith("head.")}
+    )
+    return Classifier(backbone, sites, head, pooling).to(backbone.encoder.device).eval()
+
+
+def from_adapter(backbone: Backbone, adapter: Adapter) -> Classifier:
+    """The reference model of one adapter file."""
+    return from_tensors(backbone, adapter.tensors, adapter.spec.pooling)

@@ -1,0 +1,36 @@
+"""Routed experts → one adapter per layer, by averaging weights (AdaMix, arXiv 2205.12410, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import nn
+
+from adapters.bottleneck import Bottleneck, RoutedBottleneck
+
+
+def merge(sites: Iterable[nn.Module]) -> nn.ModuleList:
+    """One `Bottleneck` per site: the mean of its experts' weights and biases, computed in float64 and rounded once
+    (so that equal experts merge to exactly themselves).
+
+    A site that is a `Bottleneck` already is copied. The experts are left as they are, so training can go on.
+    """
+    return nn.ModuleList(_merge_site(site) for site in sites)
+
+
+@torch.no_grad()
+def _merge_site(site: nn.Module) -> Bottleneck:
+    if isinstance(site, RoutedBottleneck):
+        downs, ups = (cast(list[nn.Linear], [*experts]) for experts in (site.downs, site.ups))
+    elif isinstance(site, Bottleneck):
+        downs, ups = [site.down], [site.up]
+    else:
+        raise TypeError(f"a site is a {type(site).__name__}; expected Bottleneck or RoutedBottleneck")
+    bottleneck, hidden_size = downs[0].weight.shape
+    merged = Bottleneck(hidden_size, bottleneck).to(downs[0].weight.device)
+    for projection, experts in ((merged.down, downs), (merged.up, ups)):
+        projection.weight.copy_(torch.stack([expert.weight.double() for expert in experts]).mean(dim=0))
+        projection.bias.copy_(torch.stack([expert.bias.double() for expert in experts]).mean(dim=0))
+    return merged

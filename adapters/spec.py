@@ -1,0 +1,106 @@
+"""AdapterSpec: the frozen description of one adapter, as stored in its file (docs/adapter-format.md, section 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+
+from adapters.errors import InvalidAdapter
+
+TASK_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+Task = Annotated[str, StringConstraints(pattern=TASK_PATTERN)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Pooling = Literal["cls", "mean", "pooler", "mask"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BackboneRef(_Frozen):
+    """The backbone an adapter was trained on; only `fingerprint` decides whether it fits."""
+
+    name: Text
+    model_type: Text
+    hidden_size: int = Field(ge=1, le=16384)
+    num_layers: int = Field(ge=1, le=256)
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Probe(_Frozen):
+    """A few inputs with the logits the trainer got: a server replays them at upload."""
+
+    inputs: Annotated[tuple[tuple[Text, ...], ...], Field(min_length=1, max_length=16, strict=False)]
+    logits: Annotated[tuple[tuple[float, ...], ...], Field(strict=False)]
+
+
+class AdapterSpec(_Frozen):
+    """What an adapter is for and what it fits; immutable."""
+
+    task: Task
+    labels: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000, strict=False)]
+    problem_type: ProblemType
+    text_pair: bool
+    max_length: int = Field(ge=8, le=8192)
+    pooling: Pooling
+    backbone: BackboneRef
+    bottleneck: int = Field(ge=1, le=256)
+    activation: Literal["gelu"]
+    training: dict[str, JsonValue]
+    probe: Probe
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels are {list(self.labels)}; expected distinct names")
+        if self.problem_type == "regression" and len(self.labels) != 1:
+            raise ValueError(f"a regression task has {len(self.labels)} labels; expected 1, the name of its value")
+        if self.problem_type == "single_label_classification" and len(self.labels) < 2:
+            raise ValueError(f"single_label_classification has the label {self.labels[0]!r} only; expected 2 or more")
+        if len(self.probe.logits) != len(self.probe.inputs):
+            raise ValueError(
+                f"the probe has {len(self.probe.logits)} rows of logits for {len(self.probe.inputs)} inputs; "
+                "expected one each"
+            )
+        texts = 2 if self.text_pair else 1
+        for i, (text, logits) in enumerate(zip(self.probe.inputs, self.probe.logits, strict=True)):
+            if len(text) != texts:
+                raise ValueError(f"probe.inputs[{i}] holds {len(text)} texts; expected {texts}")
+            if len(logits) != len(self.labels) or not all(map(math.isfinite, logits)):
+                raise ValueError(f"probe.logits[{i}] is {list(logits)}; expected {len(self.labels)} finite numbers")
+        return self
+
+
+def parse_spec(json: str | bytes) -> AdapterSpec:
+    """Read a spec from its JSON; raise InvalidAdapter with a sentence for the first thing wrong with it."""
+    try:
+        return AdapterSpec.model_validate_json(json)
+    except ValidationError as error:
+        raise InvalidAdapter(f"the adapter's spec is not valid: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """One sentence for the first problem pydantic found: where, what was found, what was expected."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{place} is missing; expected it to be there"
+    if problem["type"] == "extra_forbidden":
+        return f"{place} is there; expected no such key"
+    if not place or problem["type"] == "value_error":
+        return message
+    found = repr(problem["input"])
+    return f"{place} is {found if len(found) <= 80 else found[:77] + '...'}; {_expected(message)}"
+
+
+def _expected(message: str) -> str:
+    """'Input should be X' → 'expected X'; pydantic's other messages stand as they are."""
+    for prefix in ("Input should be ", "String should ", "Value should "):
+        if message.startswith(prefix):
+            return "expected " + ("it to " if prefix != "Input should be " else "") + message.removeprefix(prefix)
+    return message

@@ -1,0 +1,294 @@
+"""Versions of adapters by task, in a folder: put, get, activate, list, delete.
+
+    <folder>/<task>/<sha256>.safetensors     one file a version; never changed, only added and deleted
+    <folder>/<task>/active                   the sha256 of the version that requests get
+
+Every write is a temp file, fsync, rename, fsync of the folder, in that order, and a version's file is there before `active`
+names it: so a reader never sees half a file, and a crash loses nothing that a call has returned from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rapidfuzz import process
+
+from adapters.errors import (
+    AmbiguousVersion,
+    DamagedAdapter,
+    InvalidAdapter,
+    NoActiveVersion,
+    StoreError,
+    UnknownTask,
+    UnknownVersion,
+    VersionIsActive,
+)
+from adapters.file import Adapter, Summary, parse, read_summary, sync_folder, write_atomically
+
+SUFFIX = ".safetensors"
+ACTIVE = "active"
+DEFAULT_CACHE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One stored file. `created` is when this store got it, in seconds since the epoch."""
+
+    digest: str
+    bytes: int
+    created: float
+
+    @property
+    def short(self) -> str:
+        return self.digest[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One task: its versions, oldest first, and the digest of the active one, if any."""
+
+    task: str
+    versions: tuple[Version, ...] = ()
+    active: str | None = None
+    summaries: dict[str, Summary] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def active_version(self) -> Version | None:
+        return next((version for version in self.versions if version.digest == self.active), None)
+
+
+class Store:
+    """The adapters of one folder. Safe to use from several threads; one process writes.
+
+    Parsed adapters are kept in memory, least recently used out first, up to `cache_bytes` of files.
+    """
+
+    def __init__(self, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._cache: OrderedDict[str, Adapter] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._writing():
+                for leftover in folder.glob("*/.tmp-*"):
+                    leftover.unlink()
+                self._entries = {entry.task: entry for entry in map(_scan, sorted(folder.iterdir())) if entry.versions}
+        except OSError as error:
+            raise StoreError(f"the store {folder} cannot be opened: {error.strerror}") from None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entries(self) -> list[Entry]:
+        """Every task, by name."""
+        with self._lock:
+            return sorted(self._entries.values(), key=lambda entry: entry.task)
+
+    def entry(self, task: str) -> Entry:
+        """One task. Raises UnknownTask with the names that are closest."""
+        entry = self._entries.get(task)
+        if entry is None:
+            raise UnknownTask(f"there is no task {_shown(task)}; {self._closest(task)}")
+        return entry
+
+    def find(self, task: str, version: str | None = None) -> Version:
+        """The active version, or the one whose sha256 begins with `version`.
+
+        Raises UnknownTask, UnknownVersion, AmbiguousVersion or NoActiveVersion.
+        """
+        entry = self.entry(task)
+        if version is None:
+            if entry.active_version is None:
+                known = ", ".join(v.short for v in entry.versions)
+                raise NoActiveVersion(f"task {task!r} has no active version; expected one of {known} to be activated")
+            return entry.active_version
+        fitting = [v for v in entry.versions if version and v.digest.startswith(version)]
+        if len(fitting) == 1:
+            return fitting[0]
+        known = ", ".join(v.short for v in (fitting or entry.versions))
+        if fitting:
+            raise AmbiguousVersion(f"version {version!r} of task {task!r} fits {known}; expected a longer prefix")
+        raise UnknownVersion(f"task {task!r} has no version {_shown(version)}; expected one of {known}")
+
+    def get(self, task: str, version: str | None = None) -> Adapter:
+        """The parsed adapter. Raises as `find`, or DamagedAdapter if its file rotted."""
+        found = self.find(task, version)
+        with self._lock:
+            adapter = self._cache.get(found.digest)
+            if adapter is not None:
+                self._cache.move_to_end(found.digest)
+                return adapter
+        adapter = self._load(task, found)
+        self._remember(adapter)
+        return adapter
+
+    def summary(self, task: str, digest: str) -> Summary:
+        """The spec and size of one version, from its file's header; kept once read. Raises DamagedAdapter."""
+        summaries = self.entry(task).summaries
+        if digest not in summaries:
+            try:
+                summaries[digest] = read_summary(self.path(task, digest))
+            except (OSError, InvalidAdapter) as error:
+                raise DamagedAdapter(f"version {digest[:12]} of task {task!r} is damaged on disk: {error}") from None
+        return summaries[digest]
+
+    def cached(self, digest: str) -> bool:
+        """Whether the parsed adapter is in memory."""
+        return digest in self._cache
+
+    def path(self, task: str, digest: str) -> Path:
+        return self.folder / task / f"{digest}{SUFFIX}"
+
+    def put(self, data: bytes, *, activate: bool = True) -> tuple[Version, bool]:
+        """Store an adapter file under its spec's task; returns the version and whether it is new.
+
+        Raises InvalidAdapter, and StoreError where the disk does not take it; then nothing has changed.
+        """
+        adapter = parse(data)
+        task = adapter.spec.task
+        with self._writing():
+            entry = self._entries.get(task, Entry(task))
+            known = next((v for v in entry.versions if v.digest == adapter.digest), None)
+            version = known or self._write(adapter, data)
+            if known is None:
+                entry = replace(entry, versions=(*entry.versions, version))
+            if activate and entry.active != adapter.digest:
+                self._point(task, adapter.digest)
+                entry = replace(entry, active=adapter.digest)
+            self._entries[task] = entry
+        self._remember(adapter)
+        return version, known is None
+
+    def activate(self, task: str, version: str) -> Version:
+        """Make a version the one that requests get. Raises as `find`."""
+        with self._writing():
+            found = self.find(task, version)
+            self._point(task, found.digest)
+            self._entries[task] = replace(self._entries[task], active=found.digest)
+        return found
+
+    def delete_task(self, task: str) -> None:
+        """Delete a task with all its versions."""
+        with self._writing():
+            self._delete(self.entry(task))
+
+    def delete_version(self, task: str, version: str) -> Version:
+        """Delete an inactive version. Raises as `find`, or VersionIsActive."""
+        with self._writing():
+            found = self.find(task, version)
+            entry = self._entries[task]
+            if entry.active == found.digest:
+                raise VersionIsActive(
+                    f"version {found.short} is the active one of task {task!r}; "
+                    "expected another one to be activated first, or the whole task to be deleted"
+                )
+            rest = tuple(v for v in entry.versions if v != found)
+            if not rest:
+                self._delete(entry)
+                return found
+            self.path(task, found.digest).unlink(missing_ok=True)
+            sync_folder(self.folder / task)
+            self._entries[task] = replace(entry, versions=rest)
+            self._forget(found.digest)
+        return found
+
+    def _delete(self, entry: Entry) -> None:
+        folder = self.folder / entry.task
+        del self._entries[entry.task]
+        (folder / ACTIVE).unlink(missing_ok=True)
+        for version in entry.versions:
+            self.path(entry.task, version.digest).unlink(missing_ok=True)
+            self._forget(version.digest)
+        with contextlib.suppress(OSError):  # somebody put another file there: it is not ours to delete
+            folder.rmdir()
+        sync_folder(self.folder)
+
+    def _write(self, adapter: Adapter, data: bytes) -> Version:
+        folder = self.folder / adapter.spec.task
+        if not folder.is_dir():
+            folder.mkdir()
+            sync_folder(self.folder)
+        path = self.path(adapter.spec.task, adapter.digest)
+        write_atomically(path, data)
+        return Version(adapter.digest, len(data), path.stat().st_mtime)
+
+    def _point(self, task: str, digest: str) -> None:
+        write_atomically(self.folder / task / ACTIVE, f"{digest}\n".encode())
+
+    def _load(self, task: str, version: Version) -> Adapter:
+        try:
+            data = self.path(task, version.digest).read_bytes()
+        except OSError as error:
+            self.find(task, version.digest)  # deleted just now: say that, not that it is damaged
+            raise DamagedAdapter(f"version {version.short} of task {task!r} cannot be read: {error.strerror}") from None
+        try:
+            adapter = parse(data)
+        except Exception as error:
+            raise DamagedAdapter(f"version {version.short} of task {task!r} is damaged on disk: {error}") from None
+        if adapter.digest != version.digest:
+            raise DamagedAdapter(
+                f"version {version.short} of task {task!r} is damaged on disk: its sha256 is {adapter.version}…"
+            )
+        return adapter
+
+    def _remember(self, adapter: Adapter) -> None:
+        with self._lock:
+            self._forget(adapter.digest)
+            self._cache[adapter.digest] = adapter
+            self._cached_bytes += adapter.bytes
+            while len(self._cache) > 1 and self._cached_bytes > self._cache_bytes:
+                self._forget(next(iter(self._cache)))
+
+    def _forget(self, digest: str) -> None:
+        with self._lock:
+            adapter = self._cache.pop(digest, None)
+            self._cached_bytes -= adapter.bytes if adapter else 0
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time, among threads and among processes; what the disk refuses becomes a StoreError."""
+        with self._lock:
+            try:
+                with (self.folder / ".lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    yield
+            except OSError as error:
+                raise StoreError(f"the store {self.folder} cannot be written: {error.strerror}") from None
+
+    def _closest(self, task: str) -> str:
+        if not self._entries:
+            return "the store is empty"
+        names = [name for name, _, _ in process.extract(task[:64], list(self._entries), limit=3, score_cutoff=60)]
+        if names:
+            return f"the closest are {', '.join(map(repr, names))}"
+        return f"expected one of {', '.join(map(repr, sorted(self._entries)[:5]))}{'…' if len(self._entries) > 5 else ''}"
+
+
+def _scan(folder: Path) -> Entry:
+    """What a folder holds: whole version files, and an active one only if its file is there."""
+    if not folder.is_dir():
+        return Entry(folder.name)
+    versions = []
+    active = None
+    with os.scandir(folder) as files:
+        for file in files:
+            if file.name.endswith(SUFFIX) and len(file.name) == 64 + len(SUFFIX):
+                stat = file.stat()
+                versions.append(Version(file.name.removesuffix(SUFFIX), stat.st_size, stat.st_mtime))
+            elif file.name == ACTIVE:
+                active = Path(file.path).read_text().strip()
+    versions.sort(key=lambda version: version.created)
+    return Entry(folder.name, tuple(versions), active if active in {v.digest for v in versions} else None)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:64] + "…")

@@ -1,0 +1,139 @@
+"""create_app(settings): a lifespan wires everything once, and takes it down in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+import structlog
+import torch
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from adapters import backbone as backbones
+from adapters.errors import AdaMixError
+from adapters.file import parse
+from adapters.store import Store
+from service import errors
+from service.auth import Guard, kept_admin_key
+from service.batcher import Batcher
+from service.engine import Engine
+from service.metrics import Metrics, StateCollector
+from service.middleware import BodyLimit, RequestContext
+from service.routes import adapters, health, predict, storage
+from service.settings import InvalidSettings, Settings
+from service.slots import Slots
+from service.state import ServedBackbone, Service
+from service.tokenizer import RequestTokenizer
+
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 16384
+
+log = structlog.get_logger("service")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Its lifespan raises an AdaMixError if it cannot start: no backbone, no store, no device."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = wire(settings)
+        service.batcher.start()
+        app.state.service = service
+        storage_now = service.storage()
+        log.info(
+            "ready",
+            backbone=settings.backbone,
+            device=str(service.device),
+            tasks=storage_now.tasks,
+            total_bytes=storage_now.total_bytes,
+            saved_bytes=storage_now.saved_bytes,
+        )
+        yield
+        service.stopping = True
+        await service.batcher.close()
+        log.info("stopped")
+
+    app = FastAPI(
+        title="adamix-serve",
+        version=version("adamix-serve"),
+        summary="One frozen backbone, one AdaMix adapter per task, many tasks in one batch.",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    for routes in (predict, adapters, storage, health):
+        app.include_router(routes.router)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(RequestContext)
+    return app
+
+
+def wire(settings: Settings) -> Service:
+    """Every part of the service, from the settings."""
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    device = _device(settings.device)
+    backbone = backbones.load(settings.backbone)
+    store = Store(settings.store, settings.host_cache_bytes)
+    metrics = Metrics(CollectorRegistry())
+    dtype = getattr(torch, settings.dtype)
+    slots = Slots(settings.slots, device, dtype, loaded=metrics.loaded, evicted=metrics.evictions.inc)
+    engine = Engine(backbone, slots, device, dtype)
+    default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+    service = Service(
+        backbone=ServedBackbone(
+            backbone.reference, backbone.max_length, backbone.has_pooler, settings.dtype, engine.encoder.bytes
+        ),
+        store=store,
+        slots=slots,
+        tokenizer=RequestTokenizer(backbone.tokenizer),
+        batcher=Batcher(
+            engine.run,
+            max_tokens=settings.max_batch_tokens or default_tokens,
+            max_queue_rows=settings.max_queue_rows,
+            max_adapters=settings.slots,
+            observe=metrics.batch,
+        ),
+        metrics=metrics,
+        guard=_guard(settings),
+        max_inputs=settings.max_inputs,
+        device=str(device),
+    )
+    metrics.registry.register(StateCollector(service.gauges))
+    _seed(service, settings)
+    return service
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidSettings(
+            "setting ADAMIX_DEVICE is 'cuda', but this machine has no GPU that torch can use; expected cpu"
+        )
+    return torch.device(name)
+
+
+def _guard(settings: Settings) -> Guard:
+    """On loopback anyone may write, unless the operator set a key; elsewhere whoever bears the key, made if need be."""
+    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    if admin_key is None and not settings.on_loopback:
+        admin_key, path, new = kept_admin_key(settings.store)
+        if new:
+            log.warning("made an admin key; it is shown this once", admin_key=admin_key, kept_in=str(path))
+        else:
+            log.info("admin key read", kept_in=str(path))
+    return Guard(admin_key, settings.api_key.get_secret_value() if settings.api_key else None)
+
+
+def _seed(service: Service, settings: Settings) -> None:
+    """Give an empty store the shipped adapters that fit the backbone."""
+    if len(service.store) or not settings.seed.is_dir():
+        return
+    for file in sorted(settings.seed.glob("*.safetensors")):
+        try:
+            data = file.read_bytes()
+            service.check_fits(parse(data))
+            service.store.put(data)
+        except (AdaMixError, OSError) as error:
+            log.warning("shipped adapter left out", file=str(file), reason=str(error))

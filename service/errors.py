@@ -1,0 +1,145 @@
+"""Which status an error has: the one place where errors become answers.
+
+Every error is answered as `{"error": "<a sentence>", "error_type": "<Name>"}`. An error that is nobody's fault but ours
+is a 500 that says so and nothing else; its traceback goes to the log.
+
+    HTTPException
+    └── RequestRefused
+        ├── MalformedBody     400   not JSON, not a form
+        ├── MissingKey        401   no or a wrong bearer token
+        ├── ForeignPage       403   a browser page of another origin tries to write
+        ├── BodyTooLarge      413
+        ├── TooManyInputs     413
+        └── ClientClosed      499   the client left; nobody reads the answer
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from adapters import errors as adapter_errors
+from adapters.errors import AdaMixError
+from service.batcher import Closed, QueueFull
+from service.schemas import InvalidRequest
+from service.tokenizer import InputTooLong
+
+log = structlog.get_logger("service")
+
+
+class RequestRefused(HTTPException):
+    """An HTTPException, so that the frameworks between us and the route let it through."""
+
+    status = 400
+
+    def __init__(self, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(self.status, message, headers)
+
+
+class MalformedBody(RequestRefused):
+    status = 400
+
+
+class MissingKey(RequestRefused):
+    status = 401
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, {"WWW-Authenticate": "Bearer"})
+
+
+class ForeignPage(RequestRefused):
+    status = 403
+
+
+class BodyTooLarge(RequestRefused):
+    status = 413
+
+
+class TooManyInputs(RequestRefused):
+    status = 413
+
+
+class ClientClosed(RequestRefused):
+    status = 499
+
+
+# The first entry that an error is an instance of decides.
+STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (adapter_errors.UnknownTask, 404),
+    (adapter_errors.UnknownVersion, 404),
+    (adapter_errors.AmbiguousVersion, 409),
+    (adapter_errors.NoActiveVersion, 409),
+    (adapter_errors.VersionIsActive, 409),
+    (adapter_errors.StoreError, 503),
+    (adapter_errors.InvalidAdapter, 422),
+    (adapter_errors.InvalidText, 422),
+    (InvalidRequest, 422),
+    (InputTooLong, 413),
+    (QueueFull, 429),
+    (Closed, 503),
+)
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status that an error is answered with."""
+    if isinstance(error, HTTPException):
+        return error.status_code
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app in our form."""
+    for kind in (AdaMixError, InputTooLong, QueueFull, Closed):
+        app.add_exception_handler(kind, _answer_ours)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def problem(status: int, message: str, error_type: str, headers: dict[str, str] | None = None) -> Response:
+    """An error's answer."""
+    body = orjson.dumps({"error": message, "error_type": error_type})
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def _answer_ours(_request: Request, error: Exception) -> Response:
+    status = status_of(error)
+    if isinstance(error, QueueFull):
+        message = "the queue is full; expected fewer rows at once: try again in a second"
+        return problem(status, message, "QueueFull", {"Retry-After": "1"})
+    if isinstance(error, Closed):
+        return problem(status, "the service is stopping; expected requests to go to another replica", "Stopping")
+    if status == 503:
+        log.error("unavailable", error=str(error), error_type=type(error).__name__)
+    return problem(status, str(error), type(error).__name__)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, RequestRefused):
+        return problem(error.status_code, error.detail, type(error).__name__, dict(error.headers or {}))
+    if error.status_code == 404:
+        return problem(404, f"there is no {request.url.path!r}; expected a path that /docs lists", "UnknownPath")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow", "another method")
+        message = f"{request.method} is not for {request.url.path!r}; expected {allowed}"
+        return problem(405, message, "WrongMethod", dict(error.headers or {}))
+    return problem(error.status_code, str(error.detail), "RequestRefused", dict(error.headers or {}))
+
+
+async def _answer_validation(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    where = " ".join(str(part) for part in first["loc"])
+    found = "missing" if first["type"] == "missing" else repr(first.get("input"))[:80]
+    return problem(422, f"{where} is {found}: {first['msg']}", "InvalidRequest")
+
+
+async def _answer_unexpected(_request: Request, error: Exception) -> Response:
+    log.error("internal error", exc_info=error)
+    return problem(500, "the service failed on this request; its log says why under the X-Request-ID", "InternalError")

@@ -1,0 +1,96 @@
+"""What surrounds every request: an id, a limit on its body, a line in the log. Plain ASGI: no framework is needed for it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+
+from service.errors import BodyTooLarge, problem
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_ID_CHARACTERS = 128
+UPLOAD_PATH = "/adapters"
+
+log = structlog.get_logger("service.access")
+
+
+class RequestContext:
+    """Gives each request an id (the client's X-Request-ID if it is printable and short), binds it to the log, answers
+    it in the header, and logs one line when the answer is sent."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        log.debug("accepted", method=scope["method"], path=scope["path"])
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - started
+            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1e3, 3))
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, by their announced length or, where there is none, as they come in."""
+
+    def __init__(self, app: App, max_body_bytes: int, max_upload_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes, self._max_upload_bytes = max_body_bytes, max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if announced.isdigit() and int(announced) > limit:
+            refusal = _too_large(int(announced), limit)
+            await problem(413, refusal.detail, "BodyTooLarge", {"Connection": "close"})(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise _too_large(received, limit)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _too_large(found: int, limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request's body has {found} bytes or more; expected at most {limit}")
+
+
+def _request_id(scope: Scope) -> str:
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    text: str = given.decode("latin-1")
+    usable = text.isascii() and text.isprintable() and 0 < len(text) <= MAX_ID_CHARACTERS
+    return text if usable else uuid.uuid4().hex

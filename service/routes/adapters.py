@@ -1,0 +1,182 @@
+"""/adapters: upload, list, activate, roll back, download, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from adapters.file import parse
+from adapters.store import Entry, Version
+from service.errors import MalformedBody, RequestRefused
+from service.routes import problems, service_of
+from service.schemas import Activation, AdapterDetail, AdapterInfo, InvalidRequest, VersionInfo
+from service.state import Service
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+WRITE_PROBLEMS = (401, 403, 422, 503)
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "An adapter file."},
+                        "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=AdapterDetail,
+    responses=problems(400, 413, 429, *WRITE_PROBLEMS)
+    | {200: {"model": AdapterDetail, "description": "That very file is there already"}},
+    openapi_extra=_UPLOAD,
+)
+async def upload(request: Request, response: Response) -> AdapterDetail:
+    """Store an adapter file after checking it: its form, its backbone, and its probe replayed on this server."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    data, activate = await _form(request)
+    adapter = await asyncio.to_thread(parse, data)
+    await service.self_test(adapter)
+    version, new = await asyncio.to_thread(service.store.put, data, activate=activate)
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/adapters/{adapter.spec.task}/versions/{version.short}/file"
+    return await asyncio.to_thread(_detail, service, adapter.spec.task)
+
+
+@router.get("", response_model=list[AdapterInfo])
+def list_adapters(request: Request) -> list[AdapterInfo]:
+    """Every task with its active version."""
+    service = service_of(request)
+    return [_info(service, entry) for entry in service.store.entries()]
+
+
+@router.get("/{task}", response_model=AdapterDetail, responses=problems(404))
+def show(request: Request, task: str) -> AdapterDetail:
+    """One task: its spec and all its versions."""
+    return _detail(service_of(request), task)
+
+
+@router.get(
+    "/{task}/versions/{version}/file",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 409)},
+)
+def download(request: Request, task: str, version: str) -> FileResponse:
+    """The adapter file itself, to the byte."""
+    service = service_of(request)
+    found = service.store.find(task, version)
+    return FileResponse(
+        service.store.path(task, found.digest),
+        filename=f"{task}-{found.short}.safetensors",
+        headers={"ETag": f'"{found.digest}"'},
+    )
+
+
+@router.post(
+    "/{task}/activate",
+    response_model=AdapterDetail,
+    responses=problems(400, 404, 409, *WRITE_PROBLEMS),
+)
+async def activate(request: Request, task: str, body: Activation) -> AdapterDetail:
+    """Serve a version from now on; rolling back is activating an older one."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    await asyncio.to_thread(service.store.activate, task, body.version)
+    return await asyncio.to_thread(_detail, service, task)
+
+
+@router.delete("/{task}", status_code=204, responses=problems(404, *WRITE_PROBLEMS))
+async def delete_task(request: Request, task: str) -> None:
+    """Delete a task with all its versions; requests under way are answered."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    await asyncio.to_thread(service.store.delete_task, task)
+    service.metrics.forget(task)
+
+
+@router.delete(
+    "/{task}/versions/{version}",
+    status_code=204,
+    responses=problems(404, 409, *WRITE_PROBLEMS),
+)
+async def delete_version(request: Request, task: str, version: str) -> None:
+    """Delete one version that is not active."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    await asyncio.to_thread(service.store.delete_version, task, version)
+
+
+async def _form(request: Request) -> tuple[bytes, bool]:
+    """The upload's file and its `activate`; one file and few fields, so that a flood of parts ends early."""
+    try:
+        async with request.form(max_files=1, max_fields=4) as form:
+            file, activate = form.get("file"), form.get("activate", "true")
+            if not isinstance(file, UploadFile):
+                raise MalformedBody("the form has no file 'file'; expected multipart/form-data with an adapter file")
+            try:
+                return await file.read(), TypeAdapter(bool).validate_python(activate)
+            except ValidationError:
+                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false") from None
+    except RequestRefused:
+        raise
+    except HTTPException as error:
+        raise MalformedBody(f"the body is not a form: {error.detail}; expected multipart/form-data") from None
+
+
+def _info(service: Service, entry: Entry) -> AdapterInfo:
+    return AdapterInfo(**_fields(service, entry))
+
+
+def _detail(service: Service, task: str) -> AdapterDetail:
+    entry = service.store.entry(task)
+    versions = [
+        VersionInfo(version=v.short, bytes=v.bytes, created=_date(v), active=v.digest == entry.active)
+        for v in entry.versions
+    ]
+    spec = service.store.summary(task, _shown_version(entry).digest).spec
+    return AdapterDetail(**_fields(service, entry), spec=spec, versions=versions)
+
+
+def _fields(service: Service, entry: Entry) -> dict[str, Any]:
+    shown = _shown_version(entry)
+    summary = service.store.summary(entry.task, shown.digest)
+    spec = summary.spec
+    return {
+        "task": entry.task,
+        "version": entry.active_version.short if entry.active_version else None,
+        "labels": list(spec.labels),
+        "problem_type": spec.problem_type,
+        "text_pair": spec.text_pair,
+        "bytes": shown.bytes,
+        "parameters": summary.parameters,
+        "created": _date(shown),
+        "tier": service.tier(entry),
+    }
+
+
+def _shown_version(entry: Entry) -> Version:
+    """The active version, or the newest where none is."""
+    return entry.active_version or entry.versions[-1]
+
+
+def _date(version: Version) -> str:
+    return datetime.datetime.fromtimestamp(version.created, datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,16 @@
+"""GET /storage: what the single copy takes and saves."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.routes import service_of
+from service.schemas import Storage
+
+router = APIRouter(tags=["storage"])
+
+
+@router.get("/storage", response_model=Storage)
+def storage(request: Request) -> Storage:
+    """Bytes of the backbone, of each adapter and of all; what a full copy per task would take; what is saved."""
+    return service_of(request).storage()

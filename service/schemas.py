@@ -1,0 +1,207 @@
+"""Request and response models, and what becomes of `inputs` in its many forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+
+from adapters.errors import AdaMixError
+from adapters.spec import AdapterSpec, ProblemType
+from adapters.text import TextInput, check_text
+
+
+class InvalidRequest(AdaMixError):
+    """A request whose fields are not what they should be."""
+
+
+Function = Literal["softmax", "sigmoid", "none"]
+
+_PAIR = {
+    "type": "object",
+    "properties": {"text": {"type": "string"}, "text_pair": {"type": "string"}},
+    "required": ["text"],
+    "additionalProperties": False,
+}
+_INPUTS = {
+    "description": 'A text; {"text", "text_pair"}; or a list of either, or of ["a"] and ["a", "b"]. A flat list of two '
+    "texts is one pair for a task that takes pairs, else a batch of two.",
+    "anyOf": [
+        {"type": "string"},
+        _PAIR,
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {"anyOf": [{"type": "string"}, _PAIR, {"type": "array", "items": {"type": "string"}}]},
+        },
+    ],
+    "examples": ["a charming and often affecting journey"],
+}
+
+
+class Parameters(BaseModel):
+    """Hugging Face's parameters of text classification."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int | None = Field(None, description="How many labels to answer; by default all.")
+    function_to_apply: Function | None = Field(
+        None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
+    )
+
+
+class PredictRequest(BaseModel):
+    """The body of /predict; `raw_scores` and `truncation_direction` are text-embeddings-inference's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Annotated[Any, WithJsonSchema(_INPUTS)]
+    parameters: Parameters | None = None
+    truncate: bool | None = Field(None, description="Cut inputs that are too long instead of refusing them.")
+    raw_scores: bool | None = Field(None, description='As function_to_apply "none".')
+    truncation_direction: Literal["Right", "right"] | None = None
+    options: dict[str, JsonValue] | None = Field(None, description="Hugging Face's API options: taken, not used.")
+
+    def function(self, problem_type: ProblemType) -> Function:
+        """What turns logits into scores."""
+        if self.parameters is not None and self.parameters.function_to_apply is not None:
+            return self.parameters.function_to_apply
+        if self.raw_scores or problem_type == "regression":
+            return "none"
+        return "sigmoid" if problem_type == "multi_label_classification" else "softmax"
+
+
+class Score(BaseModel):
+    """One label of an answer."""
+
+    label: str
+    score: float
+
+
+class Problem(BaseModel):
+    """Every error's body."""
+
+    error: str = Field(description="One sentence: the thing, what was found, what was expected.")
+    error_type: str
+
+
+class VersionInfo(BaseModel):
+    version: str
+    bytes: int
+    created: str
+    active: bool
+
+
+class AdapterInfo(BaseModel):
+    """One task's adapter as listed; `version` is the active one, `tier` where its weights are now."""
+
+    task: str
+    version: str | None
+    labels: list[str]
+    problem_type: ProblemType
+    text_pair: bool
+    bytes: int
+    parameters: int
+    created: str
+    tier: Literal["device", "host", "disk"]
+
+
+class AdapterDetail(AdapterInfo):
+    spec: AdapterSpec
+    versions: list[VersionInfo]
+
+
+class Activation(BaseModel):
+    """The body of POST /adapters/{task}/activate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(min_length=1, max_length=64, description="A version or the beginning of one.")
+
+
+class AdapterBytes(BaseModel):
+    task: str
+    version: str | None
+    bytes: int
+
+
+class Storage(BaseModel):
+    """What one copy of the backbone saves; all sizes in bytes."""
+
+    backbone: str
+    dtype: str
+    tasks: int
+    backbone_bytes: int
+    adapters_bytes: int
+    total_bytes: int
+    full_copies_bytes: int = Field(description="Every task with a backbone and a head of its own.")
+    saved_bytes: int
+    ratio: float = Field(description="full_copies_bytes / total_bytes")
+    adapters: list[AdapterBytes]
+
+
+def read_inputs(inputs: Any, spec: AdapterSpec) -> tuple[list[TextInput], bool]:
+    """`inputs` as one task takes them: its rows, and whether they were a list (so the answer is one too).
+
+    Raises InvalidRequest or InvalidText.
+    """
+    if isinstance(inputs, list):
+        if spec.text_pair and len(inputs) == 2 and all(isinstance(text, str) for text in inputs):
+            return [_row(inputs, spec, "inputs")], False
+        if not inputs:
+            raise InvalidRequest("inputs is an empty list; expected at least one text")
+        return [_row(item, spec, f"inputs[{i}]") for i, item in enumerate(inputs)], True
+    return [_row(inputs, spec, "inputs")], False
+
+
+def scored(logits: list[float], labels: tuple[str, ...], function: Function, top_k: int | None) -> list[dict[str, Any]]:
+    """Logits → `[{"label", "score"}]`, best first."""
+    if function == "softmax":
+        top = max(logits)
+        powers = [math.exp(value - top) for value in logits]
+        total = sum(powers)
+        scores = [power / total for power in powers]
+    elif function == "sigmoid":
+        scores = [_sigmoid(value) for value in logits]
+    else:
+        scores = logits
+    best = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
+    return [{"label": label, "score": score} for label, score in best[:top_k]]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # never exp of a large number
+
+
+def _row(item: Any, spec: AdapterSpec, name: str) -> TextInput:
+    texts = _texts(item, name)
+    wanted = 2 if spec.text_pair else 1
+    if len(texts) != wanted:
+        expected = 'a pair, such as {"text": …, "text_pair": …}' if spec.text_pair else "one text"
+        raise InvalidRequest(f"{name} holds {len(texts)} text{'s'[: len(texts) - 1]}; task {spec.task!r} expects {expected}")
+    for part, text in enumerate(texts):
+        check_text(text, name if len(texts) == 1 else f"the {'second' if part else 'first'} text of {name}")
+    return texts
+
+
+def _texts(item: Any, name: str) -> TextInput:
+    if isinstance(item, str):
+        return (item,)
+    if isinstance(item, dict):
+        unknown = set(item) - {"text", "text_pair"}
+        if unknown or "text" not in item:
+            raise InvalidRequest(f'{name} has the keys {_shown(sorted(item))}; expected "text" and perhaps "text_pair"')
+        item = [item["text"]] + ([item["text_pair"]] if item.get("text_pair") is not None else [])
+    if not isinstance(item, list) or not all(isinstance(text, str) for text in item):
+        raise InvalidRequest(
+            f'{name} is {_shown(item)}; expected a text, {{"text", "text_pair"}} or a list of one or two texts'
+        )
+    if len(item) not in (1, 2):
+        raise InvalidRequest(f"{name} holds {len(item)} texts; expected one or two")
+    return (item[0],) if len(item) == 1 else (item[0], item[1])
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

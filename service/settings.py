@@ -1,0 +1,64 @@
+"""Settings: every choice of an operator, from the environment (`ADAMIX_…`); the README lists them."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from adapters.errors import AdaMixError
+from adapters.spec import first_problem
+
+
+class InvalidSettings(AdaMixError):
+    """A setting that the service cannot run with."""
+
+
+class Settings(BaseSettings):
+    """What `create_app` wires the service from. Sizes are in bytes, rows or tokens, as their names say."""
+
+    model_config = SettingsConfigDict(env_prefix="ADAMIX_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
+    store: Path = Field(Path("var/store"), description="folder of the adapters")
+    seed: Path = Field(Path("store"), description="folder whose adapters an empty store starts with")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the backbone on the device")
+    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs the admin key for writes")
+    port: int = Field(8000, ge=0, le=65535)
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine; by default one per core")
+    max_batch_tokens: int | None = Field(
+        None, ge=16, description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU"
+    )
+    max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
+    max_inputs: int = Field(256, ge=1, description="rows (inputs × tasks) in one request")
+    max_body_bytes: int = Field(2 << 20, ge=1024, description="of a /predict request")
+    max_upload_bytes: int = Field(64 << 20, ge=1024, description="of an uploaded adapter")
+    slots: int = Field(256, ge=1, description="adapters resident on the device at once")
+    host_cache_bytes: int = Field(512 << 20, ge=0, description="of parsed adapters in memory")
+    drain_seconds: int = Field(30, ge=0, description="how long SIGTERM waits for requests under way")
+    api_key: SecretStr | None = Field(None, description="if set, /predict wants it as a bearer token")
+    admin_key: SecretStr | None = Field(None, description="who bears it may write; made at first start where one is needed")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Settings from the environment, `overrides` first. Raises InvalidSettings with one sentence."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        raise InvalidSettings(f"setting ADAMIX_{first_problem(error).replace(' is ', ' is ', 1)}") from None

@@ -1,0 +1,92 @@
+"""Adapters resident on the device: at most so many, the least recently used one makes room."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.file import Adapter
+from adapters.spec import AdapterSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """One adapter's tensors on the device, in the backbone's dtype; the head's in float32.
+
+    `down` and `up` are transposed for `x @ w`: `[L, d, r]` and `[L, r, d]`.
+    """
+
+    spec: AdapterSpec
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    dense: tuple[Tensor, Tensor] | None
+    out: tuple[Tensor, Tensor]
+
+
+class Slots:
+    """Which adapters are on the device, by their files' digests. Used by the device's thread alone; asking whether one
+    is `resident` is safe from any."""
+
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        loaded: Callable[[float], None] = lambda _: None,
+        evicted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`loaded` is told the seconds of each load, `evicted` of each adapter that made room."""
+        self._capacity, self._device, self._dtype = capacity, device, dtype
+        self._loaded, self._evicted = loaded, evicted
+        self._residents: OrderedDict[str, Resident] = OrderedDict()
+
+    def resident(self, digest: str) -> bool:
+        return digest in self._residents
+
+    def acquire(self, adapters: Iterable[Adapter]) -> dict[str, Resident]:
+        """All of a batch's adapters, on the device; there must be no more of them than slots."""
+        wanted = {adapter.digest: adapter for adapter in adapters}
+        assert len(wanted) <= self._capacity, "the batcher keeps a batch's adapters within the slots"
+        for digest in wanted:
+            if digest in self._residents:
+                self._residents.move_to_end(digest)
+        for digest, adapter in wanted.items():
+            if digest not in self._residents:
+                self._make_room(wanted)
+                self._residents[digest] = self._load(adapter)
+        return {digest: self._residents[digest] for digest in wanted}
+
+    def _make_room(self, wanted: dict[str, Adapter]) -> None:
+        while len(self._residents) >= self._capacity:
+            oldest = next(digest for digest in self._residents if digest not in wanted)
+            del self._residents[oldest]
+            self._evicted()
+
+    def _load(self, adapter: Adapter) -> Resident:
+        started = time.monotonic()
+
+        def move(name: str, dtype: torch.dtype = self._dtype) -> Tensor:
+            return adapter.tensors[name].to(self._device, dtype)
+
+        def pair(name: str) -> tuple[Tensor, Tensor]:
+            return move(f"{name}.weight", torch.float32), move(f"{name}.bias", torch.float32)
+
+        resident = Resident(
+            spec=adapter.spec,
+            down=move("down.weight").transpose(1, 2).contiguous(),
+            down_bias=move("down.bias"),
+            up=move("up.weight").transpose(1, 2).contiguous(),
+            up_bias=move("up.bias"),
+            dense=pair("head.dense") if "head.dense.weight" in adapter.tensors else None,
+            out=pair("head.out"),
+        )
+        self._loaded(time.monotonic() - started)
+        return resident

@@ -1,0 +1,197 @@
+"""Small real things for tests: a backbone folder of each family with its tokeniser, and adapters with random weights."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from adapters.backbone import Backbone
+from adapters.classifier import collate, from_tensors
+from adapters.file import expected_shapes, serialize
+from adapters.spec import AdapterSpec, Pooling, Probe, ProblemType
+from adapters.text import TextInput, encode
+
+FAMILIES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")
+POSITIONS = 64  # tokens that a tiny backbone takes in a row
+WORDS = [
+    "the",
+    "a",
+    "an",
+    "is",
+    "was",
+    "it",
+    "this",
+    "that",
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "film",
+    "plot",
+    "not",
+    "very",
+    "and",
+    "or",
+    "of",
+    "to",
+    "in",
+    "on",
+    "at",
+    "red",
+    "green",
+    "blue",
+]
+
+_CONFIGS: dict[str, Any] = {
+    "bert": transformers.BertConfig,
+    "electra": transformers.ElectraConfig,
+    "roberta": transformers.RobertaConfig,
+    "xlm-roberta": transformers.XLMRobertaConfig,
+    "camembert": transformers.CamembertConfig,
+}
+_POOLERLESS = ("electra",)
+
+
+def tiny_backbone(
+    folder: Path, family: str, *, layers: int = 2, hidden: int = 32, pooler: bool = True, seed: int = 0
+) -> Path:
+    """Write a random encoder of `family` and its tokeniser to `folder`, as `save_pretrained` lays them out."""
+    torch.manual_seed(seed)
+    roberta = family not in ("bert", "electra")
+    tokenizer = _byte_pairs() if roberta else _word_pieces()
+    sizes = {"embedding_size": hidden} if family == "electra" else {}
+    config = _CONFIGS[family](
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=POSITIONS + (2 if roberta else 0),
+        type_vocab_size=1 if roberta else 2,
+        initializer_range=0.2,  # ten times the usual: different texts give visibly different vectors
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
+    options = {} if family in _POOLERLESS else {"add_pooling_layer": pooler}
+    model = transformers.MODEL_MAPPING[type(config)](config, **options)
+    with torch.no_grad():  # transformers starts biases at 0 and LayerNorms at 1: let each be told from its default
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_adapter(
+    backbone: Backbone,
+    task: str,
+    labels: Sequence[str],
+    *,
+    problem_type: ProblemType = "single_label_classification",
+    text_pair: bool = False,
+    pooling: Pooling = "mean",
+    bottleneck: int = 8,
+    dense: bool = False,
+    dtype: torch.dtype = torch.float16,
+    max_length: int = POSITIONS,
+    seed: int = 0,
+) -> tuple[AdapterSpec, dict[str, Tensor], bytes]:
+    """An adapter that moves the logits visibly, with a true probe: its spec, its tensors and its file's bytes."""
+    inputs: tuple[TextInput, ...] = (("it is a good film", "the plot was awful"), ("not very good", "red or blue"))
+    spec = AdapterSpec(
+        task=task,
+        labels=tuple(labels),
+        problem_type=problem_type,
+        text_pair=text_pair,
+        max_length=min(max_length, backbone.max_length),
+        pooling=pooling,
+        backbone=backbone.reference,
+        bottleneck=bottleneck,
+        activation="gelu",
+        training={"recipe": {"method": "random", "seed": seed}},
+        probe=Probe(
+            inputs=inputs if text_pair else tuple(text[:1] for text in inputs),
+            logits=((0.0,) * len(labels),) * len(inputs),
+        ),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
+        for name, shape in expected_shapes(spec).items()
+        if dense or not name.startswith("head.dense")
+    }
+    logits = reference_logits(backbone, spec, tensors, spec.probe.inputs)
+    probe = Probe(inputs=spec.probe.inputs, logits=tuple(tuple(row) for row in logits.double().tolist()))
+    spec = spec.model_copy(update={"probe": probe})
+    return spec, tensors, serialize(spec, tensors)
+
+
+def reference_logits(
+    backbone: Backbone, spec: AdapterSpec, tensors: dict[str, Tensor], inputs: Sequence[TextInput]
+) -> Tensor:
+    """The logits `[N, C]` of the reference model, one padded batch, in float32."""
+    model = from_tensors(backbone, tensors, spec.pooling)
+    with torch.no_grad():
+        return model(collate(encode(backbone.tokenizer, inputs, spec.max_length)))
+
+
+def _word_pieces() -> PreTrainedTokenizerFast:
+    """BERT's: `[CLS] a [SEP] b [SEP]`, type ids 0 and 1; lower case; words above, else letters."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = list(string.ascii_lowercase + string.digits)
+    pieces = [*special, *string.punctuation, *letters, *("##" + letter for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *WORDS]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def _byte_pairs() -> PreTrainedTokenizerFast:
+    """RoBERTa's: `<s> a </s></s> b </s>`, all type ids 0; every byte has a token, `the` and `good` have merges."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("o", "o"), ("oo", "d"), ("g", "ood"), ("Ġ", "good")]
+    merged = [left + right for left, right in merges]
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *merged, "<mask>"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"]), add_prefix_space=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+    )

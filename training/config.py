@@ -1,0 +1,62 @@
+"""Recipe: every choice of one training run, with the paper's settings as defaults where they do not depend on the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adapters.spec import Pooling
+from training.errors import TrainingError
+
+Method = Literal["adamix", "adapter"]
+Precision = Literal["auto", "float32", "bfloat16"]
+FileDtype = Literal["float16", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run; stored in the adapter file as its provenance.
+
+    `consistency` is the weight of the consistency regularisation (0 switches its second forward pass off).
+    `positive` names the label whose F1 is reported.
+    `pooling` and `dense_head` of None mean what the backbone's family does.
+    """
+
+    method: Method = "adamix"
+    experts: int = 4
+    share_down: bool = False
+    share_up: bool = True
+    bottleneck: int = 16
+    consistency: float = 1.0
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.06
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    max_length: int = 128
+    pooling: Pooling | None = None
+    dense_head: bool | None = None
+    positive: str | None = None
+    seed: int = 0
+    precision: Precision = "auto"
+    dtype: FileDtype = "float16"
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[float, float]] = {
+            "experts": (1, 64),
+            "bottleneck": (1, 256),
+            "consistency": (0, 1e6),
+            "epochs": (1, 10_000),
+            "batch_size": (1, 65_536),
+            "learning_rate": (1e-9, 10),
+            "warmup": (0, 1),
+            "weight_decay": (0, 10),
+            "clip": (1e-6, 1e6),
+            "max_length": (8, 8192),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise TrainingError(f"{name} is {value}; expected {low} to {high}")

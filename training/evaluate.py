@@ -1,0 +1,82 @@
+"""Logits of a trained classifier and the scores its task is judged by (scikit-learn's and SciPy's)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor
+
+from adapters.classifier import Classifier, collate
+from adapters.text import Tokens
+from training.data import Dataset
+
+MAX_BATCH_TOKENS = 8192
+
+
+@torch.no_grad()
+def predict(model: Classifier, rows: Sequence[Tokens]) -> Tensor:
+    """Logits `[N, C]` in float32 on the CPU, in the rows' order; rows of like length share a batch."""
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    logits: list[Tensor] = []
+    for batch in _batches(order, rows):
+        logits.append(model(collate([rows[i] for i in batch], device)).float().cpu())
+    result = torch.empty(len(rows), logits[0].shape[1])
+    result[torch.tensor(order)] = torch.cat(logits)
+    return result
+
+
+def scores(dataset: Dataset, logits: Tensor, positive: str | None = None) -> dict[str, float]:
+    """Metrics by name, rounded to six places.
+
+    Single label: accuracy, Matthews correlation, macro F1, and the F1 of the label `positive` if one is named (GLUE
+    judges MRPC by that of "equivalent"). Multi-label: exact-match accuracy and micro and macro F1 at probability ½.
+    Regression: Pearson and Spearman correlation.
+    """
+    if dataset.problem_type == "regression":
+        found, wanted = logits.squeeze(-1).numpy(), np.array(dataset.targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a constant column has no correlation: SciPy warns and answers NaN
+            result = {"pearson": pearsonr(found, wanted)[0], "spearman": spearmanr(found, wanted)[0]}
+    elif dataset.problem_type == "multi_label_classification":
+        result = _multi_label_scores(dataset, logits)
+    else:
+        predicted, wanted = logits.argmax(dim=-1).numpy(), np.array(dataset.targets)
+        result = {
+            "accuracy": accuracy_score(wanted, predicted),
+            "f1_macro": f1_score(wanted, predicted, average="macro", zero_division=0),
+            "matthews": matthews_corrcoef(wanted, predicted),
+        }
+        if positive is not None:
+            label = dataset.labels.index(positive)
+            result["f1"] = f1_score(wanted == label, predicted == label, zero_division=0)
+    return {name: round(float(np.nan_to_num(value)), 6) for name, value in result.items()}
+
+
+def _multi_label_scores(dataset: Dataset, logits: Tensor) -> dict[str, Any]:
+    predicted = (logits > 0).numpy()
+    wanted = np.zeros_like(predicted)
+    for i, indices in enumerate(dataset.targets):
+        wanted[i, indices] = True
+    return {
+        "accuracy": accuracy_score(wanted, predicted),
+        "f1_micro": f1_score(wanted, predicted, average="micro", zero_division=0),
+        "f1_macro": f1_score(wanted, predicted, average="macro", zero_division=0),
+    }
+
+
+def _batches(order: list[int], rows: Sequence[Tokens]) -> list[list[int]]:
+    """Cut ascending lengths into batches of at most MAX_BATCH_TOKENS with padding."""
+    batches: list[list[int]] = [[]]
+    for i in order:
+        if batches[-1] and (len(batches[-1]) + 1) * len(rows[i].ids) > MAX_BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
