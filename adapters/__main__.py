@@ -8,8 +8,6 @@ from typing import Annotated, NoReturn
 
 import httpx2
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from adapters import backbone as backbones
 from adapters.classifier import collate, from_adapter
@@ -18,7 +16,9 @@ from adapters.file import Adapter, load
 from adapters.parity import check_backbone, check_parity
 from adapters.text import encode
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, help=__doc__
+)
 File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]
 
 
@@ -30,7 +30,6 @@ def inspect(file: File, as_json: Annotated[bool, typer.Option("--json", help="Th
         typer.echo(json.dumps({"version": adapter.digest, **adapter.spec.model_dump(mode="json")}, indent=2))
         return
     spec = adapter.spec
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "task": spec.task,
         "version": adapter.digest,
@@ -46,8 +45,7 @@ def inspect(file: File, as_json: Annotated[bool, typer.Option("--json", help="Th
         "recipe": json.dumps(spec.training.get("recipe", {})),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
-    Console(highlight=False).print(table)
+        typer.echo(f"{name:<14}{value}")
 
 
 @app.command()
@@ -87,9 +85,11 @@ def push(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=60,
         )
+    except UnicodeEncodeError:
+        _fail("the key holds a character that no header takes; expected ASCII")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         _fail(f"{url} cannot be reached: {error}")
-    if answer.is_error:
+    if answer.status_code not in (200, 201):
         try:
             reason = answer.json()["error"]
         except (ValueError, KeyError, TypeError):

@@ -88,9 +88,12 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
         # In float32 first: the fingerprint is over the stored contents, not over what a dtype leaves of them.
         encoder, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except BackboneError:
+        raise
+    except Exception as error:  # whatever transformers and its readers of weights, JSON and pickles raise on broken files
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise BackboneError(
-            f"backbone {name!r} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}; "
+            f"backbone {name!r} cannot be loaded: {reason}; "
             "expected 'embedded', a folder, or a Hugging Face id that this machine can reach"
         ) from None
     has_pooler = _drop_made_up_pooler(encoder, report["missing_keys"], name)
@@ -176,8 +179,8 @@ def _cached_fingerprint(source: str, encoder: PreTrainedModel, tokenizer: Tokeni
     key = _files_key(source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamix-serve" / "fingerprints.json"
     known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(cache.read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):  # unreadable, no JSON, or no object
+        known = {**json.loads(cache.read_text())}
     if key is not None and isinstance(known.get(key), str):
         return known[key]
     result = fingerprint(encoder, tokenizer)

@@ -98,6 +98,7 @@ def read_summary(path: Path) -> Summary:
         start = file.read(8)
         header = _parse_header(file.read(_header_size(start, path.stat().st_size)))
     spec = _read_metadata(header.pop("__metadata__", None))
+    _check_tensors(header, spec)
     return Summary(spec, sum(math.prod(entry["shape"]) for entry in header.values()))
 
 
@@ -155,11 +156,20 @@ def _parse_header(data: bytes) -> dict[str, Any]:
     return header
 
 
+def _check_spec_keys(text: str) -> None:
+    """Pydantic would take the last of two equal keys, another reader perhaps the first."""
+    try:
+        json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"the adapter's spec is not JSON: {error}; expected an object") from None
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the key {name[:80]!r} stands there twice")
+        result[name] = value
     return result
 
 
@@ -171,6 +181,7 @@ def _read_metadata(metadata: Any) -> AdapterSpec:
         raise InvalidAdapter(f"the file's format is {str(metadata['format'])[:80]!r}; expected {FORMAT!r}")
     if not isinstance(metadata["spec"], str):
         raise InvalidAdapter(f"the metadata's spec is a {type(metadata['spec']).__name__}; expected a string of JSON")
+    _check_spec_keys(metadata["spec"])
     return parse_spec(metadata["spec"])
 
 
@@ -203,7 +214,7 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
                 continue
             raise InvalidAdapter(f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}")
         entry = header[name] if isinstance(header[name], dict) else {}
-        if entry.get("dtype") not in DTYPES:
+        if str(entry.get("dtype")) not in DTYPES:  # str: what JSON holds need not be hashable
             raise InvalidAdapter(
                 f"tensor {name!r} has dtype {str(entry.get('dtype'))[:80]}; expected one of {', '.join(DTYPES)}"
             )

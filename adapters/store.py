@@ -158,11 +158,16 @@ class Store:
         with self._writing():
             entry = self._entries.get(task, Entry(task))
             known = next((v for v in entry.versions if v.digest == adapter.digest), None)
-            version = known or self._write(adapter, data)
+            version = known if known and self._holds(task, known, data) else self._write(adapter, data)
             if known is None:
                 entry = replace(entry, versions=(*entry.versions, version))
             if activate and entry.active != adapter.digest:
-                self._point(task, adapter.digest)
+                try:
+                    self._point(task, adapter.digest)
+                except OSError:
+                    if known is None:
+                        self.path(task, adapter.digest).unlink(missing_ok=True)
+                    raise
                 entry = replace(entry, active=adapter.digest)
             self._entries[task] = entry
         self._remember(adapter)
@@ -211,6 +216,13 @@ class Store:
         with contextlib.suppress(OSError):  # somebody put another file there: it is not ours to delete
             folder.rmdir()
         sync_folder(self.folder)
+
+    def _holds(self, task: str, version: Version, data: bytes) -> bool:
+        """Whether a version's file is what it was: uploading it again mends one that rotted."""
+        try:
+            return self.path(task, version.digest).read_bytes() == data
+        except OSError:
+            return False
 
     def _write(self, adapter: Adapter, data: bytes) -> Version:
         folder = self.folder / adapter.spec.task
@@ -285,7 +297,7 @@ def _scan(folder: Path) -> Entry:
                 stat = file.stat()
                 versions.append(Version(file.name.removesuffix(SUFFIX), stat.st_size, stat.st_mtime))
             elif file.name == ACTIVE:
-                active = Path(file.path).read_text().strip()
+                active = Path(file.path).read_bytes().decode("ascii", "replace").strip()
     versions.sort(key=lambda version: version.created)
     return Entry(folder.name, tuple(versions), active if active in {v.digest for v in versions} else None)
 

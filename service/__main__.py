@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 import uvicorn
 
@@ -13,6 +17,9 @@ from adapters.errors import AdaMixError
 from service import logs
 from service.app import create_app
 from service.settings import Settings, read_settings
+from service.state import Service
+
+log = structlog.get_logger("service")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,6 +48,9 @@ def main(
 def _serve(settings: Settings) -> int:
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # uvicorn answers what is under way, then raises the signal again: being asked to stop is no failure.
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda *_: sys.exit(0))
     application = create_app(settings)
     config = uvicorn.Config(
         application,
@@ -53,9 +63,34 @@ def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.drain_seconds,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, application.state.service)
     server.run()
     return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does: with port 0 only the operating system knows before."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", **self._state())
+
+    def _state(self) -> dict[str, object]:
+        """What is served, for the operator who reads the log."""
+        storage = self._service.storage()
+        return {
+            "backbone": storage.backbone,
+            "device": self._service.device,
+            "tasks": storage.tasks,
+            "total_bytes": storage.total_bytes,
+            "saved_bytes": storage.saved_bytes,
+        }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""create_app(settings): a lifespan wires everything once, and takes it down in order."""
+"""create_app(settings): wires everything once; a lifespan starts it, and stops it in order."""
 
 from __future__ import annotations
 
@@ -34,22 +34,12 @@ log = structlog.get_logger("service")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Its lifespan raises an AdaMixError if it cannot start: no backbone, no store, no device."""
+    """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no device."""
+    service = wire(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = wire(settings)
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
-        app.state.service = service
-        storage_now = service.storage()
-        log.info(
-            "ready",
-            backbone=settings.backbone,
-            device=str(service.device),
-            tasks=storage_now.tasks,
-            total_bytes=storage_now.total_bytes,
-            saved_bytes=storage_now.saved_bytes,
-        )
         yield
         service.stopping = True
         await service.batcher.close()
@@ -61,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="One frozen backbone, one AdaMix adapter per task, many tasks in one batch.",
         lifespan=lifespan,
     )
+    app.state.service = service
     errors.install(app)
     for routes in (predict, adapters, storage, health):
         app.include_router(routes.router)

@@ -124,6 +124,8 @@ class Batcher(Generic[R, T]):
             raise Closed
         if self._queued_rows + len(rows) > self._max_queue_rows:
             raise QueueFull
+        if not rows:
+            return []
         now = time.monotonic()
         done = asyncio.get_running_loop().create_future()
         request: _Request[T] = _Request(done, [None] * len(rows), len(rows), len(rows))
@@ -203,17 +205,20 @@ class Batcher(Generic[R, T]):
         started = time.monotonic()
         try:
             values = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, rows)
+            answers = list(zip(batch, values, strict=True))
         except Exception as error:
             for entry in batch:
                 if not entry.request.done.done():
                     entry.request.done.set_exception(error)
             return
         ran = time.monotonic() - started
-        for entry, value in zip(batch, values, strict=True):
+        for entry, value in answers:
             self._answer(entry, Outcome(value, started - entry.arrived, ran))
         waits = [started - entry.arrived for entry in batch]
         tasks = len({row.task for row in rows})
-        self._observe(BatchReport(len(rows), sum(row.tokens for row in rows), tasks, ran, waits))
+        report = BatchReport(len(rows), sum(row.tokens for row in rows), tasks, ran, waits)
+        # As a callback of its own: what goes wrong in it is logged by the event loop and stops no batch.
+        asyncio.get_running_loop().call_soon(self._observe, report)
 
     @staticmethod
     def _answer(entry: _Entry[R, T], outcome: Outcome[T]) -> None:

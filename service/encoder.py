@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class PackedEncoder:
         return Packed(
             ids=self._index([i for ids, _ in rows for i in ids]),
             types=self._index([t if typed else 0 for _, types in rows for t in types]),
-            positions=self._index([p for n in lengths for p in range(self._offset, self._offset + n)]),
+            positions=self._index([p for ids, _ in rows for p in self._row_positions(ids)]),
             starts=self._index(starts),
             lengths=self._index(lengths),
             groups=tuple(self._groups(starts, lengths)),
@@ -124,6 +125,14 @@ class PackedEncoder:
         x = x.add_(F.embedding(batch.types, self._types)).add_(F.embedding(batch.positions, self._positions))
         x = self._norm(x, self._embedding_norm)
         return x if self._project is None else F.linear(x, *self._project)
+
+    def _row_positions(self, ids: list[int]) -> Sequence[int]:
+        """From the offset on. RoBERTa's padding token, which a text may spell, is not counted and stands at its own id."""
+        padding = self._offset - 1  # BERT and ELECTRA count every token: here it is -1, which is no token's id
+        if padding not in ids:
+            return range(self._offset, self._offset + len(ids))
+        counted = accumulate(token != padding for token in ids)
+        return [padding if token == padding else padding + n for token, n in zip(ids, counted, strict=True)]
 
     def _attend(self, qkv: Tensor, groups: tuple[Group, ...]) -> Tensor:
         """Scaled dot-product attention of every row with itself: `[T, 3d]` → `[T, d]`."""

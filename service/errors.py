@@ -126,7 +126,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return problem(404, f"there is no {request.url.path!r}; expected a path that /docs lists", "UnknownPath")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "another method")
+        allowed = next((value for name, value in (error.headers or {}).items() if name.lower() == "allow"), "another method")
         message = f"{request.method} is not for {request.url.path!r}; expected {allowed}"
         return problem(405, message, "WrongMethod", dict(error.headers or {}))
     return problem(error.status_code, str(error.detail), "RequestRefused", dict(error.headers or {}))

@@ -156,7 +156,7 @@ def read_inputs(inputs: Any, spec: AdapterSpec) -> tuple[list[TextInput], bool]:
 
 
 def scored(logits: list[float], labels: tuple[str, ...], function: Function, top_k: int | None) -> list[dict[str, Any]]:
-    """Logits → `[{"label", "score"}]`, best first."""
+    """Logits → `[{"label", "score"}]`, best first: by the logits, since scores may saturate at 0 or 1."""
     if function == "softmax":
         top = max(logits)
         powers = [math.exp(value - top) for value in logits]
@@ -166,12 +166,12 @@ def scored(logits: list[float], labels: tuple[str, ...], function: Function, top
         scores = [_sigmoid(value) for value in logits]
     else:
         scores = logits
-    best = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
-    return [{"label": label, "score": score} for label, score in best[:top_k]]
+    best = sorted(range(len(labels)), key=lambda i: -logits[i])
+    return [{"label": labels[i], "score": scores[i]} for i in best[:top_k]]
 
 
 def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # never exp of a large number
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))  # never exp of a large number
 
 
 def _row(item: Any, spec: AdapterSpec, name: str) -> TextInput:
@@ -192,14 +192,16 @@ def _texts(item: Any, name: str) -> TextInput:
         unknown = set(item) - {"text", "text_pair"}
         if unknown or "text" not in item:
             raise InvalidRequest(f'{name} has the keys {_shown(sorted(item))}; expected "text" and perhaps "text_pair"')
-        item = [item["text"]] + ([item["text_pair"]] if item.get("text_pair") is not None else [])
-    if not isinstance(item, list) or not all(isinstance(text, str) for text in item):
+        texts = [item["text"]] + ([item["text_pair"]] if item.get("text_pair") is not None else [])
+    else:
+        texts = item
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest(
             f'{name} is {_shown(item)}; expected a text, {{"text", "text_pair"}} or a list of one or two texts'
         )
-    if len(item) not in (1, 2):
-        raise InvalidRequest(f"{name} holds {len(item)} texts; expected one or two")
-    return (item[0],) if len(item) == 1 else (item[0], item[1])
+    if len(texts) not in (1, 2):
+        raise InvalidRequest(f"{name} holds {len(texts)} texts; expected one or two")
+    return (texts[0],) if len(texts) == 1 else (texts[0], texts[1])
 
 
 def _shown(value: Any) -> str:

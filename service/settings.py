@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.errors import AdaMixError
@@ -45,6 +45,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_inputs > self.max_queue_rows:
+            raise ValueError(
+                f"MAX_INPUTS is {self.max_inputs}; expected at most MAX_QUEUE_ROWS, which is {self.max_queue_rows}"
+            )
+        return self
+
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
@@ -61,4 +69,5 @@ def read_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
-        raise InvalidSettings(f"setting ADAMIX_{first_problem(error).replace(' is ', ' is ', 1)}") from None
+        name, _, rest = first_problem(error).partition(" ")
+        raise InvalidSettings(f"setting ADAMIX_{name.upper()} {rest}") from None

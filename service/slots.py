@@ -60,14 +60,14 @@ class Slots:
                 self._residents.move_to_end(digest)
         for digest, adapter in wanted.items():
             if digest not in self._residents:
-                self._make_room(wanted)
+                self._make_room()
                 self._residents[digest] = self._load(adapter)
         return {digest: self._residents[digest] for digest in wanted}
 
-    def _make_room(self, wanted: dict[str, Adapter]) -> None:
+    def _make_room(self) -> None:
+        # Never one of this batch's: those were just moved to the end, and there are no more of them than slots.
         while len(self._residents) >= self._capacity:
-            oldest = next(digest for digest in self._residents if digest not in wanted)
-            del self._residents[oldest]
+            self._residents.popitem(last=False)
             self._evicted()
 
     def _load(self, adapter: Adapter) -> Resident:

@@ -18,12 +18,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Neither the user's caches nor a hub, here and in subprocesses; rich and typer print as into a wide file."""
+    """Neither the user's caches nor a hub, here and in subprocesses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        patch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+        torch.set_num_threads(1)
         patch.delenv("ADAMIX_ADMIN_KEY", raising=False)
         yield
 

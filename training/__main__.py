@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.file import save
-from adapters.spec import TASK_PATTERN, Pooling, ProblemType
+from adapters.spec import TASK_PATTERN, ProblemType
 from training import config, data
 from training import train as recipe_of
 from training.errors import TrainingError
@@ -49,14 +49,18 @@ def main(
     weight_decay: Annotated[float, typer.Option()] = 0.1,
     clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
     max_length: Annotated[int, typer.Option(help="Tokens; longer texts are cut.")] = 128,
-    pooling: Annotated[Pooling | None, typer.Option(help="`mean`, `cls` or `pooler`; by default the backbone's.")] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "pooler"] | None,
+        typer.Option(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
+    ] = None,
     dense_head: Annotated[
         bool | None, typer.Option(help="A hidden layer in the head; by default as the backbone's family.")
     ] = None,
     problem_type: Annotated[
         ProblemType | None,
         typer.Option(
-            help="`single_label_classification`, `multi_label_classification` or `regression`; by default from the data."
+            metavar="NAME",
+            help="`single_label_classification`, `multi_label_classification` or `regression`; by default from the data.",
         ),
     ] = None,
     positive: Annotated[str | None, typer.Option(help="The label whose F1 is reported.")] = None,
@@ -108,19 +112,23 @@ def main(
 def _run(
     task: str, name: str, device: torch.device, sets: tuple[data.Dataset, data.Dataset], recipe: config.Recipe, out: Path
 ) -> None:
-    console = Console(highlight=False)
     backbone = backbones.load(name)
     backbone.encoder.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
-    console.print(f"{task}: {len(sets[0].texts)} rows, {sets[0].problem_type}, labels {', '.join(sets[0].labels)}; {device}")
-    with _progress(console) as report:
+    labels = sets[0].labels
+    named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    typer.echo(f"{task}: {len(sets[0].texts)} rows, {sets[0].problem_type}, labels {named}; {device}")
+    with _progress() as report:
         trained = recipe_of.train(task, backbone, *sets, recipe, report)
     done = trained.spec.training
     if done["steps"] != done["planned_steps"]:
-        console.print(f"stopped early, after {done['steps']} of {done['planned_steps']} steps")
-    adapter = save(out, trained.spec, trained.tensors)
+        typer.echo(f"stopped early, after {done['steps']} of {done['planned_steps']} steps")
+    try:
+        adapter = save(out, trained.spec, trained.tensors)
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
     shown = "  ".join(f"{metric} {value:.4f}" for metric, value in trained.scores.items())
-    console.print(f"dev ({len(sets[1].texts)} rows, merged adapter): {shown}")
-    console.print(f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,} parameters")
+    typer.echo(f"dev ({len(sets[1].texts)} rows, merged adapter): {shown}")
+    typer.echo(f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,} parameters")
 
 
 def _check_paths(task: str, out: Path) -> None:
@@ -129,11 +137,15 @@ def _check_paths(task: str, out: Path) -> None:
         raise TrainingError(f"task is {task!r}; expected a name of {TASK_PATTERN}")
     if not out.parent.is_dir():
         raise TrainingError(f"the folder of --out {out} does not exist; expected one to write into")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise TrainingError(f"--out {out} {'is a folder' if out.is_dir() else 'cannot be written'}; expected a file's path")
 
 
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise TrainingError(f"device is {name!r}; expected cpu or cuda")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -141,10 +153,11 @@ def _device(name: str | None) -> torch.device:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[recipe_of.Progress], None]]:
+def _progress() -> Iterator[Callable[[recipe_of.Progress], None]]:
     """A bar on a terminal; elsewhere, a line now and then."""
+    console = Console()
     if not console.is_terminal:
-        yield lambda p: _line(console, p) if p.step % max(1, p.steps // LOG_LINES) == 0 else None
+        yield lambda p: _line(p) if p.step % max(1, p.steps // LOG_LINES) == 0 else None
         return
     columns = (
         BarColumn(),
@@ -160,10 +173,9 @@ def _progress(console: Console) -> Iterator[Callable[[recipe_of.Progress], None]
         )
 
 
-def _line(console: Console, p: recipe_of.Progress) -> None:
+def _line(p: recipe_of.Progress) -> None:
     speed = p.tokens / max(p.seconds, 1e-9)
-    console.print(f"step {p.step}/{p.steps}  loss {p.loss:.3f}  {speed:,.0f} tokens/s  {p.seconds:.0f} s")
-    sys.stdout.flush()
+    typer.echo(f"step {p.step}/{p.steps}  loss {p.loss:.3f}  {speed:,.0f} tokens/s  {p.seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -87,10 +87,12 @@ def _read_file(path: Path, columns: Columns) -> tuple[list[TextInput], list[Any]
             if not texts and pair is None and "text_pair" in row:
                 pair = "text_pair"
             text = tuple(_text(row, name, path, number) for name in (columns.text, pair) if name is not None)
-            if columns.label not in row:
-                raise DataError(f"{path}, line {number}, has no column {columns.label!r}; it has {_some(list(row))}")
+            if pair is None and "text_pair" in row:
+                raise DataError(
+                    f"{path}, line {number}, has a 'text_pair', which the first row has not; expected it in all or none"
+                )
             texts.append(text)  # type: ignore[arg-type]  # one or two strings, by the two columns above
-            labels.append(row[columns.label])
+            labels.append(_label(row, columns.label, path, number))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not texts:
@@ -109,13 +111,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}, is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}, is a JSON {type(row).__name__}; expected an object")
@@ -126,16 +128,16 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     dialect: dict[str, Any] = {"delimiter": ","} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", strict=path.suffix == ".csv", **dialect)
+        reader = csv.DictReader(file, strict=path.suffix == ".csv", **dialect)
         try:
             for row in reader:
-                if "" in row or None in row.values():
+                if None in row or None in row.values():  # what DictReader makes of too many fields and of too few
                     raise DataError(
                         f"{path}, line {reader.line_num}, does not have the header's {len(reader.fieldnames or [])} columns"
                     )
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}") from None
+            raise DataError(f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}") from None
 
 
 def _text(row: dict[str, Any], name: str, path: Path, number: int) -> str:
@@ -144,11 +146,29 @@ def _text(row: dict[str, Any], name: str, path: Path, number: int) -> str:
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{path}, line {number}, column {name!r}, is {text!r}; expected a text")
+    _check_text(text, name, path, number)
+    return text
+
+
+def _label(row: dict[str, Any], name: str, path: Path, number: int) -> Any:
+    if name not in row:
+        raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
+    label = row[name]
+    for part in label if isinstance(label, list) else [label]:
+        if not isinstance(part, str | int | float):
+            raise DataError(
+                f"{path}, line {number}, column {name!r}, is {label!r}; expected a name, a number or a list of names"
+            )
+        if isinstance(part, str) and part:  # an empty one may say "no label" of several
+            _check_text(part, name, path, number)
+    return label
+
+
+def _check_text(text: str, name: str, path: Path, number: int) -> None:
     try:
         check_text(text, f"column {name!r}")
     except InvalidText as error:
         raise DataError(f"{path}, line {number}: {error}") from None
-    return text
 
 
 def _infer(labels: list[Any]) -> ProblemType:
@@ -192,7 +212,8 @@ def _label_names(path: Path, rows: list[list[str]], several: bool) -> tuple[str,
     if "" in found:
         raise DataError(f"{path} holds an empty label; expected a name in every row")
     if len(found) < (1 if several else 2):
-        raise DataError(f"{path} holds {len(found)} label ({_some(sorted(found))}); expected two or more")
+        only = f"the one label {_some(sorted(found))}" if found else "no labels"
+        raise DataError(f"{path} holds {only}; expected {'at least one' if several else 'two or more'}")
     if len(found) > MAX_CLASSES:
         raise DataError(
             f"{path} holds {len(found)} distinct labels; expected at most {MAX_CLASSES} "

@@ -40,7 +40,10 @@ def scores(dataset: Dataset, logits: Tensor, positive: str | None = None) -> dic
     judges MRPC by that of "equivalent"). Multi-label: exact-match accuracy and micro and macro F1 at probability ½.
     Regression: Pearson and Spearman correlation.
     """
-    if dataset.problem_type == "regression":
+    result: dict[str, Any]
+    if dataset.problem_type == "regression" and len(dataset.targets) < 2:
+        result = {"pearson": 0.0, "spearman": 0.0}  # one point has no correlation: SciPy raises
+    elif dataset.problem_type == "regression":
         found, wanted = logits.squeeze(-1).numpy(), np.array(dataset.targets)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a constant column has no correlation: SciPy warns and answers NaN

@@ -74,6 +74,7 @@ def train(
     if recipe.positive is not None and recipe.positive not in train_set.labels:
         raise TrainingError(f"positive is {recipe.positive!r}; expected one of {', '.join(train_set.labels)}")
 
+    probed = _probe_rows(dev_rows)
     model = build(backbone, len(train_set.labels), recipe)
     done = fit(model, train_set, rows, recipe, report)
 
@@ -91,7 +92,7 @@ def train(
         bottleneck=recipe.bottleneck,
         activation="gelu",
         training=_provenance(recipe, train_set, dev_set, done, result, time.monotonic() - started),
-        probe=_probe(merged, dev_set, dev_rows),
+        probe=_probe(merged, dev_set, dev_rows, probed),
     )
     return Trained(spec, tensors, result)
 
@@ -216,13 +217,20 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _probe(merged: Classifier, dev_set: Dataset, rows: list[Tokens]) -> Probe:
-    """The first uncut dev rows with the logits of the merged adapter as it will be in the file."""
+def _probe_rows(rows: list[Tokens]) -> list[int]:
+    """The first dev rows that are not cut."""
     whole = [i for i, row in enumerate(rows) if row.full_length == len(row.ids)][:PROBE_ROWS]
     if not whole:
         raise TrainingError("every dev row is longer than max_length; expected at least one that fits, for the probe")
-    logits = predict(merged, [rows[i] for i in whole])
-    return Probe(inputs=tuple(dev_set.texts[i] for i in whole), logits=tuple(tuple(row) for row in logits.double().tolist()))
+    return whole
+
+
+def _probe(merged: Classifier, dev_set: Dataset, rows: list[Tokens], chosen: list[int]) -> Probe:
+    """Some dev rows with the logits of the merged adapter as it will be in the file."""
+    logits = predict(merged, [rows[i] for i in chosen])
+    return Probe(
+        inputs=tuple(dev_set.texts[i] for i in chosen), logits=tuple(tuple(row) for row in logits.double().tolist())
+    )
 
 
 def _provenance(

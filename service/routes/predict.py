@@ -109,9 +109,13 @@ async def _predict(request: Request, service: Service, tasks: list[str], version
 
 def _parse(body: bytes) -> PredictRequest:
     try:
-        return PredictRequest.model_validate(orjson.loads(body))
+        content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise MalformedBody(f"the body is not JSON: {error}; expected an object with 'inputs'") from None
+    if not isinstance(content, dict):
+        raise InvalidRequest(f"the body is a JSON {type(content).__name__}; expected an object with 'inputs'")
+    try:
+        return PredictRequest.model_validate(content)
     except ValidationError as error:
         raise InvalidRequest(f"the body is not a predict request: {first_problem(error)}") from None
 

@@ -1,0 +1,127 @@
+"""A real server in a process of its own, on the embedded backbone, with tasks of every kind in its store."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from adapters.backbone import Backbone
+from adapters.store import Store
+from tests.tiny import random_adapter
+
+ADMIN_KEY = "a-key-for-tests"
+
+TASKS: dict[str, dict[str, Any]] = {
+    "sst2": {"labels": ["negative", "positive"], "max_length": 64},
+    "mrpc": {"labels": ["equivalent", "not_equivalent"], "text_pair": True, "dense": True},
+    "mnli": {"labels": ["contradiction", "entailment", "neutral"], "text_pair": True, "pooling": "cls"},
+    "stsb": {"labels": ["score"], "text_pair": True, "problem_type": "regression", "pooling": "pooler"},
+    "topics": {
+        "labels": ["art", "law", "money", "sport", "war"],
+        "problem_type": "multi_label_classification",
+        "bottleneck": 4,
+    },
+}
+
+
+@dataclass
+class Server:
+    """A running `python -m service`; `lines` are its log events so far, each a dictionary."""
+
+    process: subprocess.Popen[str]
+    url: str
+    store: Path
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def client(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=60, **options)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Signal the server, wait for its end and for the rest of its log; returns its exit code."""
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=60)
+        self.stopped.wait(timeout=10)
+        return code
+
+
+@contextmanager
+def running(store: Path, **settings: Any) -> Iterator[Server]:
+    """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens, stop it at the end."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")}
+    given = {"port": 0, "store": store, "log_format": "json", "seed": store / "no-seed", **settings}
+    environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
+    process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    server = Server(process, "", store)
+    listening: queue.Queue[str | None] = queue.Queue()
+    reader = threading.Thread(target=_read_log, args=(server, listening), daemon=True)
+    reader.start()
+    try:
+        url = listening.get(timeout=120)
+        assert url is not None, f"the server did not start: {server.lines}"
+        server.url = url
+        yield server
+    finally:
+        if process.poll() is None:
+            server.stop(signal.SIGKILL)
+        reader.join(timeout=10)
+        process.stderr.close()
+
+
+def _read_log(server: Server, listening: queue.Queue[str | None]) -> None:
+    assert server.process.stderr is not None
+    for line in server.process.stderr:
+        event = json.loads(line) if line.startswith("{") else {"event": line.rstrip()}
+        server.lines.append(event)
+        if event["event"] == "listening":
+            listening.put(event["url"])
+    listening.put(None)
+    server.stopped.set()
+
+
+@pytest.fixture(scope="session")
+def adapter_bytes(embedded: Backbone) -> Callable[..., bytes]:
+    """Make one more adapter file for the embedded backbone: `adapter_bytes(task, seed=…)`, options as in TASKS."""
+
+    def make(task: str, seed: int = 0, **options: Any) -> bytes:
+        chosen = TASKS.get(task, {"labels": ["no", "yes"]}) | options
+        return random_adapter(embedded, task, seed=seed, **chosen)[2]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def filled_store(tmp_path_factory: pytest.TempPathFactory, adapter_bytes: Callable[..., bytes]) -> Path:
+    """A store that holds one version of each task of TASKS."""
+    folder = tmp_path_factory.mktemp("filled") / "store"
+    store = Store(folder)
+    for task in TASKS:
+        store.put(adapter_bytes(task))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(filled_store: Path) -> Iterator[Server]:
+    """One server for all tests that leave it as they found it."""
+    with running(filled_store, max_inputs=64) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx2.Client]:
+    with server.client() as client:
+        yield client

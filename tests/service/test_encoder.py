@@ -1,0 +1,336 @@
+"""The packed encoder and the engine over it, against transformers' own padded forward passes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adapters import backbone as backbones
+from adapters.backbone import Backbone
+from adapters.classifier import collate, from_adapter
+from adapters.file import Adapter, parse
+from adapters.spec import Pooling
+from adapters.text import TextInput, Tokens, encode
+from service.encoder import PackedEncoder
+from service.engine import Engine, Row
+from service.slots import Slots
+from tests.tiny import POSITIONS, random_adapter, tiny_backbone
+
+CPU = torch.device("cpu")
+EXACT = {"rtol": 0.0, "atol": 1e-5}
+
+# What a tiny backbone's config says otherwise than `tests.tiny` makes it.
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", {}),
+    "bert without pooler": ("bert", {}),
+    "bert with relu": ("bert", {"hidden_act": "relu"}),
+    "electra": ("electra", {}),
+    "electra with small embeddings": ("electra", {"embedding_size": 12}),
+    "roberta": ("roberta", {}),
+    "roberta with gelu_new": ("roberta", {"hidden_act": "gelu_new"}),
+    "xlm-roberta": ("xlm-roberta", {}),
+    "camembert": ("camembert", {}),
+}
+WORDS = ["good", "bad", "film", "plot", "the", "awful", "very", "red", "xylophone", "42", "!", "é"]
+
+
+@pytest.fixture(scope="module")
+def backbone_of(tmp_path_factory: pytest.TempPathFactory, embedded: Backbone) -> Callable[[str], Backbone]:
+    """A backbone by its kind, each built once."""
+
+    @cache
+    def build(kind: str) -> Backbone:
+        if kind == "embedded":
+            return embedded
+        family, changes = CHANGES[kind]
+        folder = tiny_backbone(tmp_path_factory.mktemp("backbone"), family, pooler="without pooler" not in kind)
+        loaded = backbones.load(str(_changed(folder, changes) if changes else folder))
+        assert all(getattr(loaded.config, name) == value for name, value in changes.items())
+        return loaded
+
+    return build
+
+
+@pytest.fixture(params=[*CHANGES, "embedded"])
+def backbone(request: pytest.FixtureRequest, backbone_of: Callable[[str], Backbone]) -> Backbone:
+    return backbone_of(request.param)
+
+
+def _changed(folder: Path, changes: dict[str, Any]) -> Path:
+    """The same backbone with another config, and random weights that fit it."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def rows_of(backbone: Backbone, lengths: Sequence[int], seed: int = 0) -> list[Tokens]:
+    """Rows of those lengths, of random words' ids, the second half of each of type 1 where there is such a type."""
+    rng = random.Random(seed)
+    first, last = max(10, backbone.config.pad_token_id + 1), backbone.config.vocab_size
+    second = 1 if backbone.config.type_vocab_size > 1 else 0
+    return [
+        Tokens([rng.randrange(first, last) for _ in range(n)], [second * (i >= n / 2) for i in range(n)], n) for n in lengths
+    ]
+
+
+@torch.no_grad()
+def padded(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
+    """transformers' last hidden states of rows padded to one width, without the padding."""
+    width = max(len(row.ids) for row in rows)
+    pad = backbone.config.pad_token_id
+    hidden = backbone.encoder(
+        input_ids=torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows]),
+        token_type_ids=torch.tensor([row.types + [0] * (width - len(row.ids)) for row in rows]),
+        attention_mask=torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows]),
+    ).last_hidden_state
+    return [states[: len(row.ids)] for states, row in zip(hidden, rows, strict=True)]
+
+
+@torch.inference_mode()
+def packed(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
+    """The packed encoder's last hidden states, without adapters."""
+    encoder = PackedEncoder(backbone, CPU, torch.float32)
+    hidden = encoder.forward(encoder.pack([(row.ids, row.types) for row in rows]), lambda _layer, _x: None)
+    return list(hidden.split([len(row.ids) for row in rows]))
+
+
+def check_hidden(backbone: Backbone, rows: Sequence[Tokens]) -> None:
+    for found, expected in zip(packed(backbone, rows), padded(backbone, rows), strict=True):
+        torch.testing.assert_close(found, expected, **EXACT)
+
+
+def engine_of(backbone: Backbone, dtype: torch.dtype = torch.float32) -> Engine:
+    return Engine(backbone, Slots(16, CPU, dtype), CPU, dtype)
+
+
+def adapters_of(backbone: Backbone) -> list[Adapter]:
+    """Tasks with 1, 2, 3 and 5 labels, every pooling, heads with and without a dense layer, bottlenecks of all sizes."""
+    third: Pooling = "pooler" if backbone.has_pooler else "mean"
+
+    def made(task: str, labels: int, pooling: Pooling, bottleneck: int, **more: Any) -> Adapter:
+        names = [f"label {i}" for i in range(labels)]
+        return parse(random_adapter(backbone, task, names, pooling=pooling, bottleneck=bottleneck, **more)[2])
+
+    return [
+        made("value", 1, "mean", 1, problem_type="regression", dtype=torch.float32, seed=1),
+        made("two", 2, "cls", 8, dense=True, seed=2),
+        made("three", 3, third, 16, dense=True, text_pair=True, dtype=torch.bfloat16, seed=3),
+        made("five", 5, "mean", 48, problem_type="multi_label_classification", seed=4),
+        made("plain", 2, third, 3, text_pair=True, seed=5),
+    ]
+
+
+@torch.no_grad()
+def reference(backbone: Backbone, row: Row) -> Tensor:
+    """The reference model's logits of one row."""
+    return from_adapter(backbone, row.adapter)(collate([Tokens(row.ids, row.types, row.tokens)]))[0]
+
+
+def check_logits(backbone: Backbone, rows: Sequence[Row], engine: Engine) -> None:
+    for found, row in zip(engine.run(rows), rows, strict=True):
+        torch.testing.assert_close(torch.tensor(found), reference(backbone, row), **EXACT)
+
+
+def mixed(adapters: Sequence[Adapter], rows: Sequence[Tokens]) -> list[Row]:
+    """Rows dealt out to the adapters in turn."""
+    return [Row(adapters[i % len(adapters)], row.ids, row.types) for i, row in enumerate(rows)]
+
+
+LENGTHS = {
+    "one row": [7],
+    "one row of two tokens": [2],
+    "one full row": [POSITIONS],
+    "rows of one length": [9] * 20,
+    "ragged": [2, POSITIONS, 5, 5, 17, 2, 33, 5, POSITIONS, 3, 17],
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_hidden_states(backbone: Backbone, lengths: list[int]) -> None:
+    """Without adapters the packed encoder's last hidden states are those of transformers on the padded batch."""
+    check_hidden(backbone, rows_of(backbone, lengths))
+
+
+def test_texts_and_pairs(backbone: Backbone) -> None:
+    """Real tokens, of single texts and of pairs with their type ids, give transformers' hidden states."""
+    texts: list[TextInput] = [("it is a good film",), ("the plot was awful", "not very good"), ("red",), ("a", "b c d")]
+    check_hidden(backbone, encode(backbone.tokenizer, texts, backbone.max_length))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert"])
+def test_a_padding_token_within_a_text(kind: str, backbone_of: Callable[[str], Backbone]) -> None:
+    """A text that spells the padding token gets the positions that transformers gives it."""
+    backbone = backbone_of(kind)
+    texts: list[TextInput] = [("good <pad> [PAD] film <pad>",), ("a film",)]
+    rows = encode(backbone.tokenizer, texts, backbone.max_length)
+    assert backbone.config.pad_token_id in rows[0].ids
+    check_hidden(backbone, rows)
+
+
+def test_the_longest_row_of_the_embedded_backbone(embedded: Backbone) -> None:
+    """The embedded backbone takes a row of all its positions beside the shortest one."""
+    check_hidden(embedded, rows_of(embedded, [embedded.max_length, 2]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(2, POSITIONS), min_size=1, max_size=24), seed=st.integers(0, 999))
+def test_hidden_states_of_any_batch(lengths: list[int], seed: int, bert: Backbone) -> None:
+    """Batches of any lengths in any order give transformers' hidden states."""
+    check_hidden(bert, rows_of(bert, lengths, seed))
+
+
+def test_bytes(backbone: Backbone) -> None:
+    """The packed encoder takes as many bytes as the backbone's parameters in its dtype, and no more."""
+    parameters = sum(parameter.numel() for parameter in backbone.encoder.parameters())
+    assert PackedEncoder(backbone, CPU, torch.float32).bytes == 4 * parameters
+    assert PackedEncoder(backbone, CPU, torch.bfloat16).bytes == 2 * parameters
+
+
+def test_mixed_tasks(backbone: Backbone) -> None:
+    """A batch over tasks with different labels, poolings, heads and bottlenecks gives each row its reference logits."""
+    adapters = adapters_of(backbone)
+    rows = mixed(adapters, rows_of(backbone, LENGTHS["ragged"]))
+    engine = engine_of(backbone)
+    assert [len(logits) for logits in engine.run(rows)[:5]] == [1, 2, 3, 5, 2]
+    check_logits(backbone, rows, engine)
+
+
+def test_mixed_texts(backbone: Backbone) -> None:
+    """Single texts and pairs of many tasks share a batch, each with its reference logits."""
+    rng = random.Random(0)
+    rows = []
+    for adapter in adapters_of(backbone) * 4:
+        text = tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in range(2 if adapter.spec.text_pair else 1))
+        tokens = encode(backbone.tokenizer, [text], adapter.spec.max_length)[0]
+        rows.append(Row(adapter, tokens.ids, tokens.types))
+    rng.shuffle(rows)
+    check_logits(backbone, rows, engine_of(backbone))
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_a_single_row_of_a_single_task(which: int, backbone: Backbone) -> None:
+    """One row of one task by itself gives its reference logits."""
+    adapter = adapters_of(backbone)[which]
+    check_logits(backbone, mixed([adapter], rows_of(backbone, [11])), engine_of(backbone))
+
+
+def test_the_formula(bert: Backbone) -> None:
+    """Logits are those of the design's formula, written out: y = x + U·gelu(D·x + b_D) + b_U at every layer's output."""
+    for adapter in adapters_of(bert):
+        row = rows_of(bert, [13])[0]
+        found = torch.tensor(engine_of(bert).run([Row(adapter, row.ids, row.types)])[0])
+        torch.testing.assert_close(found, _by_hand(bert, adapter, row), **EXACT)
+
+
+@torch.no_grad()
+def _by_hand(backbone: Backbone, adapter: Adapter, row: Tokens) -> Tensor:
+    t = {name: tensor.float() for name, tensor in adapter.tensors.items()}
+
+    def adapting(i: int) -> Any:
+        def adapt(_module: Any, _inputs: Any, x: Tensor) -> Tensor:
+            inner = x @ t["down.weight"][i].T + t["down.bias"][i]
+            inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+            return x + inner @ t["up.weight"][i].T + t["up.bias"][i]
+
+        return adapt
+
+    layers = backbone.encoder.encoder.layer
+    hooks = [layer.output.dense.register_forward_hook(adapting(i)) for i, layer in enumerate(layers)]
+    output = backbone.encoder(input_ids=torch.tensor([row.ids]), token_type_ids=torch.tensor([row.types]))
+    for hook in hooks:
+        hook.remove()
+    hidden = output.last_hidden_state[0]
+    pooled = {"cls": hidden[0], "mean": hidden.mean(dim=0), "pooler": output.pooler_output[0]}[adapter.spec.pooling]
+    if "head.dense.weight" in t:
+        pooled = torch.tanh(t["head.dense.weight"] @ pooled + t["head.dense.bias"])
+    return t["head.out.weight"] @ pooled + t["head.out.bias"]
+
+
+ROWS = st.tuples(st.integers(0, 4), st.integers(2, POSITIONS), st.integers(0, 99))
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.lists(ROWS, min_size=1, max_size=20), data=st.data())
+def test_batch_mates_do_not_matter(
+    batch: list[tuple[int, int, int]], data: st.DataObject, backbone_of: Callable[[str], Backbone]
+) -> None:
+    """A row's logits are the same alone, in any batch, and at any place of it."""
+    backbone = backbone_of("roberta")
+    engine, adapters = _shared(backbone)
+    rows = []
+    for which, length, seed in batch:
+        tokens = rows_of(backbone, [length], seed)[0]
+        rows.append(Row(adapters[which], tokens.ids, tokens.types))
+    together = engine.run(rows)
+    order = data.draw(st.permutations(range(len(rows))))
+    shuffled = engine.run([rows[i] for i in order])
+    for place, i in enumerate(order):
+        alone = torch.tensor(engine.run([rows[i]])[0])
+        torch.testing.assert_close(torch.tensor(together[i]), alone, **EXACT)
+        torch.testing.assert_close(torch.tensor(shuffled[place]), alone, **EXACT)
+
+
+@cache
+def _shared(backbone: Backbone) -> tuple[Engine, list[Adapter]]:
+    return engine_of(backbone), adapters_of(backbone)
+
+
+def test_two_versions_of_a_task(bert: Backbone) -> None:
+    """Two versions of one task share a batch, each row with the version it was admitted with."""
+    old, new = (parse(random_adapter(bert, "task", ["no", "yes"], seed=seed)[2]) for seed in (1, 2))
+    tokens = rows_of(bert, [6])[0]
+    rows = [Row(adapter, tokens.ids, tokens.types) for adapter in (old, new, old)]
+    first, second, third = engine_of(bert).run(rows)
+    assert first != second
+    torch.testing.assert_close(torch.tensor(first), torch.tensor(third), **EXACT)
+    check_logits(bert, rows, engine_of(bert))
+
+
+def test_many_rows(bert: Backbone) -> None:
+    """Hundreds of rows in one batch are all answered, in the order they were given."""
+    adapters = adapters_of(bert)
+    rows = mixed(adapters, rows_of(bert, [random.Random(i).randint(2, 40) for i in range(300)]))
+    found = engine_of(bert).run(rows)
+    assert [len(logits) for logits in found] == [len(row.adapter.spec.labels) for row in rows]
+    for i in range(0, 300, 37):
+        torch.testing.assert_close(torch.tensor(found[i]), reference(bert, rows[i]), **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["bert", "electra with small embeddings", "embedded"])
+def test_half_precision(kind: str, dtype: torch.dtype, backbone_of: Callable[[str], Backbone]) -> None:
+    """In half precision logits are near those in float32, relative to the largest of them."""
+    backbone = backbone_of(kind)
+    rows = mixed(adapters_of(backbone), rows_of(backbone, LENGTHS["ragged"]))
+    exact = [torch.tensor(logits) for logits in engine_of(backbone).run(rows)]
+    rough = [torch.tensor(logits) for logits in engine_of(backbone, dtype).run(rows)]
+    scale = max(logits.abs().max().item() for logits in exact)
+    for found, expected in zip(rough, exact, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=0.1 * max(1.0, scale))
+    assert any(not torch.equal(found, expected) for found, expected in zip(rough, exact, strict=True))
+
+
+def test_the_backbone_is_left_as_it_is(bert: Backbone) -> None:
+    """Running batches changes neither the backbone's weights nor an adapter's tensors."""
+    adapters = adapters_of(bert)
+    watched = [*bert.encoder.parameters(), *(tensor for adapter in adapters for tensor in adapter.tensors.values())]
+    before = [tensor.clone() for tensor in watched]
+    engine_of(bert).run(mixed(adapters, rows_of(bert, LENGTHS["ragged"])))
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(watched, before, strict=True))

@@ -1,0 +1,222 @@
+"""/adapters as operators use it: upload, list, roll back, download, delete — and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.service.conftest import TASKS, Server
+
+FILM = {"inputs": "it is a good film"}
+
+
+@pytest.fixture
+def made(client: httpx2.Client) -> Iterator[Callable[[str], str]]:
+    """Names of tasks that a test makes; they are gone after it."""
+    names: list[str] = []
+
+    def name(task: str) -> str:
+        names.append(task)
+        return task
+
+    yield name
+    for task in names:
+        client.delete(f"/adapters/{task}")
+
+
+def upload(client: httpx2.Client, data: bytes, **fields: str) -> httpx2.Response:
+    return client.post("/adapters", files={"file": ("adapter.safetensors", data)}, data=fields)
+
+
+def served_version(client: httpx2.Client, task: str) -> str:
+    return client.post("/predict", params={"task": task}, json=FILM).headers["X-Adapter-Version"].split("@")[1]
+
+
+def test_an_upload_is_served_at_once(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+) -> None:
+    """An uploaded adapter answers the next request, without a restart; the same file again is 200 instead of 201."""
+    data = adapter_bytes(made("fresh"))
+    first = upload(client, data)
+    assert first.status_code == 201, first.text
+    assert first.json()["version"] == sha256(data).hexdigest()[:12]
+    assert served_version(client, "fresh") == first.json()["version"]
+    assert client.get(first.headers["Location"]).content == data
+    assert upload(client, data).status_code == 200
+
+
+def test_versions_roll_forward_and_back(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+) -> None:
+    """A second version replaces the first, activating the first rolls back, and only an inactive one can be deleted."""
+    made("rolled")
+    old, new = (upload(client, adapter_bytes("rolled", seed=seed)).json()["version"] for seed in (1, 2))
+    assert served_version(client, "rolled") == new
+    answer = client.post("/adapters/rolled/activate", json={"version": old[:6]})
+    assert answer.json()["version"] == old
+    assert [v["active"] for v in answer.json()["versions"]] == [True, False]
+    assert served_version(client, "rolled") == old
+    refused = client.delete(f"/adapters/rolled/versions/{old}")
+    assert (refused.status_code, refused.json()["error_type"]) == (409, "VersionIsActive")
+    assert client.delete(f"/adapters/rolled/versions/{new}").status_code == 204
+    assert client.post("/adapters/rolled/activate", json={"version": new}).status_code == 404
+
+
+def test_an_upload_need_not_be_activated(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+) -> None:
+    """With `activate=false` a version is stored, can be pinned, and is not what others get."""
+    answer = upload(client, adapter_bytes(made("staged")), activate="false")
+    assert answer.status_code == 201
+    assert answer.json()["version"] is None
+    waiting = client.post("/predict?task=staged", json=FILM)
+    assert (waiting.status_code, waiting.json()["error_type"]) == (409, "NoActiveVersion")
+    version = answer.json()["versions"][0]["version"]
+    assert client.post(f"/predict?task=staged&version={version}", json=FILM).status_code == 200
+
+
+def test_the_list_tells_what_is_served(client: httpx2.Client, server: Server) -> None:
+    """`GET /adapters` has every task with its labels, size, version and tier; one task's page has its spec too."""
+    client.post("/predict?task=sst2", json=FILM)
+    listed = {entry["task"]: entry for entry in client.get("/adapters").json()}
+    assert set(listed) == set(TASKS)
+    sst2 = listed["sst2"]
+    assert sst2["labels"] == ["negative", "positive"]
+    assert sst2["tier"] == "device"
+    assert sst2["bytes"] == next((server.store / "sst2").glob("*.safetensors")).stat().st_size
+    page = client.get("/adapters/sst2").json()
+    assert page["spec"]["bottleneck"] == 8
+    assert [version["version"] for version in page["versions"]] == [sst2["version"]]
+    # 6 layers of two 384×8 projections with biases, and a head of two labels
+    assert sst2["parameters"] == 6 * (2 * 384 * 8 + 384 + 8) + 2 * 384 + 2
+
+
+def test_deleting_a_task_ends_it(client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]) -> None:
+    """A deleted task is a 404 at once, its files are gone, and its metric series too."""
+    upload(client, adapter_bytes("doomed"))
+    client.post("/predict?task=doomed", json=FILM)
+    assert 'task="doomed"' in client.get("/metrics").text
+    assert client.delete("/adapters/doomed").status_code == 204
+    assert client.post("/predict?task=doomed", json=FILM).status_code == 404
+    assert client.delete("/adapters/doomed").status_code == 404
+    assert not (server.store / "doomed").exists()
+    assert 'task="doomed"' not in client.get("/metrics").text
+
+
+def edited(data: bytes, edit: Callable[[dict[str, Any]], None]) -> bytes:
+    """The file with its header changed."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    edit(header)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+def with_spec(data: bytes, **changes: Any) -> bytes:
+    def edit(header: dict[str, Any]) -> None:
+        spec = json.loads(header["__metadata__"]["spec"])
+        for path, value in changes.items():
+            target = spec
+            *parents, last = path.split("__")
+            for parent in parents:
+                target = target[parent]
+            target[last] = value
+        header["__metadata__"]["spec"] = json.dumps(spec)
+
+    return edited(data, edit)
+
+
+def with_tensor(data: bytes, name: str, value: bytes) -> bytes:
+    """The file with the first bytes of one tensor overwritten."""
+    size = struct.unpack("<Q", data[:8])[0]
+    start = 8 + size + json.loads(data[8 : 8 + size])[name]["data_offsets"][0]
+    return data[:start] + value + data[start + len(value) :]
+
+
+HOSTILE: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
+    "empty": (lambda _: b"", ["0 bytes", "safetensors"]),
+    "not safetensors": (lambda _: b"PK\x03\x04" + b"\x00" * 500, ["safetensors"]),
+    "a pickle": (lambda _: b"\x80\x04\x95" + b"\x01" * 400, ["header", "1048576"]),
+    "cut short": (lambda data: data[: len(data) // 2], ["safetensors"]),
+    "bytes too many": (lambda data: data + b"\x00", ["safetensors"]),
+    "an oversized header": (lambda _: struct.pack("<Q", 50 << 20) + b"{}", ["52428800", "1048576"]),
+    "a wrong tensor name": (
+        lambda data: edited(data, lambda h: h.update({"down.weights": h.pop("down.weight")})),
+        ["'down.weights'", "down.weight"],
+    ),
+    "a wrong shape": (
+        lambda data: edited(data, lambda h: h["up.bias"].update(shape=[384, 6])),
+        ["'up.bias'", "[384, 6]", "[6, 384]"],
+    ),
+    "a wrong dtype": (lambda data: edited(data, lambda h: h["up.bias"].update(dtype="I16")), ["'up.bias'", "I16", "F16"]),
+    "NaN": (lambda data: with_tensor(data, "up.weight", b"\x00\x7e"), ["'up.weight'", "NaN"]),
+    "infinity": (lambda data: with_tensor(data, "head.out.bias", b"\x00\x7c"), ["'head.out.bias'", "infinity"]),
+    "another backbone": (
+        lambda data: with_spec(data, backbone__fingerprint="0" * 64),
+        ["000000000000", "fingerprint", "expected 'embedded'"],
+    ),
+    "a task that is a path": (lambda data: with_spec(data, task="../evil"), ["task", "../evil"]),
+    "a task with a slash": (lambda data: with_spec(data, task="a/b"), ["task", "a/b"]),
+    "a max_length beyond the backbone": (lambda data: with_spec(data, max_length=1024), ["1024", "512"]),
+    "pooling at a mask": (lambda data: with_spec(data, pooling="mask"), ["'mask'", "mean"]),
+    "logits it does not give": (lambda data: with_spec(data, probe__logits=[[9.0, 9.0], [9.0, 9.0]]), ["probe", "9.0"]),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_and_nothing_is_stored(
+    case: str, client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """Each bad file is a 422 that says what is wrong; no file, no task and no series is left behind."""
+    make, words = HOSTILE[case]
+    before = sorted(path.name for path in server.store.rglob("*"))
+    answer = upload(client, make(adapter_bytes("hostile")))
+    assert answer.status_code == 422, answer.text
+    for word in words:
+        assert word in answer.json()["error"]
+    assert sorted(path.name for path in server.store.rglob("*")) == before
+    assert client.post("/predict?task=hostile", json=FILM).status_code == 404
+    assert "hostile" not in client.get("/metrics").text
+    assert not list(Path(server.store).parent.rglob("*evil*"))
+
+
+FORMS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no file": ({"data": {"activate": "true"}}, 400, "file"),
+    "a text as file": ({"data": {"file": "hello"}}, 400, "file"),
+    "not a form": ({"content": b"abc", "headers": {"Content-Type": "application/octet-stream"}}, 400, "multipart"),
+    "no boundary": ({"content": b"abc", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
+    "two files": ({"files": [("file", b"a"), ("other", b"b")]}, 400, "files"),
+    "a flood of fields": ({"files": {"file": b"a"}, "data": {f"f{i}": "x" for i in range(50)}}, 400, "fields"),
+    "activate neither": ({"files": {"file": b"a"}, "data": {"activate": "maybe"}}, 422, "maybe"),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_a_form_that_is_none_is_refused(case: str, client: httpx2.Client) -> None:
+    """Each broken upload form is a 4xx that says what was expected."""
+    request, status, word = FORMS[case]
+    answer = client.post("/adapters", **request)
+    assert answer.status_code == status, answer.text
+    assert word in answer.json()["error"]
+
+
+def test_unknown_names_are_explained(client: httpx2.Client) -> None:
+    """Unknown tasks and versions are 404s that offer what there is; a body that is no activation is a 422."""
+    assert "'sst2'" in client.get("/adapters/sst").json()["error"]
+    assert "no version 'beef'" in client.get("/adapters/sst2/versions/beef/file").json()["error"]
+    assert client.post("/adapters/sst2/activate", json={"version": 5}).status_code == 422
+    assert client.post("/adapters/sst2/activate", content=b"{").status_code in (400, 422)
+
+
+def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
+    """Where no key is asked, a browser's request from a foreign page is refused all the same."""
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = client.post("/adapters", files={"file": adapter_bytes("foreign")}, headers=headers)
+        assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignPage")

@@ -1,0 +1,146 @@
+"""Many clients at once: nobody gets another's answer, an old version's under a new one's name, or none."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from adapters.store import Store
+from tests.service.conftest import Server, running
+
+WORDS = ["it", "is", "a", "good", "bad", "great", "awful", "film", "plot", "not", "very", "and", "red", "blue"]
+FOUR_TASKS = ("sst2", "mrpc", "mnli", "stsb")
+
+
+def some_inputs(rng: random.Random, task: str) -> Any:
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 20))) for _ in range(2)]
+    return texts[0] if task == "sst2" else {"text": texts[0], "text_pair": texts[1]}
+
+
+def scores(answer: httpx2.Response) -> dict[str, float]:
+    assert answer.status_code == 200, answer.text
+    return {entry["label"]: entry["score"] for entry in answer.json()}
+
+
+def test_two_hundred_clients_get_what_one_gets(server: Server) -> None:
+    """200 concurrent clients over four tasks get the labels and scores (within 1e-4) that one at a time gets."""
+    rng = random.Random(0)
+    calls = [(task, some_inputs(rng, task)) for task in FOUR_TASKS * 50]
+    with server.client(limits=httpx2.Limits(max_connections=200)) as client:
+
+        def call(of: tuple[str, Any]) -> httpx2.Response:
+            return client.post("/predict", params={"task": of[0]}, json={"inputs": of[1]})
+
+        together = threading.Barrier(200)
+
+        def call_together(of: tuple[str, Any]) -> httpx2.Response:
+            together.wait(timeout=60)
+            return call(of)
+
+        with ThreadPoolExecutor(200) as pool:
+            crowd = list(pool.map(call_together, calls))
+        for of, answer in zip(calls, crowd, strict=True):
+            alone = call(of)
+            assert scores(answer) == pytest.approx(scores(alone), abs=1e-4)
+            assert answer.json()[0]["label"] == alone.json()[0]["label"]
+
+
+def test_replacing_under_load_is_never_half_done(server: Server, adapter_bytes: Callable[..., bytes]) -> None:
+    """While a task's versions replace each other, every answer is the old or the new one's, and its header says which."""
+    versions: dict[str, float] = {}
+    with server.client() as client:
+        for seed in (1, 2):
+            body = {"file": adapter_bytes("swapped", seed=seed)}
+            version = client.post("/adapters", files=body).json()["version"]
+            versions[version] = scores(client.post("/predict?task=swapped", json={"inputs": "it is a good film"}))["yes"]
+    first, second = versions.values()
+    assert abs(first - second) > 0.01  # so that the two can be told apart
+    done = threading.Event()
+
+    def call_until_done(_: int) -> set[str]:
+        seen = set()
+        with server.client() as client:
+            while not done.is_set():
+                answer = client.post("/predict?task=swapped", json={"inputs": "it is a good film"})
+                version = answer.headers["X-Adapter-Version"].removeprefix("swapped@")
+                assert scores(answer)["yes"] == pytest.approx(versions[version], abs=1e-4)
+                seen.add(version)
+        return seen
+
+    with ThreadPoolExecutor(8) as pool, server.client() as client:
+        callers = [pool.submit(call_until_done, i) for i in range(8)]
+        try:
+            for i in range(30):
+                version = list(versions)[i % 2]
+                assert client.post("/adapters/swapped/activate", json={"version": version}).status_code == 200
+        finally:
+            done.set()
+        assert set().union(*(caller.result(timeout=60) for caller in callers)) == set(versions)
+        assert client.delete("/adapters/swapped").status_code == 204
+
+
+def test_more_tasks_than_slots_still_answer(filled_store: Path) -> None:
+    """With a single slot, requests for all tasks are answered, adapters making room for each other."""
+    with running(filled_store, slots=1) as server, server.client() as client:
+        fan_out = client.post("/predict?task=mrpc&task=mnli&task=stsb", json={"inputs": {"text": "a", "text_pair": "b"}})
+        assert set(fan_out.json()) == {"mrpc", "mnli", "stsb"}
+        assert scores(client.post("/predict?task=sst2", json={"inputs": "good"}))
+        assert "adamix_adapter_evictions_total 3.0" in client.get("/metrics").text
+
+
+def test_rows_of_clients_that_left_are_dropped(filled_store: Path) -> None:
+    """A client that closes its connection frees its place in the queue and is counted as cancelled."""
+    with running(filled_store, max_batch_tokens=64, max_inputs=512) as server:
+        with server.client() as client, pytest.raises(httpx2.ReadTimeout):
+            client.post("/predict?task=sst2", json={"inputs": ["good " * 60] * 400}, timeout=httpx2.Timeout(60, read=0.3))
+        with server.client() as client:
+            assert scores(client.post("/predict?task=topics", json={"inputs": "good"}))
+            metrics = client.get("/metrics").text
+        assert 'adamix_requests_total{outcome="cancelled",task="sst2"} 1.0' in metrics
+        assert "adamix_queue_rows 0.0" in metrics
+
+
+def test_killing_the_server_during_uploads_leaves_the_store_whole(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """After `kill -9` in the middle of uploads every acknowledged version is there, whole, and served again."""
+    files = [adapter_bytes("sst2", seed=seed) for seed in range(6)]
+    acknowledged: set[str] = set()
+    for offset in (0, 3):
+        with running(tmp_path / "store") as server:
+            some = threading.Event()
+            rotated = files[offset:] + files[:offset]
+            uploader = threading.Thread(target=_upload_until_killed, args=(server, rotated, acknowledged, some))
+            uploader.start()
+            assert some.wait(timeout=60)
+            server.stop(signal.SIGKILL)
+            uploader.join(timeout=60)
+        store = Store(tmp_path / "store")
+        for version in acknowledged:
+            assert store.get("sst2", version).version == version
+        assert store.get("sst2").version == store.find("sst2").short
+        assert not list((tmp_path / "store").rglob(".tmp-*"))
+    with running(tmp_path / "store") as server, server.client() as client:
+        answer = client.post("/predict?task=sst2", json={"inputs": "good"})
+        assert answer.headers["X-Adapter-Version"] == f"sst2@{Store(tmp_path / 'store').find('sst2').short}"
+
+
+def _upload_until_killed(server: Server, files: list[bytes], acknowledged: set[str], some: threading.Event) -> None:
+    with server.client() as client:
+        for i, data in enumerate(itertools.cycle(files)):
+            try:
+                answer = client.post("/adapters", files={"file": data})
+            except httpx2.TransportError:
+                return
+            acknowledged.add(answer.json()["version"])
+            if i == 2:
+                some.set()
