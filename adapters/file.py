@@ -69,7 +69,12 @@ def serialize(spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of an adapter file; not validated."""
     metadata = {"format": FORMAT, "spec": spec.model_dump_json()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(contiguous, metadata)
+    data = safetensors.torch.save(contiguous, metadata)
+    # safetensors writes the metadata's keys in a random order; in ours, one adapter is one file and one version.
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.dumps({**json.loads(data[8 : 8 + size]), "__metadata__": metadata}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of eight, as safetensors has it
+    return struct.pack("<Q", len(header)) + header + data[8 + size :]
 
 
 def load(path: Path) -> Adapter:

@@ -61,6 +61,13 @@ def test_round_trip(bert: Backbone, tmp_path: Path, dtype: torch.dtype, dense: b
     assert [file.name for file in tmp_path.iterdir()] == ["t.safetensors"]
 
 
+def test_one_adapter_is_one_version(bert: Backbone) -> None:
+    """The same spec and tensors always give the same bytes."""
+    spec, tensors, data = random_adapter(bert, "t", ["schön", "中文"])
+    assert {serialize(spec, tensors) for _ in range(20)} == {data}
+    assert random_adapter(bert, "t", ["schön", "中文"])[2] == data
+
+
 def test_dtypes_may_differ(bert: Backbone) -> None:
     """The tensors of one file need not have the same dtype."""
     spec, tensors, _ = random_adapter(bert, "t", ["a", "b"])

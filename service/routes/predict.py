@@ -21,6 +21,9 @@ from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, r
 from service.state import Logits, Service
 
 router = APIRouter(tags=["predict"])
+# Hugging Face's InferenceClient takes element 0 of what it gets, as its own API answers a list of lists for one text too;
+# text-embeddings-inference and our contract do not.
+HUGGING_FACE_CLIENT = "hf_hub/"
 T = TypeVar("T")
 
 _BODY = {
@@ -99,10 +102,11 @@ async def _predict(request: Request, service: Service, tasks: list[str], version
     outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
     answers: dict[str, Any] = {}
     rest = iter(outcomes)
+    always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")
     for adapter, (count, several) in zip(adapters, shapes, strict=True):
         function = body.function(adapter.spec.problem_type)
         scores = [scored(next(rest).value, adapter.spec.labels, function, top_k) for _ in range(count)]
-        answers[adapter.spec.task] = scores if several else scores[0]
+        answers[adapter.spec.task] = scores if several or always_nested else scores[0]
     content = orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
     return Response(content, headers=_headers(adapters, tokenized, outcomes), media_type="application/json")
 
