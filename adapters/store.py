@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rapidfuzz import process
 
+from adapters.cache import AdapterCache
+from adapters.entry import ACTIVE, SUFFIX, Entry, Version, scan
 from adapters.errors import (
     AmbiguousVersion,
     DamagedAdapter,
@@ -32,36 +32,7 @@ from adapters.errors import (
 )
 from adapters.file import Adapter, Summary, parse, read_summary, sync_folder, write_atomically
 
-SUFFIX = ".safetensors"
-ACTIVE = "active"
 DEFAULT_CACHE_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One stored file. `created` is when this store got it, in seconds since the epoch."""
-
-    digest: str
-    bytes: int
-    created: float
-
-    @property
-    def short(self) -> str:
-        return self.digest[:12]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One task: its versions, oldest first, and the digest of the active one, if any."""
-
-    task: str
-    versions: tuple[Version, ...] = ()
-    active: str | None = None
-    summaries: dict[str, Summary] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def active_version(self) -> Version | None:
-        return next((version for version in self.versions if version.digest == self.active), None)
 
 
 class Store:
@@ -73,15 +44,13 @@ class Store:
     def __init__(self, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.folder = folder
         self._lock = threading.RLock()
-        self._cache: OrderedDict[str, Adapter] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._cached_bytes = 0
+        self._cache = AdapterCache(cache_bytes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._writing():
                 for leftover in folder.glob("*/.tmp-*"):
                     leftover.unlink()
-                self._entries = {entry.task: entry for entry in map(_scan, sorted(folder.iterdir())) if entry.versions}
+                self._entries = {entry.task: entry for entry in map(scan, sorted(folder.iterdir())) if entry.versions}
         except OSError as error:
             raise StoreError(f"the store {folder} cannot be opened: {error.strerror}") from None
 
@@ -122,13 +91,10 @@ class Store:
     def get(self, task: str, version: str | None = None) -> Adapter:
         """The parsed adapter. Raises as `find`, or DamagedAdapter if its file rotted."""
         found = self.find(task, version)
-        with self._lock:
-            adapter = self._cache.get(found.digest)
-            if adapter is not None:
-                self._cache.move_to_end(found.digest)
-                return adapter
-        adapter = self._load(task, found)
-        self._remember(adapter)
+        adapter = self._cache.get(found.digest)
+        if adapter is None:
+            adapter = self._load(task, found)
+            self._cache.put(adapter)
         return adapter
 
     def summary(self, task: str, digest: str) -> Summary:
@@ -170,7 +136,7 @@ class Store:
                     raise
                 entry = replace(entry, active=adapter.digest)
             self._entries[task] = entry
-        self._remember(adapter)
+        self._cache.put(adapter)
         return version, known is None
 
     def activate(self, task: str, version: str) -> Version:
@@ -203,7 +169,7 @@ class Store:
             self.path(task, found.digest).unlink(missing_ok=True)
             sync_folder(self.folder / task)
             self._entries[task] = replace(entry, versions=rest)
-            self._forget(found.digest)
+            self._cache.drop(found.digest)
         return found
 
     def _delete(self, entry: Entry) -> None:
@@ -212,7 +178,7 @@ class Store:
         (folder / ACTIVE).unlink(missing_ok=True)
         for version in entry.versions:
             self.path(entry.task, version.digest).unlink(missing_ok=True)
-            self._forget(version.digest)
+            self._cache.drop(version.digest)
         with contextlib.suppress(OSError):  # somebody put another file there: it is not ours to delete
             folder.rmdir()
         sync_folder(self.folder)
@@ -252,19 +218,6 @@ class Store:
             )
         return adapter
 
-    def _remember(self, adapter: Adapter) -> None:
-        with self._lock:
-            self._forget(adapter.digest)
-            self._cache[adapter.digest] = adapter
-            self._cached_bytes += adapter.bytes
-            while len(self._cache) > 1 and self._cached_bytes > self._cache_bytes:
-                self._forget(next(iter(self._cache)))
-
-    def _forget(self, digest: str) -> None:
-        with self._lock:
-            adapter = self._cache.pop(digest, None)
-            self._cached_bytes -= adapter.bytes if adapter else 0
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """One writer at a time, among threads and among processes; what the disk refuses becomes a StoreError."""
@@ -283,23 +236,6 @@ class Store:
         if names:
             return f"the closest are {', '.join(map(repr, names))}"
         return f"expected one of {', '.join(map(repr, sorted(self._entries)[:5]))}{'…' if len(self._entries) > 5 else ''}"
-
-
-def _scan(folder: Path) -> Entry:
-    """What a folder holds: whole version files, and an active one only if its file is there."""
-    if not folder.is_dir():
-        return Entry(folder.name)
-    versions = []
-    active = None
-    with os.scandir(folder) as files:
-        for file in files:
-            if file.name.endswith(SUFFIX) and len(file.name) == 64 + len(SUFFIX):
-                stat = file.stat()
-                versions.append(Version(file.name.removesuffix(SUFFIX), stat.st_size, stat.st_mtime))
-            elif file.name == ACTIVE:
-                active = Path(file.path).read_bytes().decode("ascii", "replace").strip()
-    versions.sort(key=lambda version: version.created)
-    return Entry(folder.name, tuple(versions), active if active in {v.digest for v in versions} else None)
 
 
 def _shown(text: str) -> str:

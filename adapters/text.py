@@ -12,9 +12,10 @@ from adapters.errors import InvalidText
 
 TextInput = tuple[str] | tuple[str, str]
 
-# C0 controls and DEL but for tab, line feed, vertical tab, form feed and carriage return; and lone surrogates.
-# C1 controls stay allowed: real corpora hold them (Windows-1252 read as Latin-1), and the tokenisers drop them.
-_REFUSED = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+# C0 controls and DEL but for tab, line feed, vertical tab, form feed and carriage return. C1 controls stay allowed: real
+# corpora hold them (Windows-1252 read as Latin-1), and the tokenisers drop them.
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,28 @@ class Tokens:
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise InvalidText if no tokeniser should see `text`; `name` says where it stands ("inputs[3]")."""
+    """What a client may ask: as `check_encodable`, and no control character, which only a broken client sends.
+
+    `name` says where the text stands ("inputs[3]"). Raises InvalidText.
+    """
+    check_encodable(text, name)
+    _refuse(_CONTROL, "control character", text, name)
+
+
+def check_encodable(text: str, name: str) -> None:
+    """What a tokeniser can take: not empty, no lone surrogate. Raises InvalidText.
+
+    Real training data hold a stray control character here and there (STS-B does); the tokenisers drop it.
+    """
     if not text.strip():
         raise InvalidText(f"{name} is {'only white space' if text else 'empty'}; expected a text")
-    refused = _REFUSED.search(text)
-    if refused:
-        code = ord(refused.group())
-        kind = "lone surrogate" if code >= 0xD800 else "control character"
-        raise InvalidText(f"{name} holds the {kind} U+{code:04X} at position {refused.start()}; expected text")
+    _refuse(_SURROGATE, "lone surrogate", text, name)
+
+
+def _refuse(kind: re.Pattern[str], what: str, text: str, name: str) -> None:
+    found = kind.search(text)
+    if found:
+        raise InvalidText(f"{name} holds the {what} U+{ord(found.group()):04X} at position {found.start()}; expected text")
 
 
 def encode(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int) -> list[Tokens]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from adapters.entry import Entry
 from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
-from adapters.store import Entry, Store
+from adapters.store import Store
 from adapters.text import TextInput
 from service.auth import Guard
 from service.batcher import Batcher, Outcome

@@ -12,7 +12,7 @@ from typing import Any
 
 from adapters.errors import InvalidText
 from adapters.spec import ProblemType
-from adapters.text import TextInput, check_text
+from adapters.text import TextInput, check_encodable
 from training.errors import DataError
 
 MAX_CLASSES = 1000  # the adapter format's limit
@@ -166,7 +166,7 @@ def _label(row: dict[str, Any], name: str, path: Path, number: int) -> Any:
 
 def _check_text(text: str, name: str, path: Path, number: int) -> None:
     try:
-        check_text(text, f"column {name!r}")
+        check_encodable(text, f"column {name!r}")
     except InvalidText as error:
         raise DataError(f"{path}, line {number}: {error}") from None
 

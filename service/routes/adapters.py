@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from adapters.entry import Entry, Version
 from adapters.file import parse
-from adapters.store import Entry, Version
 from service.errors import MalformedBody, RequestRefused
 from service.routes import problems, service_of
 from service.schemas import Activation, AdapterDetail, AdapterInfo, InvalidRequest, VersionInfo

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Checks what `docker compose up` started, one line a check: bash deploy/check.sh
+#
+# It works with a task of its own, which it deletes at the end, and stops and starts the service once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TASK=deploy-check
+SECONDS_TO_START=120
+SECONDS_TO_SCRAPE=30
+
+main() {
+  check_container
+  check_routes
+  check_uploads
+  check_prometheus
+  check_stop
+  check_kept
+  echo "all well"
+}
+
+check_container() {
+  expect "the container's health" healthy "$(container '{{.State.Health.Status}}')"
+  expect "root in the container" no "$(in_service sh -c '[ "$(id -u)" = 0 ] && echo yes || echo no')"
+  expect "a writable root file system" no "$(in_service sh -c 'touch /app/x 2>/dev/null && echo yes || echo no')"
+  expect "sentence-transformers in the image" no \
+    "$(in_service python -c 'import importlib.util as i; print("yes" if i.find_spec("sentence_transformers") else "no")')"
+  service_log >"$scratch/log"
+  expect "lines of the log that are no JSON object" 0 "$(grep -cvE '^\{.*\}$' "$scratch/log" || true)"
+}
+
+check_routes() {
+  local path
+  for path in /health /ready /metrics /storage /docs; do expect "GET $path" 200 "$(status "$service$path")"; done
+  [[ $(ask "$service/adapters") =~ \"task\":\"([^\"]+)\",\"version\":\"([0-9a-f]+)\" ]] ||
+    fail "GET /adapters: no task is served"
+  local task=${BASH_REMATCH[1]} version=${BASH_REMATCH[2]}
+  pass "GET /adapters: $task@$version is served"
+  # What is uploaded below is made of this adapter: so it fits, whatever the backbone is.
+  ask "$service/adapters/$task/versions/$version/file" >"$scratch/model"
+  inputs='"a man is eating"'
+  if [[ $(ask "$service/adapters/$task") =~ \"text_pair\":true ]]; then
+    inputs='{"text": "a man is eating", "text_pair": "somebody eats"}'
+  fi
+  expect "POST /predict?task=$task" 200 "$(predict "$task" "$inputs")"
+}
+
+check_uploads() {
+  if grep -q '"admin_key":' "$scratch/log"; then
+    expect "the admin key of the log is the one in force" yes \
+      "$(grep -qF "\"$admin_key\"" "$scratch/log" && echo yes || echo no)"
+  fi
+  make_adapter 1 >"$scratch/first"
+  make_adapter 2 >"$scratch/second"
+  expect "POST /adapters without the admin key" 401 "$(status -F "file=@$scratch/first" "$service/adapters")"
+  expect "POST /adapters" 201 "$(upload "$scratch/first")"
+  expect "POST /predict with it" 200 "$(predict "$TASK" "$inputs")"
+  first=$(version)
+  expect "POST /adapters, another version" 201 "$(upload "$scratch/second")"
+  expect "POST /adapters, the same again" 200 "$(upload "$scratch/second")"
+  expect "POST /predict with the other version" 200 "$(predict "$TASK" "$inputs")"
+  second=$(version)
+  [ "$first" != "$second" ] || fail "both versions are $first; expected two"
+  pass "the versions are $first and $second"
+}
+
+check_prometheus() {
+  local up=0 deadline=$((SECONDS + SECONDS_TO_SCRAPE))
+  until up=$(query 'up{job="adamix"}') && [ "$up" = 1 ] || [ $SECONDS -ge $deadline ]; do sleep 1; done
+  expect "Prometheus' up{job=\"adamix\"}" 1 "$up"
+  [[ $(query adamix_backbone_bytes) =~ ^[1-9] ]] || fail "Prometheus has no adamix_backbone_bytes"
+  pass "Prometheus' adamix_backbone_bytes: $(query adamix_backbone_bytes)"
+}
+
+check_stop() {
+  local started
+  predict "$TASK" "[$inputs$(printf ", $inputs%.0s" {1..63})]" >"$scratch/under-way" &
+  sleep 0.2
+  started=$SECONDS
+  docker compose --progress quiet stop service
+  pass "stopped after $((SECONDS - started)) s"
+  wait $!
+  expect "a request under way at the stop" 200 "$(<"$scratch/under-way")"
+  expect "the exit status" 0 "$(container '{{.State.ExitCode}}')"
+  service_log >"$scratch/log"
+  expect "the log's last event" stopped "$(tail -n 1 "$scratch/log" | sed -nE 's/.*"event": ?"([^"]*)".*/\1/p')"
+  docker compose --progress quiet start service
+  started=$SECONDS
+  until [ "$(container '{{.State.Health.Status}}')" = healthy ]; do
+    [ $((SECONDS - started)) -lt $SECONDS_TO_START ] || fail "not healthy $SECONDS_TO_START s after the start"
+    sleep 0.5
+  done
+  pass "healthy $((SECONDS - started)) s after the start"
+}
+
+check_kept() {
+  expect "the admin key is the same after the restart" yes "$([ "$(read_admin_key)" = "$admin_key" ] && echo yes || echo no)"
+  expect "POST /predict after the restart" 200 "$(predict "$TASK" "$inputs")"
+  expect "the version after the restart" "$second" "$(version)"
+  expect "rollback with the admin key" 200 \
+    "$(status "${as_admin[@]}" "${as_json[@]}" --data "{\"version\": \"${first#*@}\"}" "$service/adapters/$TASK/activate")"
+  expect "POST /predict after the rollback" 200 "$(predict "$TASK" "$inputs")"
+  expect "the version after the rollback" "$first" "$(version)"
+  expect "DELETE /adapters/$TASK" 204 "$(delete_task)"
+}
+
+pass() { printf 'ok    %s\n' "$*"; }
+fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+
+expect() { # what, expected, found
+  [ "$2" = "$3" ] || fail "$1: $3; expected $2"
+  pass "$1: $3"
+}
+
+container() { docker inspect --format "$1" "$(docker compose ps --all --quiet service)"; }
+in_service() { docker compose exec -T service "$@"; }
+# `docker compose logs` of compose 2.26 puts escape codes among the lines.
+service_log() { docker logs "$(docker compose ps --all --quiet service)" 2>&1; }
+
+ask() { curl --silent --show-error --noproxy '*' --max-time 120 "$@"; }
+status() { ask --output /dev/null --write-out '%{http_code}' "$@"; }
+upload() { status "${as_admin[@]}" -F "file=@$1" "$service/adapters"; }
+delete_task() { status "${as_admin[@]}" --request DELETE "$service/adapters/$TASK"; }
+predict() { # task, inputs as JSON: the status; the headers are kept for `version`
+  status --dump-header "$scratch/headers" -H "Authorization: Bearer $api_key" "${as_json[@]}" \
+    --data "{\"inputs\": $2}" "$service/predict?task=$1"
+}
+version() { tr -d '\r' <"$scratch/headers" | sed -nE 's/^[Xx]-[Aa]dapter-[Vv]ersion: //p'; }
+
+query() { # PromQL: the value of the first series
+  [[ $(ask --get --data-urlencode "query=$1" "$prometheus/api/v1/query") =~ \"value\":\[[^,]+,\"([^\"]+)\" ]] || return 0
+  echo "${BASH_REMATCH[1]}"
+}
+
+read_admin_key() { in_service sh -c 'echo "${ADAMIX_ADMIN_KEY:-$(cat "$ADAMIX_STORE.admin-key")}"'; }
+
+make_adapter() { # number: an adapter file for TASK, another for each number
+  in_service python -c '
+import sys
+from adapters.file import parse, serialize
+model = parse(sys.stdin.buffer.read())
+spec = model.spec.model_copy(update={"task": sys.argv[1], "training": {"made_by": "deploy/check.sh", "number": sys.argv[2]}})
+sys.stdout.buffer.write(serialize(spec, model.tensors))' "$TASK" "$1" <"$scratch/model"
+}
+
+clean_up() {
+  [ -z "${admin_key:-}" ] || delete_task >/dev/null 2>&1 || true
+  rm -rf "$scratch"
+}
+
+scratch=$(mktemp -d)
+trap clean_up EXIT
+service=http://$(docker compose port service 8000)
+prometheus=http://$(docker compose port prometheus 9090)
+admin_key=$(read_admin_key </dev/null)
+api_key=$(in_service sh -c 'echo "${ADAMIX_API_KEY:-}"' </dev/null)
+as_admin=(-H "Authorization: Bearer $admin_key")
+as_json=(-H 'Content-Type: application/json')
+main
