@@ -19,6 +19,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_ID_CHARACTERS = 128
 UPLOAD_PATH = "/adapters"
+PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds, for ever: logged at debug level only
 
 log = structlog.get_logger("service.access")
 
@@ -52,7 +53,8 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1e3, 3))
+            tell = log.debug if scope["path"] in PROBES else log.info
+            tell("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1e3, 3))
 
 
 class BodyLimit:

@@ -118,7 +118,7 @@ def test_storage_adds_up(client: httpx2.Client, server: Server) -> None:
 def test_each_request_leaves_one_line_of_json(client: httpx2.Client, server: Server) -> None:
     """The log holds one line for a request, with its id, path, status and milliseconds."""
     client.post("/predict?task=sst2", json=FILM, headers={"X-Request-ID": "look-for-me"})
-    client.get("/health")  # its line comes after the other's
+    client.get("/storage")  # its line comes after the other's
     (line,) = [line for line in list(server.lines) if line.get("request_id") == "look-for-me"]
     assert (line["event"], line["path"], line["status"]) == ("request", "/predict", 200)
     assert line["ms"] > 0
