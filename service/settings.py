@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the backbone on the device")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs the admin key for writes")
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine; by default one per core")
     max_batch_tokens: int | None = Field(
         None, ge=16, description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU"
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     drain_seconds: int = Field(30, ge=0, description="how long SIGTERM waits for requests under way")
     api_key: SecretStr | None = Field(None, description="if set, /predict wants it as a bearer token")
     admin_key: SecretStr | None = Field(None, description="who bears it may write; made at first start where one is needed")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug tells of probes, too")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
 
     @model_validator(mode="after")
