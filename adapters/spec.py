@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
@@ -94,8 +95,15 @@ def first_problem(error: ValidationError) -> str:
         return f"{place} is there; expected no such key"
     if not place or problem["type"] == "value_error":
         return message
-    found = repr(problem["input"])
-    return f"{place} is {found if len(found) <= 80 else found[:77] + '...'}; {_expected(message)}"
+    return f"{place} is {shown(problem['input'])}; {_expected(message)}"
+
+
+def shown(value: object) -> str:
+    """What was found, as much of it as a sentence bears: however large it is, and however deep a client nested it."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 4, 80, 80
+    text = brief.repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _expected(message: str) -> str:

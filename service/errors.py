@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
+from adapters.spec import shown
 from service.batcher import Closed, QueueFull
 from service.schemas import InvalidRequest
 from service.tokenizer import InputTooLong
@@ -136,7 +137,7 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     where = " ".join(str(part) for part in first["loc"])
-    found = "missing" if first["type"] == "missing" else repr(first.get("input"))[:80]
+    found = "missing" if first["type"] == "missing" else shown(first.get("input"))
     return problem(422, f"{where} is {found}: {first['msg']}", "InvalidRequest")
 
 

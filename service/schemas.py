@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from adapters.errors import AdaMixError
-from adapters.spec import AdapterSpec, ProblemType
+from adapters.spec import AdapterSpec, ProblemType, shown
 from adapters.text import TextInput, check_text
 
 
@@ -67,9 +67,7 @@ class PredictRequest(BaseModel):
         """What turns logits into scores."""
         if self.parameters is not None and self.parameters.function_to_apply is not None:
             return self.parameters.function_to_apply
-        if self.raw_scores or problem_type == "regression":
-            return "none"
-        return "sigmoid" if problem_type == "multi_label_classification" else "softmax"
+        return "none" if self.raw_scores else default_function(problem_type)
 
 
 class Score(BaseModel):
@@ -155,6 +153,13 @@ def read_inputs(inputs: Any, spec: AdapterSpec) -> tuple[list[TextInput], bool]:
     return [_row(inputs, spec, "inputs")], False
 
 
+def default_function(problem_type: ProblemType) -> Function:
+    """What turns logits into scores where the client asks for nothing else."""
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" else "softmax"
+
+
 def scored(logits: list[float], labels: tuple[str, ...], function: Function, top_k: int | None) -> list[dict[str, Any]]:
     """Logits → `[{"label", "score"}]`, best first: by the logits, since scores may saturate at 0 or 1."""
     if function == "softmax":
@@ -191,19 +196,14 @@ def _texts(item: Any, name: str) -> TextInput:
     if isinstance(item, dict):
         unknown = set(item) - {"text", "text_pair"}
         if unknown or "text" not in item:
-            raise InvalidRequest(f'{name} has the keys {_shown(sorted(item))}; expected "text" and perhaps "text_pair"')
+            raise InvalidRequest(f'{name} has the keys {shown(sorted(item))}; expected "text" and perhaps "text_pair"')
         texts = [item["text"]] + ([item["text_pair"]] if item.get("text_pair") is not None else [])
     else:
         texts = item
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest(
-            f'{name} is {_shown(item)}; expected a text, {{"text", "text_pair"}} or a list of one or two texts'
+            f'{name} is {shown(item)}; expected a text, {{"text", "text_pair"}} or a list of one or two texts'
         )
     if len(texts) not in (1, 2):
         raise InvalidRequest(f"{name} holds {len(texts)} texts; expected one or two")
     return (texts[0],) if len(texts) == 1 else (texts[0], texts[1])
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"

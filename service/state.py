@@ -13,7 +13,7 @@ from adapters.spec import BackboneRef
 from adapters.store import Store
 from adapters.text import TextInput
 from service.auth import Guard
-from service.batcher import Batcher, Outcome
+from service.batcher import Batcher, Closed, Outcome
 from service.engine import Row
 from service.metrics import Metrics
 from service.schemas import AdapterBytes, Storage
@@ -49,6 +49,11 @@ class Service:
     max_inputs: int
     device: str
     stopping: bool = False
+
+    def check_ready(self) -> None:
+        """Raises Closed once the service has been asked to stop."""
+        if self.stopping:
+            raise Closed
 
     def check_fits(self, adapter: Adapter) -> None:
         """Raises BackboneMismatch if this backbone cannot run the adapter."""

@@ -33,6 +33,6 @@ class RequestTokenizer:
                 if row.full_length > max_length:
                     raise InputTooLong(
                         f"input {i} has {row.full_length} tokens; expected at most {max_length} "
-                        '(or "truncate": true in the request)'
+                        '(or "truncate": true in the request; for V2 in its parameters)'
                     )
         return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
+from pydantic import BaseModel
 
 from service.schemas import Problem
 from service.state import Service
@@ -25,6 +26,23 @@ _WHY = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route's documentation says of the errors that it answers."""
     return {status: {"model": Problem, "description": _WHY[status]} for status in statuses}
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A body's JSON schema for the documentation of a route that reads it by itself: whole, so without references."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        rest = {key: whole(value) for key, value in node.items() if key != "$ref"}
+        return whole(parts[node["$ref"].removeprefix("#/$defs/")]) | rest if "$ref" in node else rest
+
+    answer: dict[str, Any] = whole(schema)
+    return answer
 
 
 def service_of(request: Request) -> Service:

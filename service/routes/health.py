@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
-from service.batcher import Closed
 from service.routes import problems, service_of
 
 router = APIRouter(tags=["operations"])
@@ -28,8 +27,7 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> dict[str, str | int]:
     """Whether the service can predict: not once it has been asked to stop."""
     service = service_of(request)
-    if service.stopping:
-        raise Closed
+    service.check_ready()
     return {"status": "ready", "backbone": service.backbone.reference.name, "tasks": len(service.store)}
 
 

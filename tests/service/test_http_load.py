@@ -98,14 +98,17 @@ def test_more_tasks_than_slots_still_answer(filled_store: Path) -> None:
 
 
 def test_rows_of_clients_that_left_are_dropped(filled_store: Path) -> None:
-    """A client that closes its connection frees its place in the queue and is counted as cancelled."""
+    """A client that leaves, on /predict or on infer, frees its place in the queue and is counted as cancelled."""
     with running(filled_store, max_batch_tokens=64, max_inputs=512) as server:
-        with server.client() as client, pytest.raises(httpx2.ReadTimeout):
-            client.post("/predict?task=sst2", json={"inputs": ["good " * 60] * 400}, timeout=httpx2.Timeout(60, read=0.3))
+        texts = ["good " * 60] * 400
+        tensor = {"name": "text", "shape": [400], "datatype": "BYTES", "data": texts}
+        for path, body in (("/predict?task=sst2", {"inputs": texts}), ("/v2/models/sst2/infer", {"inputs": [tensor]})):
+            with server.client() as client, pytest.raises(httpx2.ReadTimeout):
+                client.post(path, json=body, timeout=httpx2.Timeout(60, read=0.3))
         with server.client() as client:
             assert scores(client.post("/predict?task=topics", json={"inputs": "good"}))
             metrics = client.get("/metrics").text
-        assert 'adamix_requests_total{outcome="cancelled",task="sst2"} 1.0' in metrics
+        assert 'adamix_requests_total{outcome="cancelled",task="sst2"} 2.0' in metrics
         assert "adamix_queue_rows 0.0" in metrics
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -70,12 +72,31 @@ def test_the_schema_documents_every_route(client: httpx2.Client) -> None:
         "/adapters/{task}/versions/{version}": {"delete"},
         "/adapters/{task}/versions/{version}/file": {"get"},
         "/storage": {"get"},
+        "/v2": {"get"},
+        "/v2/health/live": {"get"},
+        "/v2/health/ready": {"get"},
+        "/v2/repository/index": {"post"},
+        "/v2/models/{task}": {"get"},
+        "/v2/models/{task}/ready": {"get"},
+        "/v2/models/{task}/infer": {"post"},
+        "/v2/models/{task}/versions/{version}": {"get"},
+        "/v2/models/{task}/versions/{version}/ready": {"get"},
+        "/v2/models/{task}/versions/{version}/infer": {"post"},
         "/health": {"get"},
         "/ready": {"get"},
         "/metrics": {"get"},
     }
     assert {path: set(methods) for path, methods in paths.items()} == wanted
-    assert {"400", "404", "413", "422", "429"} <= set(paths["/predict"]["post"]["responses"])
+    for path in ("/predict", "/v2/models/{task}/infer"):
+        assert {"400", "404", "413", "422", "429"} <= set(paths[path]["post"]["responses"])
+
+
+def test_the_schema_refers_to_nothing_that_is_not_there(client: httpx2.Client) -> None:
+    """Every reference in the OpenAPI document leads to one of its own components."""
+    text = client.get("/openapi.json").text
+    components = json.loads(text)["components"]["schemas"]
+    assert set(re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', text)) <= set(components)
+    assert text.count('"$ref"') == text.count("#/components/schemas/")
 
 
 def test_metrics_are_the_contracts(client: httpx2.Client) -> None:
@@ -125,7 +146,7 @@ def test_each_request_leaves_one_line_of_json(client: httpx2.Client, server: Ser
 
 
 def test_keys_guard_writes_and_predictions(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
-    """Off loopback a kept admin key is needed to write; ADAMIX_API_KEY guards /predict; health stays open."""
+    """Off loopback a kept admin key is needed to write; ADAMIX_API_KEY guards /predict and infer; health stays open."""
     data = adapter_bytes("sst2")
     with running(tmp_path / "store", host="0.0.0.0", api_key="predict-key") as server:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
@@ -143,7 +164,10 @@ def test_keys_guard_writes_and_predictions(tmp_path: Path, adapter_bytes: Callab
             assert client.post("/adapters", files={"file": data}, headers=admin).status_code == 201
             assert client.post("/predict?task=sst2", json=FILM).status_code == 401
             assert client.post("/predict?task=sst2", json=FILM, headers=admin).status_code == 401
+            infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
             mine = {"Authorization": "Bearer predict-key"}
+            assert client.post("/v2/models/sst2/infer", json=infer).status_code == 401
+            assert client.post("/v2/models/sst2/infer", json=infer, headers=mine).status_code == 200
             assert client.post("/predict?task=sst2", json=FILM, headers=mine).status_code == 200
             assert client.get("/health").status_code == client.get("/metrics").status_code == 200
         assert server.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from typing import Any
 
@@ -181,6 +182,7 @@ MALFORMED: dict[str, tuple[bytes, int, list[str]]] = {
     "top_k too large": (b'{"inputs": "good", "parameters": {"top_k": 3}}', 422, ["top_k is 3", "1 to 2"]),
     "top_k a text": (b'{"inputs": "good", "parameters": {"top_k": "all"}}', 422, ["top_k", "all", "integer"]),
     "unknown function": (b'{"inputs": "good", "parameters": {"function_to_apply": "tanh"}}', 422, ["tanh", "softmax"]),
+    "nested deep": (b'{"inputs": ' + b"[" * 1000 + b"]" * 1000 + b"}", 422, ["inputs[0]", "expected a text"]),
     "nested too deep": (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, ["JSON"]),
     "a body of 10 MB": (b'{"inputs": "' + b"good " * 2_000_000 + b'"}', 413, ["10000014", "2097152"]),
 }
@@ -195,6 +197,15 @@ def test_malformed_bodies_are_refused_by_name(case: str, client: httpx2.Client) 
     for word in words:
         assert word in answer.json()["error"]
     assert predict(client, "sst2", FILM)
+
+
+def test_a_compressed_body_is_refused(client: httpx2.Client) -> None:
+    """A compressed body is refused by its Content-Encoding, not as bad JSON."""
+    answer = client.post(
+        "/predict?task=sst2", content=gzip.compress(b'{"inputs": "a"}'), headers={"Content-Encoding": "gzip"}
+    )
+    assert answer.status_code == 400
+    assert "'gzip'" in answer.json()["error"]
 
 
 def test_a_body_without_a_length_is_limited_too(client: httpx2.Client) -> None:

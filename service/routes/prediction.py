@@ -1,0 +1,142 @@
+"""A request for predictions, whatever its form: its key, its count, its body, its adapters, its rows, its headers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from adapters.file import Adapter
+from adapters.spec import first_problem
+from adapters.text import TextInput
+from service.batcher import Outcome
+from service.engine import Row
+from service.errors import ClientClosed, MalformedBody, TooManyInputs, status_of
+from service.routes import service_of
+from service.schemas import InvalidRequest
+from service.state import Logits, Service
+
+T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The logits of each adapter's rows, in the order asked for, and the answer's headers."""
+
+    logits: list[list[Logits]]
+    headers: dict[str, str]
+
+
+@contextlib.contextmanager
+def counted(request: Request, tasks: Sequence[str]) -> Iterator[Service]:
+    """Around a request for predictions: checks its key and its tasks' names, then times and counts it by its outcome."""
+    service = service_of(request)
+    started = time.perf_counter()
+    service.guard.check_predict(request.headers)
+    for task in tasks:
+        service.store.entry(task)  # an unknown task ends here, before it could make a series
+    status = 200
+    try:
+        yield service
+    except BaseException as error:
+        status = 499 if isinstance(error, asyncio.CancelledError) else status_of(error)
+        raise
+    finally:
+        service.metrics.request(tasks, status, time.perf_counter() - started)
+
+
+async def read_body(request: Request) -> bytes:
+    """The body as it came. Raises MalformedBody for a compressed one: what it would become has no limit."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise MalformedBody(f"the body's Content-Encoding is {encoding[:40]!r}; expected a body that is not compressed")
+    return await request.body()
+
+
+def parse(body: bytes, model: type[Model], what: str, expected: str) -> Model:
+    """A JSON body as `model`; `what` and `expected` name it in the refusals."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(f"the body is not JSON: {error}; expected {expected}") from None
+    if not isinstance(content, dict):
+        raise InvalidRequest(f"the body is a JSON {type(content).__name__}; expected {expected}")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise InvalidRequest(f"the body is not {what}: {first_problem(error)}") from None
+
+
+async def admit(service: Service, task: str, version: str | None) -> Adapter:
+    """The adapter that this request is admitted with; read off the event loop if it is not in memory."""
+    found = service.store.find(task, version)
+    load = service.store.get
+    if service.store.cached(found.digest):
+        adapter = load(task, found.digest)
+    else:
+        adapter = await asyncio.to_thread(load, task, found.digest)
+    service.check_fits(adapter)
+    return adapter
+
+
+def check_rows(service: Service, inputs: int, tasks: int = 1) -> None:
+    """Raises TooManyInputs."""
+    if inputs * tasks > service.max_inputs:
+        raise TooManyInputs(
+            f"the request has {inputs} inputs for {tasks} task{'s'[: tasks - 1]}; "
+            f"expected at most {service.max_inputs} rows in all"
+        )
+
+
+async def predicted(
+    request: Request, service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool
+) -> Prediction:
+    """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, QueueFull,
+    Closed, or ClientClosed when nobody waits for the answer any more."""
+    tokenizing = time.perf_counter()
+    rows: list[Row] = []
+    for adapter, texts in wanted:
+        rows += await service.rows(adapter, texts, truncate=truncate)
+    tokenized = time.perf_counter() - tokenizing
+    service.metrics.tokenization.observe(tokenized)
+    outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
+    rest = iter(outcomes)
+    logits = [[next(rest).value for _ in texts] for _, texts in wanted]
+    return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized, outcomes))
+
+
+async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
+    """Wait for `work`, but give it up when the connection closes: nobody would read the answer."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientClosed("the client closed the connection before its answer was ready")
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _headers(adapters: list[Adapter], tokenized: float, outcomes: list[Outcome[Logits]]) -> dict[str, str]:
+    queued = max(outcome.queued for outcome in outcomes)
+    ran = max(outcome.ran for outcome in outcomes)
+    stages = {"queue": queued, "tokenize": tokenized, "inference": ran}
+    return {
+        "X-Adapter-Version": ", ".join(f"{adapter.spec.task}@{adapter.version}" for adapter in adapters),
+        "Server-Timing": ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in stages.items()),
+    }
