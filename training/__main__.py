@@ -46,7 +46,7 @@ def main(
     consistency: Annotated[float, typer.Option(help="Weight of the consistency loss; 0 for none.")] = 1.0,
     epochs: Annotated[int, typer.Option()] = 10,
     batch_size: Annotated[int, typer.Option(help="Rows in a mini-batch.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak, after the warm-up.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak, after the warm-up; `full` wants some 5e-5.")] = 1e-3,
     warmup: Annotated[float, typer.Option(help="Share of all steps.")] = 0.06,
     weight_decay: Annotated[float, typer.Option()] = 0.1,
     clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
