@@ -46,19 +46,24 @@ def add(path: Path, cell: dict[str, Any]) -> dict[str, Any]:
     return cell
 
 
-def rates(cells: list[dict[str, Any]], backbone: str, method: str) -> dict[float, dict[str, float]]:
-    """What a search found for a method: held-out score by learning rate and task, of the rates tried on every task."""
+def rates(cells: list[dict[str, Any]], backbone: str, cap: int | None, method: str) -> dict[float, dict[str, float]]:
+    """What a search found for a method: held-out score by learning rate and task."""
     found: dict[float, dict[str, float]] = {}
     for cell in cells:
-        if cell["search"] is not None and cell["method"] == method and cell["backbone"] == backbone:
+        if cell["search"] is not None and (cell["method"], cell["backbone"], cell["cap"]) == (method, backbone, cap):
             found.setdefault(cell["search"], {})[cell["task"]] = cell["score"]
-    tasks = {task for scores in found.values() for task in scores}
-    return {rate: scores for rate, scores in sorted(found.items()) if set(scores) == tasks}
+    return dict(sorted(found.items()))
 
 
-def best_rate(folder: Path, backbone: str, method: str, grid: dict[str, tuple[float, ...]]) -> float:
-    """The rate of the best mean in the search; before any search, the middle of the grid."""
-    found = rates(read(folder), backbone, method)
+def best_rate(folder: Path, backbone: str, cap: int | None, method: str, grid: tuple[float, ...]) -> float:
+    """The rate of the best mean in the search; before any search, the middle of the grid. ValueError for half a search."""
+    found = rates(read(folder), backbone, cap, method)
     if not found:
-        return grid[method][len(grid[method]) // 2]
+        return grid[len(grid) // 2]
+    tasks = {task for scores in found.values() for task in scores}
+    lacking = [f"{rate:g} on {task}" for rate in grid for task in sorted(tasks) if task not in found.get(rate, {})]
+    if lacking:
+        raise ValueError(
+            f"the search for {method} lacks {', '.join(lacking)}; expected it whole: python -m benchmarks.glue search"
+        )
     return max(found, key=lambda rate: statistics.mean(found[rate].values()))

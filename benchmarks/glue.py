@@ -84,7 +84,7 @@ def run(
         for seed in whole_numbers(seeds):
             for task in chosen(tasks, TASKS):
                 for method in chosen(methods, METHODS):
-                    rate = cells.best_rate(results, backbone, METHODS[method]["method"], RATES)
+                    rate = rate_of(results, backbone, rows, METHODS[method]["method"])
                     recipe = recipe_of(task, method, rate, seed, epochs, precision)
                     sets = read(glue_dir, task, rows)
                     line = fill(results / "glue.jsonl", results, loaded, task, method, recipe, sets, rows)
@@ -133,6 +133,10 @@ def render(
     except ValueError as error:
         fail(str(error))
     typer.echo(f"written to {out}")
+
+
+def rate_of(results: Path, backbone: str, rows: int | None, method: str) -> float:
+    return cells.best_rate(results, backbone, rows, method, RATES[method])
 
 
 def fill(

@@ -39,7 +39,7 @@ def write(
         group = [cell for cell in final if (cell["backbone"], cell["cap"]) == (backbone, cap)]
         name = f"{out.stem}-{Path(backbone).name}{'' if cap is None else f'-{cap}'}"
         parts += _group(group, backbone, cap, tasks, methods, notes, out, name)
-        parts.append(_search([c for c in cells if c["cap"] == cap], backbone, grid))
+        parts.append(_search(cells, backbone, cap, grid))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(parts), encoding="utf-8")
 
@@ -125,13 +125,13 @@ def _unmerged(group: Cells, tasks: list[str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _search(cells: Cells, backbone: str, grid: dict[str, tuple[float, ...]]) -> str:
+def _search(cells: Cells, backbone: str, cap: int | None, grid: dict[str, tuple[float, ...]]) -> str:
     lines = [
         "### Learning rates\n",
         "Chosen by the mean score on a fifth of the training rows held out, seed 0; dev was not looked at.\n",
     ]
     for method, tried in grid.items():
-        found = stored.rates(cells, backbone, method)
+        found = stored.rates(cells, backbone, cap, method)
         if found:
             means = {rate: statistics.mean(scores.values()) for rate, scores in found.items()}
             over = ", ".join(sorted(next(iter(found.values()))))

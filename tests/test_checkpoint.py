@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, bert: Backbone, method: Any, kille
 
 def test_ctrl_c_and_resume(tmp_path: Path, bert_folder: Path) -> None:
     """A run of the program that Ctrl-C ended, resumed, writes the very tensors and probe of a run never stopped."""
-    out, kept, epochs = tmp_path / "out.safetensors", str(tmp_path / "kept"), ("--epochs", "100")
+    out, kept, epochs = tmp_path / "out.safetensors", str(tmp_path / "kept"), ("--epochs", "50")
     assert run(tmp_path, bert_folder, "--out", str(tmp_path / "whole.safetensors"), *epochs).exit_code == 0
     whole = load(tmp_path / "whole.safetensors")
     scores = tmp_path / "scores.jsonl"
@@ -79,14 +79,14 @@ def test_ctrl_c_and_resume(tmp_path: Path, bert_folder: Path) -> None:
         rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     stopped = load(out).spec.training["steps"]
-    assert f"stopped early, after {stopped} of 300 steps; --resume goes on\n" in rest
+    assert f"stopped early, after {stopped} of 150 steps; --resume goes on\n" in rest
     assert not scores.exists()  # half a run is no result
     result = CliRunner().invoke(app, [*options, "--resume"])
     assert result.exit_code == 0, result.output
     again = load(out)
     assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
     assert again.spec.probe == whole.spec.probe
-    assert (again.spec.training["steps"], len(lines(scores))) == (300, 1)
+    assert (again.spec.training["steps"], len(lines(scores))) == (150, 1)
 
 
 def test_a_finished_run_is_judged_again(tmp_path: Path, bert_folder: Path) -> None:

@@ -104,6 +104,16 @@ def test_the_search(data: Path, bert_folder: Path) -> None:
     assert found(data)[0]["recipe"]["learning_rate"] == max(means, key=means.__getitem__)
 
 
+def test_half_a_search(data: Path, bert_folder: Path) -> None:
+    """Half a search chooses nothing: a run says what lacks."""
+    assert invoke("search", data, bert_folder, "--methods", "head").exit_code == 0
+    path = data.parent / "results" / "glue_search.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-1]))
+    result = invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0")
+    assert result.exit_code == 2
+    assert "the search for head lacks 0.01 on stsb; expected it whole" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

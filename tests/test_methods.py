@@ -98,6 +98,18 @@ def test_what_a_method_trains(tmp_path: Path, method: Method) -> None:
     assert not any(module._forward_hooks for module in backbone.encoder.modules())
 
 
+@pytest.mark.parametrize("family", ["roberta", "electra"])
+@pytest.mark.parametrize("method", LEARNS)
+def test_families(tmp_path: Path, family: str, method: Method) -> None:
+    """Each method fits encoders of other families than BERT."""
+    backbone = backbones.load(str(tiny_backbone(tmp_path, family)))
+    recipe = dataclasses.replace(QUICK, method=method)
+    assert set(measure(backbone, SINGLE, SINGLE, recipe).scores) == {"accuracy", "f1_macro", "matthews"}
+    model = build(backbone, 2, recipe)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in LEARNS[method] if "pooler" not in name} <= names
+
+
 def still(moved: set[str]) -> set[str]:
     """What may learn without moving: a key's bias, which no attention sees."""
     return {f"encoder.encoder.layer.{i}.attention.self.key.bias" for i in range(LAYERS)} - moved

@@ -13,7 +13,7 @@ import typer
 from adapters.backbone import Backbone
 from adapters.file import save
 from adapters.spec import TASK_PATTERN
-from training import progress
+from training import progress, shots
 from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.data import Dataset
@@ -52,6 +52,8 @@ class Runs:
     def run(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe]) -> None:
         """Train, tell and write, one recipe after the other; they differ by their seed. Raises TrainingError."""
         metric = main_metric(sets[0].problem_type, recipes[0].positive, self.metric)
+        if recipes[0].shots is not None:
+            shots.check(sets[0], recipes[0].shots)
         results = []
         for recipe in recipes:
             measured = self._one(backbone, sets, recipe)

@@ -9,10 +9,14 @@ from training.data import Dataset
 from training.errors import TrainingError
 
 
-def draw(dataset: Dataset, shots: int, seed: int) -> Dataset:
-    """`shots` examples in all. Single label: the classes take turns, in an order of their own draw, while they last."""
+def check(dataset: Dataset, shots: int) -> None:
     if shots > len(dataset.texts):
         raise TrainingError(f"shots is {shots}, but there are {len(dataset.texts)} training examples; expected at most that")
+
+
+def draw(dataset: Dataset, shots: int, seed: int) -> Dataset:
+    """`shots` examples in all. Single label: the classes take turns, in an order of their own draw, while they last."""
+    check(dataset, shots)
     rng = random.Random(seed)
     order = list(range(len(dataset.texts)))
     rng.shuffle(order)
