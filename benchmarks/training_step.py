@@ -72,7 +72,7 @@ def main(
     tokens = 0
     for repeat in range(-1, repeats):  # the first one warms up
         chosen = [(text,) for text in rng.choices(corpus, k=batch * steps)]
-        rows = encode(loaded.tokenizer, chosen, MAX_LENGTH)
+        rows = encode(loaded.tokenizer, chosen, contest.width)
         data = Dataset("single_label_classification", ("no", "yes"), chosen, [rng.randrange(2) for _ in chosen])
         names = list(contest.runs)
         first = repeat % len(names)
@@ -90,6 +90,7 @@ class Contest:
 
     def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.width = min(MAX_LENGTH, backbone.max_length)
         self.plain = build(backbone, 2, recipe)
         routed = Recipe(**{**vars(recipe), "method": "adamix", "consistency": 0.0})
         consistent = Recipe(**{**vars(recipe), "method": "adamix", "consistency": 1.0})
@@ -98,7 +99,7 @@ class Contest:
             "routed": Fitted(build(backbone, 2, routed), routed),
             "consistent": Fitted(build(backbone, 2, consistent), consistent),
             "longest": lambda data, rows: self.loop(data, rows, None),
-            "maximum": lambda data, rows: self.loop(data, rows, MAX_LENGTH),
+            "maximum": lambda data, rows: self.loop(data, rows, self.width),
         }
 
     def loop(self, data: Dataset, rows: list[Tokens], width: int | None) -> float:
