@@ -41,7 +41,7 @@ $(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/serve.done
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,bench,dev]'
 	@touch $@
 
 $(VENV)/bin/pip:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.file import Summary
+from adapters.spec import TASK_PATTERN
 
 SUFFIX = ".safetensors"
 ACTIVE = "active"
@@ -43,8 +45,9 @@ class Entry:
 
 
 def scan(folder: Path) -> Entry:
-    """What a task's folder holds: whole version files, and an active one only if its file is there."""
-    if not folder.is_dir():
+    """What a task's folder holds: whole version files, and an active one only if its file is there. A folder whose name no
+    task has (`lost+found`, which only root may read) is left alone."""
+    if not re.fullmatch(TASK_PATTERN, folder.name) or not folder.is_dir():
         return Entry(folder.name)
     versions = []
     active = None

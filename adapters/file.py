@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from adapters.errors import InvalidAdapter
-from adapters.spec import AdapterSpec, parse_spec
+from adapters.spec import AdapterSpec, parse_spec, shown
 
 FORMAT = "adamix-adapter/1"
 MAX_HEADER_BYTES = 1 << 20
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 DENSE_HEAD = ("head.dense.weight", "head.dense.bias")
 
 
@@ -221,9 +222,13 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
         entry = header[name] if isinstance(header[name], dict) else {}
         if str(entry.get("dtype")) not in DTYPES:  # str: what JSON holds need not be hashable
             raise InvalidAdapter(
-                f"tensor {name!r} has dtype {str(entry.get('dtype'))[:80]}; expected one of {', '.join(DTYPES)}"
+                f"tensor {name!r} has dtype {shown(entry.get('dtype'))}; expected one of {', '.join(DTYPES)}"
             )
         if entry.get("shape") != list(shape):
             raise InvalidAdapter(
-                f"tensor {name!r} has shape {str(entry.get('shape'))[:80]}; expected {list(shape)} by the file's spec"
+                f"tensor {name!r} has shape {shown(entry.get('shape'))}; expected {list(shape)} by the file's spec"
+            )
+        if set(entry) - TENSOR_KEYS:
+            raise InvalidAdapter(
+                f"tensor {name!r} has the keys {shown(sorted(entry))}; expected only {', '.join(sorted(TENSOR_KEYS))}"
             )

@@ -31,6 +31,7 @@ from adapters.errors import (
     VersionIsActive,
 )
 from adapters.file import Adapter, Summary, parse, read_summary, sync_folder, write_atomically
+from adapters.spec import shown
 
 DEFAULT_CACHE_BYTES = 512 << 20
 
@@ -57,6 +58,9 @@ class Store:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, task: str) -> bool:
+        return task in self._entries
+
     def entries(self) -> list[Entry]:
         """Every task, by name."""
         with self._lock:
@@ -66,7 +70,7 @@ class Store:
         """One task. Raises UnknownTask with the names that are closest."""
         entry = self._entries.get(task)
         if entry is None:
-            raise UnknownTask(f"there is no task {_shown(task)}; {self._closest(task)}")
+            raise UnknownTask(f"there is no task {shown(task)}; {self._closest(task)}")
         return entry
 
     def find(self, task: str, version: str | None = None) -> Version:
@@ -86,7 +90,7 @@ class Store:
         known = ", ".join(v.short for v in (fitting or entry.versions))
         if fitting:
             raise AmbiguousVersion(f"version {version!r} of task {task!r} fits {known}; expected a longer prefix")
-        raise UnknownVersion(f"task {task!r} has no version {_shown(version)}; expected one of {known}")
+        raise UnknownVersion(f"task {task!r} has no version {shown(version)}; expected one of {known}")
 
     def get(self, task: str, version: str | None = None) -> Adapter:
         """The parsed adapter. Raises as `find`, or DamagedAdapter if its file rotted."""
@@ -98,14 +102,24 @@ class Store:
         return adapter
 
     def summary(self, task: str, digest: str) -> Summary:
-        """The spec and size of one version, from its file's header; kept once read. Raises DamagedAdapter."""
+        """The spec and size of one version, from its file's header; kept once read. Raises DamagedAdapter, or as `find`
+        if it was deleted meanwhile."""
         summaries = self.entry(task).summaries
         if digest not in summaries:
             try:
                 summaries[digest] = read_summary(self.path(task, digest))
             except (OSError, InvalidAdapter) as error:
+                self.find(task, digest)
                 raise DamagedAdapter(f"version {digest[:12]} of task {task!r} is damaged on disk: {error}") from None
         return summaries[digest]
+
+    def read(self, task: str, version: Version) -> bytes:
+        """A version's file. Raises DamagedAdapter, or as `find` if it was deleted meanwhile."""
+        try:
+            return self.path(task, version.digest).read_bytes()
+        except OSError as error:
+            self.find(task, version.digest)  # deleted just now: say that, not that it is damaged
+            raise DamagedAdapter(f"version {version.short} of task {task!r} cannot be read: {error.strerror}") from None
 
     def cached(self, digest: str) -> bool:
         """Whether the parsed adapter is in memory."""
@@ -135,6 +149,7 @@ class Store:
                         self.path(task, adapter.digest).unlink(missing_ok=True)
                     raise
                 entry = replace(entry, active=adapter.digest)
+            entry.summaries[adapter.digest] = Summary(adapter.spec, adapter.parameters)
             self._entries[task] = entry
         self._cache.put(adapter)
         return version, known is None
@@ -203,11 +218,7 @@ class Store:
         write_atomically(self.folder / task / ACTIVE, f"{digest}\n".encode())
 
     def _load(self, task: str, version: Version) -> Adapter:
-        try:
-            data = self.path(task, version.digest).read_bytes()
-        except OSError as error:
-            self.find(task, version.digest)  # deleted just now: say that, not that it is damaged
-            raise DamagedAdapter(f"version {version.short} of task {task!r} cannot be read: {error.strerror}") from None
+        data = self.read(task, version)
         try:
             adapter = parse(data)
         except Exception as error:
@@ -236,7 +247,3 @@ class Store:
         if names:
             return f"the closest are {', '.join(map(repr, names))}"
         return f"expected one of {', '.join(map(repr, sorted(self._entries)[:5]))}{'…' if len(self._entries) > 5 else ''}"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 64 else text[:64] + "…")

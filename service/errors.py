@@ -22,6 +22,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
@@ -83,6 +84,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (InputTooLong, 413),
     (QueueFull, 429),
     (Closed, 503),
+    (ClientDisconnect, 499),
 )
 
 
@@ -95,7 +97,7 @@ def status_of(error: BaseException) -> int:
 
 def install(app: FastAPI) -> None:
     """Answer every error of the app in our form."""
-    for kind in (AdaMixError, InputTooLong, QueueFull, Closed):
+    for kind in (AdaMixError, InputTooLong, QueueFull, Closed, ClientDisconnect):
         app.add_exception_handler(kind, _answer_ours)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -143,4 +145,7 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
 
 async def _answer_unexpected(_request: Request, error: Exception) -> Response:
     log.error("internal error", exc_info=error)
-    return problem(500, "the service failed on this request; its log says why under the X-Request-ID", "InternalError")
+    # This answer is Starlette's outermost: it does not pass the middleware that gives the others their id.
+    request_id = str(structlog.contextvars.get_contextvars().get("request_id", ""))
+    message = "the service failed on this request; its log says why under the X-Request-ID"
+    return problem(500, message, "InternalError", {"X-Request-ID": request_id})

@@ -183,3 +183,15 @@ def test_stray_control_characters_are_taken(tmp_path: Path) -> None:
     path = write(tmp_path, "d.jsonl", GOOD + '{"text": "a\\u0012b", "label": "yes"}\n')
     train, _ = read(path, path, Columns())
     assert train.texts[-1] == ("a\x12b",)
+
+
+def test_a_number_that_no_float_holds_is_refused(tmp_path: Path) -> None:
+    """NaN and infinity are refused with their line; a whole number beyond every float can only be a name."""
+    for number in ("NaN", "-Infinity"):
+        path = write(tmp_path, "n.jsonl", f'{{"text": "a", "label": {number}}}\n{{"text": "b", "label": 1.5}}\n')
+        with pytest.raises(DataError, match=r"line 1, column 'label'"):
+            read(path, path, Columns())
+    path = write(tmp_path, "n.jsonl", f'{{"text": "a", "label": {"9" * 400}}}\n{{"text": "b", "label": 1}}\n')
+    assert read(path, path, Columns())[0].problem_type == "single_label_classification"
+    with pytest.raises(DataError, match="expected a finite number"):
+        read(path, path, Columns(), "regression")

@@ -435,3 +435,14 @@ def test_kill_9(tmp_path: Path, files: list[bytes]) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) >= 25
+
+
+def test_a_folder_that_is_no_task_is_left_alone(tmp_path: Path, files: list[bytes]) -> None:
+    """What stands in a store under a name that no task has, such as a volume's lost+found, is neither served nor touched."""
+    version, _ = Store(tmp_path / "store").put(files[0])
+    other = tmp_path / "store" / "lost+found"
+    shutil.copytree(tmp_path / "store" / "sst2", other)
+    store = Store(tmp_path / "store")
+    assert [entry.task for entry in store.entries()] == ["sst2"]
+    store.delete_task("sst2")
+    assert (other / f"{version.digest}.safetensors").is_file()

@@ -19,11 +19,14 @@ from adapters.file import parse, serialize
 from adapters.parity import check_parity
 from adapters.text import encode
 from tests.tiny import FAMILIES, tiny_backbone
+from training.baselines import build
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import NonFiniteLoss, TrainingError
 from training.evaluate import predict, scores
-from training.train import Progress, Trained, build, fit, train
+from training.fit import fit
+from training.progress import Progress
+from training.train import Trained, train
 
 TEXTS = [f"{article} {noun} {verb} {word}" for article in ("the", "a") for noun in ("film", "plot") for verb in ("is", "was")
          for word in ("good", "great", "bad", "awful")]  # fmt: skip

@@ -188,7 +188,7 @@ def test_bad_options(tmp_path: Path, bert_folder: Path, options: list[str], mess
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        ("--method", "lora", "'adamix', 'adapter'"),
+        ("--method", "prefix", "'adamix', 'adapter'"),
         ("--pooling", "mask", "'cls', 'pooler'"),
         ("--dtype", "int8", "'bfloat16'"),
     ],

@@ -8,7 +8,8 @@ from typing import Literal
 from adapters.spec import Pooling
 from training.errors import TrainingError
 
-Method = Literal["adamix", "adapter"]
+Method = Literal["adamix", "adapter", "houlsby", "lora", "bitfit", "head", "full"]
+Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
 FileDtype = Literal["float16", "bfloat16", "float32"]
 
@@ -19,6 +20,8 @@ class Recipe:
 
     `consistency` is the weight of the consistency regularisation (0 switches its second forward pass off).
     `positive` names the label whose F1 is reported.
+    `evaluate` says what of a mixture is judged: what it merges into, or its experts at random, one, or all.
+    `shots` draws so many training examples in all, by the seed; None takes all.
     `pooling` and `dense_head` of None mean what the backbone's family does.
     """
 
@@ -38,6 +41,8 @@ class Recipe:
     pooling: Pooling | None = None
     dense_head: bool | None = None
     positive: str | None = None
+    evaluate: Evaluation = "merged"
+    shots: int | None = None
     seed: int = 0
     precision: Precision = "auto"
     dtype: FileDtype = "float16"
@@ -55,8 +60,13 @@ class Recipe:
             "clip": (1e-6, 1e6),
             "max_length": (8, 8192),
             "seed": (0, 2**63 - 1),
+            "shots": (1, 2**31),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise TrainingError(f"{name} is {value}; expected {low} to {high}")
+        if self.evaluate != "merged" and self.method != "adamix":
+            raise TrainingError(
+                f"evaluate is {self.evaluate!r}, which needs a mixture, but method is {self.method!r}; expected adamix"
+            )

@@ -155,7 +155,7 @@ def _label(row: dict[str, Any], name: str, path: Path, number: int) -> Any:
         raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
     label = row[name]
     for part in label if isinstance(label, list) else [label]:
-        if not isinstance(part, str | int | float):
+        if not isinstance(part, str | int | float) or (isinstance(part, float) and not math.isfinite(part)):
             raise DataError(
                 f"{path}, line {number}, column {name!r}, is {label!r}; expected a name, a number or a list of names"
             )
@@ -185,7 +185,7 @@ def _number(label: Any) -> float | None:
         return None
     try:
         value = float(label)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number may be larger than any float
         return None
     return value if math.isfinite(value) else None
 

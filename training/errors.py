@@ -2,8 +2,9 @@
 
     AdaMixError
     └── TrainingError
-        ├── DataError       a data file is not what training needs
-        └── NonFiniteLoss   the loss became NaN or infinite
+        ├── DataError         a data file is not what training needs
+        ├── CheckpointError   a checkpoint cannot be read, written or gone on from
+        └── NonFiniteLoss     the loss became NaN or infinite
 
 The command line turns each into one sentence and exit code 2.
 """
@@ -17,6 +18,10 @@ class TrainingError(AdaMixError):
 
 class DataError(TrainingError):
     """A data file that is not what training needs."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint that cannot be read, written or gone on from."""
 
 
 class NonFiniteLoss(TrainingError):

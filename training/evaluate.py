@@ -1,10 +1,11 @@
-"""Logits of a trained classifier and the scores its task is judged by (scikit-learn's and SciPy's)."""
+"""Logits of a trained classifier or mixture, and the scores its task is judged by (scikit-learn's and SciPy's)."""
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,25 +13,61 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
+from adapters.bottleneck import RoutedBottleneck, draw_routes
 from adapters.classifier import Classifier, collate
+from adapters.spec import ProblemType
 from adapters.text import Tokens
+from training.config import Evaluation
 from training.data import Dataset
+from training.errors import TrainingError
 
 MAX_BATCH_TOKENS = 8192
 
 
 @torch.no_grad()
-def predict(model: Classifier, rows: Sequence[Tokens]) -> Tensor:
+def predict(model: Classifier, rows: Sequence[Tokens], before_batch: Callable[[], None] = lambda: None) -> Tensor:
     """Logits `[N, C]` in float32 on the CPU, in the rows' order; rows of like length share a batch."""
     model.eval()
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     logits: list[Tensor] = []
     for batch in _batches(order, rows):
+        before_batch()
         logits.append(model(collate([rows[i] for i in batch], device)).float().cpu())
     result = torch.empty(len(rows), logits[0].shape[1])
     result[torch.tensor(order)] = torch.cat(logits)
     return result
+
+
+def predict_unmerged(model: Classifier, rows: Sequence[Tokens], evaluation: Evaluation, seed: int) -> Tensor:
+    """Logits of a mixture that is not merged (the paper's ablations).
+
+    `random`: a fresh draw of routes for every batch, by `seed`. `fixed`: expert 0 in every layer. `ensemble`: the mean of
+    the logits that each expert gives in all layers.
+    """
+    if evaluation == "random":
+        rng = random.Random(seed)
+        return predict(model, rows, lambda: draw_routes(model.sites, rng))
+    sites = [cast(RoutedBottleneck, site) for site in model.sites]
+    experts = 1 if evaluation == "fixed" else max(len(sites[0].downs), len(sites[0].ups))
+    total = torch.zeros(())
+    for expert in range(experts):
+        for site in sites:
+            site.route = (expert % len(site.downs), expert % len(site.ups))
+        total = total + predict(model, rows)
+    return total / experts
+
+
+def main_metric(problem_type: ProblemType, positive: str | None, chosen: str | None) -> str:
+    """The metric that a run is told by: the one chosen, by default accuracy, micro F1 or Pearson correlation."""
+    metrics = {
+        "single_label_classification": ["accuracy", "matthews", "f1_macro", *(["f1"] if positive is not None else [])],
+        "multi_label_classification": ["f1_micro", "f1_macro", "accuracy"],
+        "regression": ["pearson", "spearman"],
+    }[problem_type]
+    if chosen is not None and chosen not in metrics:
+        raise TrainingError(f"metric is {chosen!r}; expected one of {', '.join(metrics)}")
+    return chosen or metrics[0]
 
 
 def scores(dataset: Dataset, logits: Tensor, positive: str | None = None) -> dict[str, float]:

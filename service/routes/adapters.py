@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from adapters.entry import Entry, Version
+from adapters.errors import UnknownTask, UnknownVersion
 from adapters.file import parse
 from service.errors import MalformedBody, RequestRefused
-from service.routes import problems, service_of
+from service.routes import problems, schema_of, service_of
+from service.routes.prediction import parse as parse_body
+from service.routes.prediction import read_body
 from service.schemas import Activation, AdapterDetail, AdapterInfo, InvalidRequest, VersionInfo
 from service.state import Service
 
@@ -38,6 +41,11 @@ _UPLOAD = {
             }
         },
     }
+}
+
+
+_ACTIVATION = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": schema_of(Activation)}}},
 }
 
 
@@ -66,7 +74,11 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
 def list_adapters(request: Request) -> list[AdapterInfo]:
     """Every task with its active version."""
     service = service_of(request)
-    return [_info(service, entry) for entry in service.store.entries()]
+    listed = []
+    for entry in service.store.entries():
+        with contextlib.suppress(UnknownTask, UnknownVersion):  # deleted since the line above
+            listed.append(_info(service, entry))
+    return listed
 
 
 @router.get("/{task}", response_model=AdapterDetail, responses=problems(404))
@@ -77,17 +89,21 @@ def show(request: Request, task: str) -> AdapterDetail:
 
 @router.get(
     "/{task}/versions/{version}/file",
-    response_class=FileResponse,
+    response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 409)},
 )
-def download(request: Request, task: str, version: str) -> FileResponse:
+def download(request: Request, task: str, version: str) -> Response:
     """The adapter file itself, to the byte."""
     service = service_of(request)
     found = service.store.find(task, version)
-    return FileResponse(
-        service.store.path(task, found.digest),
-        filename=f"{task}-{found.short}.safetensors",
-        headers={"ETag": f'"{found.digest}"'},
+    # Read whole, not streamed from its path: a deletion while it is sent must not cut it short.
+    return Response(
+        service.store.read(task, found),
+        media_type="application/octet-stream",
+        headers={
+            "ETag": f'"{found.digest}"',
+            "Content-Disposition": f'attachment; filename="{task}-{found.short}.safetensors"',
+        },
     )
 
 
@@ -95,11 +111,13 @@ def download(request: Request, task: str, version: str) -> FileResponse:
     "/{task}/activate",
     response_model=AdapterDetail,
     responses=problems(400, 404, 409, *WRITE_PROBLEMS),
+    openapi_extra=_ACTIVATION,
 )
-async def activate(request: Request, task: str, body: Activation) -> AdapterDetail:
+async def activate(request: Request, task: str) -> AdapterDetail:
     """Serve a version from now on; rolling back is activating an older one."""
     service = service_of(request)
     service.guard.check_write(request.headers)
+    body = parse_body(await read_body(request), Activation, "an activation", "an object with 'version'")
     await asyncio.to_thread(service.store.activate, task, body.version)
     return await asyncio.to_thread(_detail, service, task)
 
@@ -123,6 +141,8 @@ async def delete_version(request: Request, task: str, version: str) -> None:
     service = service_of(request)
     service.guard.check_write(request.headers)
     await asyncio.to_thread(service.store.delete_version, task, version)
+    if task not in service.store:  # that was its last one
+        service.metrics.forget(task)
 
 
 async def _form(request: Request) -> tuple[bytes, bool]:

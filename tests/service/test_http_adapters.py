@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -110,6 +111,42 @@ def test_deleting_a_task_ends_it(client: httpx2.Client, server: Server, adapter_
     assert 'task="doomed"' not in client.get("/metrics").text
 
 
+def test_deleting_the_last_version_ends_the_task(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
+    """A task that goes with its last version, which was never active, leaves no series either."""
+    answer = upload(client, adapter_bytes("unserved"), activate="false")
+    version = answer.json()["versions"][0]["version"]
+    assert client.post(f"/predict?task=unserved&version={version}", json=FILM).status_code == 200
+    assert client.delete(f"/adapters/unserved/versions/{version}").status_code == 204
+    assert client.get("/adapters/unserved").status_code == 404
+    assert 'task="unserved"' not in client.get("/metrics").text
+
+
+def test_a_download_is_whole_or_refused_while_its_task_is_deleted(
+    client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """Downloads and lists that race with uploads and deletions are whole or 404s, never anything else."""
+    data = adapter_bytes("fleeting")
+    path = f"/adapters/fleeting/versions/{sha256(data).hexdigest()[:12]}/file"
+    seen: list[tuple[int, bool]] = []
+
+    def read() -> None:
+        with server.client() as own:
+            for _ in range(150):
+                answer = own.get(path)
+                seen.append((answer.status_code, answer.status_code == 404 or answer.content == data))
+                seen.append((own.get("/adapters").status_code, True))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    while any(reader.is_alive() for reader in readers):
+        upload(client, data)
+        client.delete("/adapters/fleeting")
+    assert len(seen) == 3 * 2 * 150
+    assert {status for status, _ in seen} <= {200, 404}
+    assert all(whole for _, whole in seen)
+
+
 def edited(data: bytes, edit: Callable[[dict[str, Any]], None]) -> bytes:
     """The file with its header changed."""
     size = struct.unpack("<Q", data[:8])[0]
@@ -156,6 +193,18 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
         ["'up.bias'", "[384, 6]", "[6, 384]"],
     ),
     "a wrong dtype": (lambda data: edited(data, lambda h: h["up.bias"].update(dtype="I16")), ["'up.bias'", "I16", "F16"]),
+    "a dtype that is no text": (
+        lambda data: edited(data, lambda h: h["up.bias"].update(dtype="\ud800")),
+        ["'up.bias'", "F16"],
+    ),
+    "a shape that is no text": (
+        lambda data: edited(data, lambda h: h["up.bias"].update(shape="\ud800")),
+        ["'up.bias'", "[6, 384]"],
+    ),
+    "a tensor with a key too many": (
+        lambda data: edited(data, lambda h: h["up.bias"].update(note="hidden")),
+        ["'up.bias'", "note", "data_offsets"],
+    ),
     "NaN": (lambda data: with_tensor(data, "up.weight", b"\x00\x7e"), ["'up.weight'", "NaN"]),
     "infinity": (lambda data: with_tensor(data, "head.out.bias", b"\x00\x7c"), ["'head.out.bias'", "infinity"]),
     "another backbone": (
@@ -212,11 +261,19 @@ def test_unknown_names_are_explained(client: httpx2.Client) -> None:
     assert "'sst2'" in client.get("/adapters/sst").json()["error"]
     assert "no version 'beef'" in client.get("/adapters/sst2/versions/beef/file").json()["error"]
     assert client.post("/adapters/sst2/activate", json={"version": 5}).status_code == 422
-    assert client.post("/adapters/sst2/activate", content=b"{").status_code in (400, 422)
+    for body in (b"{", b'{"version": "\xff"}', b"[" * 100_000):
+        answer = client.post("/adapters/sst2/activate", content=body)
+        assert (answer.status_code, answer.json()["error_type"]) == (400, "MalformedBody")
+        assert "expected an object with 'version'" in answer.json()["error"]
 
 
 def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
     """Where no key is asked, a browser's request from a foreign page is refused all the same."""
-    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
         answer = client.post("/adapters", files={"file": adapter_bytes("foreign")}, headers=headers)
         assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignPage")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+import structlog
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.store import Store
+from service import errors
+from service.middleware import RequestContext
 from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
 
 FILM = {"inputs": "it is a good film"}
@@ -281,3 +289,50 @@ def test_a_wrong_setting_is_one_sentence(name: str, wrong: str, word: str) -> No
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert word in line
+
+
+def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(server: Server) -> None:
+    """A connection that closes before its request's body is whole is counted as cancelled and logs no traceback."""
+    port = urlsplit(server.url).port
+    assert port is not None
+    for path in ("/predict?task=sst2", "/adapters"):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\n--x".encode())
+    with server.client() as client:
+        wanted = 'adamix_requests_total{outcome="cancelled",task="sst2"}'
+        for _ in range(100):
+            text = client.get("/metrics").text
+            if wanted in text:
+                break
+            time.sleep(0.05)
+        assert wanted in text
+        assert 'outcome="error"' not in text
+    assert not [line for line in server.lines if line.get("level") == "error"]
+
+
+def test_a_fault_of_ours_is_answered_with_its_request_id() -> None:
+    """A 500 says nothing of its cause, carries the id that its log line has, and is logged as a 500."""
+    app = FastAPI()
+    errors.install(app)
+    app.add_middleware(RequestContext)
+
+    @app.get("/")
+    async def broken() -> None:
+        raise RuntimeError("a secret")
+
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [(b"x-request-id", b"mine")]}
+    with pytest.raises(RuntimeError), structlog.testing.capture_logs() as logged:
+        asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 500
+    assert (b"x-request-id", b"mine") in sent[0]["headers"]
+    assert b"secret" not in sent[1]["body"]
+    assert [line["status"] for line in logged if line["event"] == "request"] == [500]

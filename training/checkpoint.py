@@ -1,0 +1,143 @@
+"""A checkpoint: all that a run needs to go on as if it had never stopped, in one file that is whole or not there.
+
+The file holds the trained weights, the optimiser, the schedule, torch's random numbers and the number of the step. Python's
+random numbers (order of the rows, routes) and the place in the epoch follow from that number and the seed: `fit` repeats
+its draws. What the checkpoint must fit (recipe, data, backbone) is kept in it as its `identity`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from adapters.backbone import Backbone
+from adapters.file import write_atomically
+from training.config import Recipe
+from training.data import Dataset
+from training.errors import CheckpointError
+from training.progress import Progress
+
+FORMAT = "adamix-checkpoint/1"
+# What a recipe says of a run after its training: it may differ when one goes on.
+AFTERWARDS = ("evaluate", "positive", "dtype")
+
+
+class Stateful(Protocol):
+    """An optimiser or a schedule."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What the user wants: where checkpoints lie, one file a seed, after how many steps, and whether to go on from one."""
+
+    folder: Path
+    every: int
+    resume: bool
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise CheckpointError(f"checkpoint_every is {self.every}; expected 1 or more")
+
+    def path(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}.checkpoint"
+
+    def prepare(self, seeds: list[int]) -> None:
+        """Before any training: the folder is there, and what lies in it is neither overwritten nor missed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"--checkpoint {self.folder} cannot be made a folder: {error.strerror}") from None
+        found = [path for path in map(self.path, seeds) if path.exists()]
+        if found and not self.resume:
+            raise CheckpointError(f"{found[0]} holds a run already; expected --resume, or another folder")
+        if self.resume and not found:
+            raise CheckpointError(f"{self.folder} holds no checkpoint of seed {seeds[0]}; expected one to go on from")
+
+    def of(self, backbone: Backbone, data: Dataset, recipe: Recipe) -> Checkpoint:
+        """The checkpoint of one run of `recipe` on `data`."""
+        choices = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in AFTERWARDS}
+        content = json.dumps([data.problem_type, data.labels, data.texts, data.targets])
+        identity = {
+            **choices,
+            "training data": hashlib.sha256(content.encode()).hexdigest(),
+            "backbone": backbone.fingerprint,
+        }
+        return Checkpoint(self.path(recipe.seed), self.every, identity)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where one run keeps its state."""
+
+    path: Path
+    every: int
+    identity: dict[str, Any]
+
+    def store(self, model: nn.Module, state: Mapping[str, Stateful], progress: Progress) -> None:
+        """Write everything down; a reader finds this state or the one before, never a part of it."""
+        buffer = io.BytesIO()
+        content = {
+            "format": FORMAT,
+            "identity": json.dumps(self.identity),
+            "progress": dataclasses.asdict(progress),
+            "weights": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad},
+            **{name: part.state_dict() for name, part in state.items()},
+            "random": torch.get_rng_state(),
+            "random of the GPUs": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        torch.save(content, buffer)
+        try:
+            write_atomically(self.path, buffer.getvalue())
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def restore(self, model: nn.Module, state: Mapping[str, Stateful]) -> Progress | None:
+        """Put model, optimiser, schedule and random numbers where they were; None if nothing was stored yet."""
+        if not self.path.exists():
+            return None
+        content = self._read()
+        found = json.loads(content["identity"])
+        for name, expected in self.identity.items():
+            if found.get(name) != expected:
+                raise CheckpointError(
+                    f"{self.path} is of a run with another {name} ({_short(found.get(name))}; now {_short(expected)}); "
+                    "expected the same to go on from it"
+                )
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(content["weights"][name])
+        for name, part in state.items():
+            part.load_state_dict(content[name])
+        torch.set_rng_state(content["random"])
+        if torch.cuda.is_available() and len(content["random of the GPUs"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(content["random of the GPUs"])
+        return Progress(**content["progress"])
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch and its readers of zip and pickle raise on a damaged file
+            reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            raise CheckpointError(f"{self.path} cannot be read: {reason}; expected a checkpoint") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise CheckpointError(f"{self.path} is no checkpoint; expected one of format {FORMAT}")
+        return content
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 20 else shown[:13] + "…"

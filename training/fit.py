@@ -1,0 +1,149 @@
+"""The loop: steps over mini-batches, with random routes and consistency where there is a mixture."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from adapters.bottleneck import draw_routes
+from adapters.classifier import Classifier, collate
+from adapters.text import Tokens
+from training.checkpoint import Checkpoint
+from training.config import Recipe
+from training.data import Dataset
+from training.errors import NonFiniteLoss
+from training.loss import consistency_loss, target_tensor, task_loss
+from training.progress import Progress
+
+POOL_BATCHES = 64  # a bucket's rows are sorted within this many batches: enough for even lengths, few enough to shuffle
+
+
+def fit(
+    model: Classifier,
+    data: Dataset,
+    rows: list[Tokens],
+    recipe: Recipe,
+    report: Callable[[Progress], None],
+    checkpoint: Checkpoint | None = None,
+) -> Progress:
+    """Train in place whatever of `model` requires gradients, the encoder's dropout on.
+
+    The first Ctrl-C ends it early. With a `checkpoint`, it goes on from what that holds, and stores into it now and then, at
+    an early end and at the end.
+    """
+    device = next(model.parameters()).device
+    rng = random.Random(recipe.seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
+    optimizer = _optimizer(parameters, recipe)
+    warmup = round(recipe.warmup * steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]  # unannotated
+    autocast = _autocast(device, recipe)
+    consistent = bool(recipe.consistency) and recipe.method == "adamix"
+    state = {"optimizer": optimizer, "schedule": schedule}
+    progress = Progress(0, steps, float("nan"), 0, 0.0)
+    if checkpoint is not None:
+        progress = checkpoint.restore(model, state) or progress
+    began, started = progress.step, time.monotonic() - progress.seconds
+
+    with _interruptible() as interrupted, _training_mode(model):
+        for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
+            if number <= began:  # done before the checkpoint: only its draws are repeated
+                for _ in range(1 + consistent):
+                    draw_routes(model.sites, rng)
+                continue
+            batch = collate([rows[i] for i in indices], device)
+            target = target_tensor(data.problem_type, [data.targets[i] for i in indices], len(data.labels), device)
+            with autocast:
+                draw_routes(model.sites, rng)
+                first = model(batch)
+                loss = task_loss(data.problem_type, first, target)
+                if consistent:
+                    draw_routes(model.sites, rng)
+                    loss = loss + recipe.consistency * consistency_loss(data.problem_type, first, model(batch))
+            value = loss.item()
+            if value != value or value in (float("inf"), float("-inf")):
+                raise NonFiniteLoss(
+                    f"the loss is {value} at step {progress.step + 1} of {steps} (learning rate {recipe.learning_rate}); "
+                    "expected a finite number: try a lower --learning-rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            optimizer.step()
+            schedule.step()
+            tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
+            progress = Progress(progress.step + 1, steps, value, tokens, time.monotonic() - started)
+            report(progress)
+            stopping = interrupted() or number == steps
+            if checkpoint is not None and (stopping or number % checkpoint.every == 0):
+                checkpoint.store(model, state, progress)
+            if stopping:
+                break
+    return progress
+
+
+def _epochs(rows: list[Tokens], recipe: Recipe, rng: random.Random) -> Iterator[list[int]]:
+    """Mini-batches of row indices, all epochs: shuffled, then sorted by length within pools, so that a batch pads little."""
+    size = recipe.batch_size
+    for _ in range(recipe.epochs):
+        order = list(range(len(rows)))
+        rng.shuffle(order)
+        batches: list[list[int]] = []
+        for start in range(0, len(order), size * POOL_BATCHES):
+            pool = sorted(order[start : start + size * POOL_BATCHES], key=lambda i: len(rows[i].ids))
+            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+        rng.shuffle(batches)
+        yield from batches
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with decay on the weights and none on the biases."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
+    lower = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower)
+
+
+@contextlib.contextmanager
+def _training_mode(model: Classifier) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks for an early end, a second one is the usual KeyboardInterrupt."""
+    seen = False
+
+    def ask(_signal: int, _frame: Any) -> None:
+        nonlocal seen
+        seen = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        previous = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: signals are somebody else's there
+        yield lambda: False
+        return
+    try:
+        yield lambda: seen
+    finally:
+        signal.signal(signal.SIGINT, previous)

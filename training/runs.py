@@ -1,0 +1,121 @@
+"""What one command does: a run for each seed, told on the terminal and written down."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from adapters.backbone import Backbone
+from adapters.file import save
+from adapters.spec import TASK_PATTERN
+from training import progress, shots
+from training.checkpoint import Checkpoints
+from training.config import Recipe
+from training.data import Dataset
+from training.errors import TrainingError
+from training.evaluate import main_metric
+from training.record import append, check_appendable, record
+from training.train import Measured, Trained, check_servable, measure, train
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `checkpoints` what to go on from."""
+
+    task: str
+    out: Path | None
+    scores: Path | None
+    metric: str | None
+    checkpoints: Checkpoints | None
+
+    def check(self, recipe: Recipe, seeds: list[int]) -> None:
+        """Find out before the training, not after it, what could not be written. Raises TrainingError."""
+        if not re.fullmatch(TASK_PATTERN, self.task):
+            raise TrainingError(f"task is {self.task!r}; expected a name of {TASK_PATTERN}")
+        if self.out is not None:
+            check_servable(recipe)
+            if len(seeds) > 1:
+                raise TrainingError(
+                    f"there are {len(seeds)} seeds, but --out takes one adapter; expected one seed or no --out"
+                )
+            _check_out(self.out)
+        if self.scores is not None:
+            check_appendable(self.scores)
+        if self.checkpoints is not None:
+            self.checkpoints.prepare(seeds)
+
+    def run(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe]) -> None:
+        """Train, tell and write, one recipe after the other; they differ by their seed. Raises TrainingError."""
+        metric = main_metric(sets[0].problem_type, recipes[0].positive, self.metric)
+        if recipes[0].shots is not None:
+            shots.check(sets[0], recipes[0].shots)
+        results = []
+        for recipe in recipes:
+            measured = self._one(backbone, sets, recipe)
+            results.append(measured.scores)
+            if measured.done.step != measured.done.steps:
+                return  # Ctrl-C is meant for the whole command, and half a run is no result
+            if self.scores is not None:
+                append(self.scores, record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name))
+        if len(results) > 1:
+            typer.echo(f"mean and standard deviation of {len(results)} seeds: {_spread(results)}")
+
+    def _one(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe) -> Measured:
+        labels, rows = sets[0].labels, recipe.shots or len(sets[0].texts)
+        named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+        typer.echo(f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named}; {backbone.encoder.device}")
+        with progress.shown() as report:
+            if self.out is None:
+                trained, measured = None, measure(backbone, *sets, recipe, report, self.checkpoints)
+            else:
+                trained = train(self.task, backbone, *sets, recipe, report, self.checkpoints)
+                measured = trained.measured
+        done = measured.done
+        if done.step != done.steps:
+            kept = "; --resume goes on" if self.checkpoints is not None else ""
+            typer.echo(f"stopped early, after {done.step} of {done.steps} steps{kept}")
+        shown = "  ".join(f"{metric} {value:.4f}" for metric, value in measured.scores.items())
+        typer.echo(f"dev ({len(sets[1].texts)} rows, {_judged(recipe)}): {shown}")
+        if trained is not None and self.out is not None:
+            _write(self.out, trained)
+        return measured
+
+
+def _check_out(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise TrainingError(f"the folder of --out {out} does not exist; expected one to write into")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise TrainingError(f"--out {out} {'is a folder' if out.is_dir() else 'cannot be written'}; expected a file's path")
+
+
+def _judged(recipe: Recipe) -> str:
+    """What the scores are of, in words."""
+    if recipe.method != "adamix":
+        return "single adapter" if recipe.method == "adapter" else recipe.method
+    return {
+        "merged": "merged adapter",
+        "random": "random routes",
+        "fixed": "the first expert",
+        "ensemble": "ensemble of the experts",
+    }[recipe.evaluate]
+
+
+def _spread(results: list[dict[str, float]]) -> str:
+    parts = []
+    for metric in results[0]:
+        values = [result[metric] for result in results]
+        parts.append(f"{metric} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+    return "  ".join(parts)
+
+
+def _write(out: Path, trained: Trained) -> None:
+    try:
+        adapter = save(out, trained.spec, trained.tensors)
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
+    typer.echo(f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,} parameters")
