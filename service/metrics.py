@@ -54,7 +54,9 @@ class Metrics:
         self._requests = Counter(
             "adamix_requests", "Predict requests by task and outcome.", ["task", "outcome"], registry=registry
         )
-        self.requests_of: collections.Counter[str] = collections.Counter()  # by task; the counter's own is not readable by one
+        self.requests_of: collections.Counter[str] = (
+            collections.Counter()
+        )  # by task; the counter's own is not readable by one
         self._request = histogram("request_duration_seconds", "A predict request, from its body to its answer.", SECONDS)
         self._queue = histogram("queue_duration_seconds", "A row's time in the queue.", SECONDS)
         self.tokenization = histogram("tokenization_duration_seconds", "Tokenising one request.", SHORT_SECONDS)

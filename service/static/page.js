@@ -55,7 +55,7 @@ async function start() {
   startUpload(() => refresh().catch(() => {}));
   try {
     const [, adapters] = await Promise.all([storage(), listTasks()]);
-    adapters.slice(0, 4).forEach(toggle);
+    adapters.filter((adapter) => adapter.version).slice(0, 4).forEach(toggle);
   } catch {
     // said where it happened
   }

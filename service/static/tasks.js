@@ -88,7 +88,7 @@ function elements(adapter) {
   const { task } = adapter;
   const kind = [adapter.text_pair && "pairs", adapter.problem_type === "multi_label_classification" && "several at once"].filter(Boolean);
   const [score] = Object.entries(adapter.dev_scores);
-  const box = h("input", { type: "checkbox", "aria-label": `Try ${task}`, "data-task": task, "data-focus": `box ${task}`, onchange: () => toggle(adapter) });
+  const box = h("input", { type: "checkbox", "aria-label": `Try ${task}`, "data-task": task, "data-focus": `box ${task}`, disabled: !adapter.version, onchange: () => toggle(adapter) });
   const name = h("button", {
     type: "button", class: "task", "aria-expanded": String(isOpen(adapter)), "data-focus": `name ${task}`, onclick: () => openTask(task),
   }, task);
@@ -100,7 +100,7 @@ function elements(adapter) {
     h("td", { role: "cell", class: "n", "data-name": "Size" }, bytes(adapter.bytes)),
     h("td", { role: "cell", class: `tier ${adapter.tier}`, "data-name": "Where" }, WHERE[adapter.tier] ?? adapter.tier),
     h("td", { role: "cell", class: "n", "data-name": "Requests" }, count(adapter.requests)),
-    h("td", { role: "cell", class: "n", "data-name": "Dev score", title: scores(adapter) || "the file names none" }, score ? [h("span", { class: "quiet" }, `${score[0]} `), score[1].toFixed(3)] : "–"),
+    h("td", { role: "cell", class: score ? "n" : "n none", "data-name": "Dev score", title: scores(adapter) || "the file names none" }, score ? [h("span", { class: "quiet" }, `${score[0]} `), score[1].toFixed(3)] : "–"),
   );
   if (!isOpen(adapter)) return [row];
   return [row, h("tr", { role: "row", class: "versions" }, h("td", { role: "cell", colspan: 8 }, versions(adapter)))];
