@@ -79,7 +79,7 @@ async function request(adapters, inputs) {
 function result(adapter, scores) {
   const title = h("h3", {}, adapter.task);
   if (adapter.problem_type === "regression") {
-    return h("div", { class: "answer" }, title, h("p", { class: "value" }, scores[0].score.toFixed(3), h("span", { class: "quiet" }, ` ${scores[0].label}`)));
+    return h("div", { class: "answer" }, title, h("p", { class: "value" }, scores[0].score.toFixed(3).replace("-", "−"), h("span", { class: "quiet" }, ` ${scores[0].label}`)));
   }
   const lines = scores.slice(0, BARS).map(({ label, score }) => {
     const bar = h("span", { class: "fill" });

@@ -191,7 +191,25 @@ def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: Adapte
         expect(row(page, "markup")).to_contain_text(MARKUP)
         page.get_by_role("button", name="Predict").click()
         expect(page.locator(".answer")).to_contain_text(MARKUP)
+        page.get_by_role("searchbox").fill(MARKUP)
+        expect(page.locator("#range")).to_contain_text(MARKUP)
         assert page.locator("main img, main script").count() == 0
+
+
+def test_predictions_with_a_key(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """Where predictions need a key, the page says so, and sends the one that was typed."""
+    store = Store(tmp_path / "store")
+    store.put(adapter_file("sst2").read_bytes())
+    with running(store.folder, api_key="predict-key") as server:
+        tab = open_tab(server.url)
+        tab.refusals = True
+        expect(row(tab.page, "sst2")).to_be_visible()
+        tab.page.get_by_role("button", name="Predict").click()
+        expect(tab.page.locator("#answers [role=alert]")).to_contain_text("expected the API key")
+        tab.page.get_by_text("API key", exact=True).click()
+        tab.page.locator("#api-key").fill("predict-key")
+        tab.page.get_by_role("button", name="Predict").click()
+        expect(tab.page.locator(".answer")).to_have_count(1)
 
 
 def test_the_server_goes_and_comes_back(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
