@@ -18,5 +18,4 @@ def storage(
     adapters: Annotated[bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")] = True,
 ) -> Storage:
     """Bytes of the backbone, of each adapter and of all; what a full copy per task would take; what is saved."""
-    found = service_of(request).storage()
-    return found if adapters else found.model_copy(update={"adapters": []})
+    return service_of(request).storage(listed=adapters)
