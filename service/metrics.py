@@ -3,6 +3,7 @@ series; and only tasks that exist get series at all."""
 
 from __future__ import annotations
 
+import collections
 import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -53,6 +54,9 @@ class Metrics:
         self._requests = Counter(
             "adamix_requests", "Predict requests by task and outcome.", ["task", "outcome"], registry=registry
         )
+        self.requests_of: collections.Counter[str] = (
+            collections.Counter()
+        )  # by task; the counter's own is not readable by one
         self._request = histogram("request_duration_seconds", "A predict request, from its body to its answer.", SECONDS)
         self._queue = histogram("queue_duration_seconds", "A row's time in the queue.", SECONDS)
         self.tokenization = histogram("tokenization_duration_seconds", "Tokenising one request.", SHORT_SECONDS)
@@ -72,6 +76,7 @@ class Metrics:
         """One predict request for tasks that exist."""
         for task in tasks:
             self._requests.labels(task, outcome(status)).inc()
+            self.requests_of[task] += 1
         self._request.observe(seconds)
 
     def batch(self, report: BatchReport) -> None:
@@ -92,6 +97,7 @@ class Metrics:
         """Drop the series of a task that was deleted."""
         for name in OUTCOMES:
             self._requests.remove(task, name)
+        del self.requests_of[task]
 
 
 class StateCollector(Collector):
@@ -100,6 +106,12 @@ class StateCollector(Collector):
     def __init__(self, read: Callable[[], tuple[dict[str, float], Iterable[tuple[str, str]]]]) -> None:
         """`read` answers the plain gauges by name, and (task, tier) of every task."""
         self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """The names alone: whoever asks for other names does not make 10,000 tasks be read."""
+        for name, text in GAUGES.items():
+            yield GaugeMetricFamily(f"adamix_{name}", text)
+        yield GaugeMetricFamily("adamix_adapter_loaded", "")
 
     def collect(self) -> Iterable[Metric]:
         values, tiers = self._read()

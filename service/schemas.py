@@ -105,6 +105,13 @@ class AdapterInfo(BaseModel):
     tier: Literal["device", "host", "disk"]
 
 
+class AdapterListed(AdapterInfo):
+    """What `details=true` adds to a list: the trainer's word in the file, and this server's count since it started."""
+
+    dev_scores: dict[str, float]
+    requests: int
+
+
 class AdapterDetail(AdapterInfo):
     spec: AdapterSpec
     versions: list[VersionInfo]

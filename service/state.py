@@ -78,8 +78,8 @@ class Service:
             return "device"
         return "host" if entry.active is not None and self.store.cached(entry.active) else "disk"
 
-    def storage(self) -> Storage:
-        """What the one copy takes, and what a copy per task would."""
+    def storage(self, *, listed: bool = True) -> Storage:
+        """What the one copy takes, and what a copy per task would; each adapter's bytes if they are to be listed."""
         entries = self.store.entries()
         sizes = [entry.active_version.bytes if entry.active_version else 0 for entry in entries]
         total = self.backbone.bytes + sum(sizes)
@@ -97,12 +97,13 @@ class Service:
             adapters=[
                 AdapterBytes(task=e.task, version=e.active_version.short if e.active_version else None, bytes=size)
                 for e, size in zip(entries, sizes, strict=True)
+                if listed
             ],
         )
 
     def gauges(self) -> tuple[dict[str, float], Iterable[tuple[str, str]]]:
         """What `StateCollector` shows."""
-        storage = self.storage()
+        storage = self.storage(listed=False)
         names = ("backbone_bytes", "adapters_bytes", "full_copies_bytes", "saved_bytes")
         values: dict[str, float] = {name: getattr(storage, name) for name in names}
         tiers = [(entry.task, self.tier(entry)) for entry in self.store.entries()]

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from adapters.entry import Entry, Version
-from adapters.errors import UnknownTask, UnknownVersion
+from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import parse
+from adapters.spec import AdapterSpec
 from service.errors import MalformedBody, RequestRefused
 from service.routes import problems, schema_of, service_of
 from service.routes.prediction import parse as parse_body
 from service.routes.prediction import read_body
-from service.schemas import Activation, AdapterDetail, AdapterInfo, InvalidRequest, VersionInfo
+from service.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed, InvalidRequest, VersionInfo
 from service.state import Service
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -70,14 +73,24 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     return await asyncio.to_thread(_detail, service, adapter.spec.task)
 
 
-@router.get("", response_model=list[AdapterInfo])
-def list_adapters(request: Request) -> list[AdapterInfo]:
-    """Every task with its active version."""
+@router.get("", response_model=list[AdapterListed] | list[AdapterInfo], responses=problems(422))
+def list_adapters(
+    request: Request,
+    response: Response,
+    search: Annotated[str, Query(max_length=64, description="Only tasks with this in their name.")] = "",
+    offset: Annotated[int, Query(ge=0, description="How many to pass over, by name.")] = 0,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="How many to answer; by default all.")] = None,
+    details: Annotated[bool, Query(description="With dev scores and requests since the start.")] = False,
+) -> Sequence[AdapterInfo]:
+    """Every task with its active version, by name; `X-Total-Count` says how many fit the search."""
     service = service_of(request)
+    entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
+    response.headers["X-Total-Count"] = str(len(entries))
     listed = []
-    for entry in service.store.entries():
-        with contextlib.suppress(UnknownTask, UnknownVersion):  # deleted since the line above
-            listed.append(_info(service, entry))
+    for entry in entries[offset : None if limit is None else offset + limit]:
+        # Deleted since the line above, or rotten on disk, which whoever asks for it is told: the others are listed.
+        with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
+            listed.append(_listed(service, entry) if details else _info(service, entry))
     return listed
 
 
@@ -164,6 +177,20 @@ async def _form(request: Request) -> tuple[bytes, bool]:
 
 def _info(service: Service, entry: Entry) -> AdapterInfo:
     return AdapterInfo(**_fields(service, entry))
+
+
+def _listed(service: Service, entry: Entry) -> AdapterListed:
+    spec = service.store.summary(entry.task, _shown_version(entry).digest).spec
+    requests = service.metrics.requests_of[entry.task]
+    return AdapterListed(**_fields(service, entry), dev_scores=_dev_scores(spec), requests=requests)
+
+
+def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
+    """What the trainer wrote into the file, as far as it is numbers: `training` is free text to the format."""
+    scores = spec.training.get("dev_scores")
+    named = scores.items() if isinstance(scores, dict) else ()
+    numbers = {name: float(value) for name, value in named if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _detail(service: Service, task: str) -> AdapterDetail:

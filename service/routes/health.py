@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from service.routes import problems, service_of
 
 router = APIRouter(tags=["operations"])
-
-
-@router.get("/", include_in_schema=False)
-async def home() -> RedirectResponse:
-    """The API's documentation."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/health")
@@ -32,7 +27,15 @@ async def ready(request: Request) -> dict[str, str | int]:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(request: Request) -> Response:
+def metrics(
+    request: Request,
+    names: Annotated[
+        list[str] | None,
+        Query(alias="name[]", description="Only these samples of what is counted and timed; a page asks often, for few."),
+    ] = None,
+) -> Response:
     """Prometheus' (or, if asked for, OpenMetrics') text format."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(service_of(request).metrics.registry), media_type=content_type)
+    registry = service_of(request).metrics.registry
+    shown = registry if names is None else registry.restricted_registry(names)
+    return Response(encode(shown), media_type=content_type)

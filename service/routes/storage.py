@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 
 from service.routes import service_of
 from service.schemas import Storage
@@ -11,6 +13,9 @@ router = APIRouter(tags=["storage"])
 
 
 @router.get("/storage", response_model=Storage)
-def storage(request: Request) -> Storage:
+def storage(
+    request: Request,
+    adapters: Annotated[bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")] = True,
+) -> Storage:
     """Bytes of the backbone, of each adapter and of all; what a full copy per task would take; what is saved."""
-    return service_of(request).storage()
+    return service_of(request).storage(listed=adapters)

@@ -13,7 +13,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from adapters.backbone import Backbone
+from adapters.file import serialize
 from tests.service.conftest import TASKS, Server
+from tests.tiny import random_adapter
 
 FILM = {"inputs": "it is a good film"}
 
@@ -277,3 +280,36 @@ def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_byte
     ):
         answer = client.post("/adapters", files={"file": adapter_bytes("foreign")}, headers=headers)
         assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignPage")
+
+
+def test_the_list_in_pages(client: httpx2.Client) -> None:
+    """`offset` and `limit` cut the list, which is by name; `search` leaves the names that hold it; a header counts."""
+    everything = client.get("/adapters")
+    assert [entry["task"] for entry in everything.json()] == sorted(TASKS)
+    assert everything.headers["X-Total-Count"] == str(len(TASKS))
+    page = client.get("/adapters?offset=1&limit=2")
+    assert (page.json(), page.headers["X-Total-Count"]) == (everything.json()[1:3], str(len(TASKS)))
+    found = client.get("/adapters", params={"search": " ST"})
+    assert ([entry["task"] for entry in found.json()], found.headers["X-Total-Count"]) == (["sst2", "stsb"], "2")
+    assert client.get("/adapters?offset=99").json() == client.get("/adapters?search=nonesuch").json() == []
+    for wrong in ("offset=-1", "limit=0", "limit=1001", f"search={'a' * 65}", "details=perhaps"):
+        assert client.get(f"/adapters?{wrong}").status_code == 422
+
+
+def test_the_list_with_details(
+    client: httpx2.Client, embedded: Backbone, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+) -> None:
+    """`details` adds each task's requests since the start and the file's dev scores, as far as they are numbers."""
+    scores = {"accuracy": 0.875, "f1": 1, "note": "good", "sure": True, "lists": [1]}
+    spec, tensors, _ = random_adapter(embedded, made("scored"), ["no", "yes"])
+    spec = spec.model_copy(update={"training": {"dev_scores": scores}})
+    assert upload(client, serialize(spec, tensors)).status_code == 201
+    upload(client, adapter_bytes(made("unscored")))
+    for body in (FILM, FILM, {"inputs": ""}):
+        client.post("/predict?task=scored", json=body)
+    plain, detailed = (client.get(f"/adapters?search=scored{more}").json() for more in ("", "&details=true"))
+    added = [{"dev_scores": {"accuracy": 0.875, "f1": 1.0}, "requests": 3}, {"dev_scores": {}, "requests": 0}]
+    assert detailed == [entry | more for entry, more in zip(plain, added, strict=True)]
+    client.delete("/adapters/scored")
+    assert upload(client, serialize(spec, tensors)).status_code == 201
+    assert client.get("/adapters?search=scored&details=true").json()[0]["requests"] == 0

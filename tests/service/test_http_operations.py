@@ -62,10 +62,10 @@ def value(client: httpx2.Client, family: str, sample: str, **labels: str) -> flo
 
 
 def test_alive_and_ready(client: httpx2.Client) -> None:
-    """A running server is alive and ready, says what it serves, and leads a person to its documentation."""
+    """A running server is alive and ready, says what it serves, and has a page and a documentation for people."""
     assert client.get("/health").json() == {"status": "alive"}
     assert client.get("/ready").json() == {"status": "ready", "backbone": "embedded", "tasks": len(TASKS)}
-    assert client.get("/").headers["Location"] == "/docs"
+    assert client.get("/").headers["Content-Type"].startswith("text/html")
     assert client.get("/docs").status_code == 200
 
 
@@ -132,6 +132,17 @@ def test_metrics_count_what_happened(client: httpx2.Client) -> None:
     assert value(client, "adamix_adapter_loaded", "adamix_adapter_loaded", task="topics", tier="device") == 1
 
 
+def test_few_metrics_can_be_asked_for(client: httpx2.Client) -> None:
+    """`name[]` answers those samples alone, so that a page may ask often; other names answer nothing."""
+    client.post("/predict?task=sst2", json=FILM)
+    names = ["adamix_batch_rows_sum", "adamix_request_duration_seconds_count"]
+    found = client.get("/metrics", params={"name[]": names}).text.splitlines()
+    assert [line.split()[0] for line in sorted(found) if not line.startswith("#")] == names
+    gauge = client.get("/metrics", params={"name[]": "adamix_saved_bytes"}).text
+    assert float(gauge.split()[-1]) == client.get("/storage").json()["saved_bytes"]
+    assert client.get("/metrics", params={"name[]": "nonesuch"}).text == ""
+
+
 def test_storage_adds_up(client: httpx2.Client, server: Server) -> None:
     """The saving is what full copies would take less what the one backbone and all adapters take."""
     storage = client.get("/storage").json()
@@ -142,6 +153,7 @@ def test_storage_adds_up(client: httpx2.Client, server: Server) -> None:
     assert storage["saved_bytes"] == storage["full_copies_bytes"] - storage["total_bytes"]
     assert storage["ratio"] == pytest.approx(storage["full_copies_bytes"] / storage["total_bytes"], abs=1e-3)
     assert value(client, "adamix_saved_bytes", "adamix_saved_bytes") == storage["saved_bytes"]
+    assert client.get("/storage?adapters=false").json() == {**storage, "adapters": []}
 
 
 def test_each_request_leaves_one_line_of_json(client: httpx2.Client, server: Server) -> None:

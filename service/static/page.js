@@ -1,0 +1,65 @@
+// The page: what is asked when, and what is said when the server is away.
+
+import { byId, show } from "./dom.js";
+import { keepKeys } from "./keys.js";
+import { showSaving, watchSize } from "./saving.js";
+import { ask, onAway } from "./server.js";
+import { listTasks, markChosen, startTasks } from "./tasks.js";
+import { lookAtTraffic, STEP } from "./traffic.js";
+import { startTry, toggle } from "./try.js";
+import { startUpload } from "./upload.js";
+
+const EACH_SHOWN = 64; // up to so many tasks every adapter is drawn with its own size
+const SLOW = 5; // of how many looks at the traffic one also asks for the list and the saving
+
+async function refresh() {
+  await Promise.all([storage(), listTasks()]);
+}
+
+async function storage() {
+  const few = (await ask("/storage?adapters=false")).data;
+  showSaving(few.tasks > 0 && few.tasks <= EACH_SHOWN ? (await ask("/storage")).data : few);
+}
+
+onAway((away) => {
+  document.body.classList.toggle("is-away", away);
+  if (away) sayAway();
+  else {
+    show(byId("away"), null);
+    refresh().catch(() => {});
+  }
+});
+
+function sayAway() {
+  const since = new Date().toLocaleTimeString("en-GB");
+  show(byId("away"), `The server at ${location.host} has not answered since ${since}. What is shown is older. This page asks again every ${STEP} seconds.`);
+}
+
+async function beat(n) {
+  if (!document.hidden) {
+    try {
+      await lookAtTraffic();
+      if (n % SLOW === 0) await refresh();
+    } catch {
+      // said where it happened
+    }
+  }
+  setTimeout(beat, 1000 * STEP, n + 1);
+}
+
+async function start() {
+  keepKeys();
+  watchSize();
+  startTasks(() => storage().catch(() => {}));
+  startTry(markChosen);
+  startUpload(() => refresh().catch(() => {}));
+  try {
+    const [, adapters] = await Promise.all([storage(), listTasks()]);
+    adapters.filter((adapter) => adapter.version).slice(0, 4).forEach(toggle);
+  } catch {
+    // said where it happened
+  }
+  beat(1);
+}
+
+start();

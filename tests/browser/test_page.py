@@ -1,0 +1,324 @@
+"""The page as people use it: a real Chromium before a real server."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from adapters.store import Store
+from tests.browser.conftest import Tab
+from tests.browser.many import answer_as_if
+from tests.service.conftest import ADMIN_KEY, TASKS, running
+
+OpenTab = Callable[..., Tab]
+AdapterFile = Callable[..., Path]
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+def row(page: Page, task: str) -> Locator:
+    return page.locator("#rows tr").filter(has=page.get_by_role("button", name=task, exact=True)).first
+
+
+def choose(page: Page, *tasks: str) -> None:
+    """Tick these tasks and no others."""
+    for box in page.locator("#rows input[type=checkbox]").all():
+        if box.is_enabled():
+            box.set_checked(box.get_attribute("data-task") in tasks)
+
+
+def drop(page: Page, path: Path) -> None:
+    """Drop a file on the page, as a file manager does."""
+    transfer = page.evaluate_handle(
+        """([name, bytes]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name));
+            return transfer;
+        }""",
+        [path.name, list(path.read_bytes())],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("main", event, {"dataTransfer": transfer})
+
+
+def overflow(page: Page) -> int:
+    """By how many pixels the page is wider than its window."""
+    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+def test_the_saving_comes_first_and_is_to_scale(open_tab: OpenTab) -> None:
+    """The first thing is the ratio of /storage; the bars of both pictures have that very ratio."""
+    page = open_tab().page
+    expect(page.get_by_role("heading", level=1)).to_contain_text(f"{len(TASKS)} tasks in")
+    storage = page.evaluate("fetch('/storage').then((answer) => answer.json())")
+    expect(page.locator("#ratio")).to_have_text(f"{storage['ratio']:.2f}×")
+    one, others = page.get_by_role("img", name="This server"), page.get_by_role("img", name="A full copy per task")
+    expect(one.locator(".sliver")).to_have_count(len(TASKS))
+    width = "(svg, of) => [...svg.querySelectorAll(of)].reduce((sum, bar) => sum + bar.getBBox().width, 0)"
+    here, copies = one.evaluate(width, ".backbone rect, .sliver rect"), others.evaluate(width, "svg > rect")
+    assert copies / here == pytest.approx(storage["ratio"], rel=1e-3)
+
+
+def test_a_text_on_several_tasks(open_tab: OpenTab) -> None:
+    """One text is tried on two tasks at once: a bar for each score, and where the time went."""
+    page = open_tab().page
+    choose(page, "sst2", "topics")
+    expect(page.get_by_label("Second text")).to_be_hidden()
+    page.get_by_label("Text", exact=True).fill("it is a good film")
+    page.get_by_role("button", name="Predict").click()
+    answers = page.locator(".answer")
+    expect(answers).to_have_count(2)
+    expect(answers.filter(has_text="sst2").locator("li")).to_have_count(2)
+    expect(answers.filter(has_text="topics").locator("li")).to_have_count(5)
+    first = answers.filter(has_text="sst2").locator("li").first
+    score = float(first.locator(".n").inner_text())
+    share = first.locator(".fill").evaluate("bar => bar.clientWidth / bar.parentElement.clientWidth")
+    assert share == pytest.approx(score, abs=0.02)
+    expect(page.locator(".timing")).to_contain_text("inference")
+
+
+def test_pairs_and_single_texts_together(open_tab: OpenTab) -> None:
+    """Tasks that compare two texts show a second box; they and tasks of one text are answered together."""
+    page = open_tab().page
+    choose(page, "mrpc", "sst2", "stsb")
+    page.get_by_label("Second text").fill("the film is good")
+    page.get_by_label("Text", exact=True).press("Control+Enter")
+    expect(page.locator(".answer")).to_have_count(3)
+    expect(page.locator(".answer").filter(has_text="stsb").locator(".value")).to_contain_text("score")
+
+
+def test_what_the_server_refuses_to_predict_is_said(open_tab: OpenTab) -> None:
+    """An empty text is answered with the server's own sentence."""
+    tab = open_tab()
+    tab.refusals = True
+    choose(tab.page, "sst2")
+    tab.page.get_by_label("Text", exact=True).fill("")
+    tab.page.get_by_role("button", name="Predict").click()
+    expect(tab.page.locator("#answers [role=alert]")).to_contain_text("inputs")
+
+
+def test_upload_by_choosing(open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """A chosen file is uploaded with the admin key, listed and served; the key outlives a reload of the tab, and no more."""
+    tab = open_tab()
+    tab.page.get_by_label("Admin key").fill(ADMIN_KEY)
+    tab.page.locator("#file").set_input_files(adapter_file("chosen"))
+    expect(tab.page.locator("#uploads")).to_contain_text("is served now")
+    expect(row(tab.page, "chosen")).to_contain_text("no · yes")
+    tab.page.reload()
+    expect(tab.page.get_by_label("Admin key")).to_have_value(ADMIN_KEY)
+    assert tab.page.evaluate("localStorage.length + document.cookie.length") == 0
+    expect(open_tab().page.get_by_label("Admin key")).to_have_value("")
+
+
+def test_upload_by_dropping(open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """A file dropped anywhere is uploaded; with the box unticked it is stored and not served."""
+    page = open_tab().page
+    page.get_by_label("Admin key").fill(ADMIN_KEY)
+    page.get_by_label("Serve it at once").uncheck()
+    drop(page, adapter_file("dropped"))
+    expect(page.locator("#uploads")).to_contain_text("is stored, not served yet")
+    expect(row(page, "dropped")).to_contain_text("none active")
+    expect(page.get_by_label("Try dropped")).to_be_disabled()
+
+
+def test_a_wrong_key_and_a_wrong_file(open_tab: OpenTab, adapter_file: AdapterFile, tmp_path: Path) -> None:
+    """What the server says of a missing key, a wrong key and a file that is no adapter stands on the page."""
+    tab = open_tab()
+    tab.refusals = True
+    latest = tab.page.locator("#uploads li").first
+    tab.page.locator("#file").set_input_files(adapter_file("refused"))
+    expect(latest).to_contain_text("this request bears no key; expected the admin key")
+    tab.page.get_by_label("Admin key").fill("wrong")
+    tab.page.locator("#file").set_input_files(adapter_file("refused"))
+    expect(latest).to_contain_text("this request bears a wrong key; expected the admin key")
+    nonsense = tmp_path / "nonsense.safetensors"
+    nonsense.write_bytes(b"no adapter")
+    tab.page.get_by_label("Admin key").fill(ADMIN_KEY)
+    tab.page.locator("#file").set_input_files(nonsense)
+    expect(latest).to_contain_text("nonsense.safetensors")
+    expect(latest).not_to_contain_text("key")
+    expect(latest).to_have_attribute("role", "alert")
+
+
+def test_roll_back_and_forward(open_tab: OpenTab) -> None:
+    """A task's older version is activated by its button, which says so when the key is wrong; then the newer one again."""
+    tab = open_tab()
+    tab.refusals = True
+    page = tab.page
+    newer = row(page, "sst2").locator(".c-version").inner_text()
+    page.get_by_role("button", name="sst2", exact=True).click()
+    page.get_by_role("button", name="Roll back to").click()
+    expect(page.locator(".versions [role=alert]")).to_contain_text("this request bears no key")
+    page.get_by_label("Admin key").fill(ADMIN_KEY)
+    page.get_by_role("button", name="Roll back to").click()
+    expect(row(page, "sst2").locator(".c-version")).not_to_have_text(newer)
+    expect(page.locator(".versions [role=alert]")).to_be_hidden()
+    page.get_by_role("button", name=f"Activate {newer}").click()
+    expect(row(page, "sst2").locator(".c-version")).to_have_text(newer)
+
+
+def test_search(open_tab: OpenTab) -> None:
+    """Searching leaves the tasks with that in their name, and says so where there is none."""
+    page = open_tab().page
+    page.get_by_role("searchbox").fill("st2")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(row(page, "sst2")).to_be_visible()
+    page.get_by_role("searchbox").fill("nonesuch")
+    expect(page.locator("#range")).to_have_text("No task has “nonesuch” in its name.")
+
+
+def test_throughput_of_the_last_minute(open_tab: OpenTab) -> None:
+    """Predictions show up in the chart of the last minute and in the latencies beside it, without a reload."""
+    page = open_tab().page
+    expect(page.locator("#figures")).to_contain_text("Latency p99–")
+    expect(page.locator(".step")).not_to_have_count(0)
+    choose(page, "sst2")
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator("#chart")).to_contain_text("highest")
+    expect(page.locator("#figures")).to_contain_text("ms")
+
+
+def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """Markup in a label is shown as it is spelled, in the list and in an answer, and makes no element."""
+    store = Store(tmp_path / "store")
+    store.put(adapter_file("markup", labels=[MARKUP, "</td><script>alert(1)</script>"]).read_bytes())
+    with running(store.folder) as server:
+        page = open_tab(server.url).page
+        expect(row(page, "markup")).to_contain_text(MARKUP)
+        page.get_by_role("button", name="Predict").click()
+        expect(page.locator(".answer")).to_contain_text(MARKUP)
+        page.get_by_role("searchbox").fill(MARKUP)
+        expect(page.locator("#range")).to_contain_text(MARKUP)
+        assert page.locator("main img, main script").count() == 0
+
+
+def test_predictions_with_a_key(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """Where predictions need a key, the page says so, and sends the one that was typed."""
+    store = Store(tmp_path / "store")
+    store.put(adapter_file("sst2").read_bytes())
+    with running(store.folder, api_key="predict-key") as server:
+        tab = open_tab(server.url)
+        tab.refusals = True
+        expect(row(tab.page, "sst2")).to_be_visible()
+        tab.page.get_by_role("button", name="Predict").click()
+        expect(tab.page.locator("#answers [role=alert]")).to_contain_text("expected the API key")
+        tab.page.get_by_text("API key", exact=True).click()
+        tab.page.locator("#api-key").fill("predict-key")
+        tab.page.get_by_role("button", name="Predict").click()
+        expect(tab.page.locator(".answer")).to_have_count(1)
+
+
+def test_the_server_goes_and_comes_back(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """A page whose server died says so; when a server is there again, the sentence goes and the page works on."""
+    store = Store(tmp_path / "store")
+    store.put(adapter_file("sst2").read_bytes())
+    with running(store.folder) as server:
+        tab = open_tab(server.url)
+        tab.refusals = True
+        away = tab.page.locator("#away")
+        expect(row(tab.page, "sst2")).to_be_visible()
+        expect(away).to_be_hidden()
+        server.stop(signal.SIGKILL)
+        expect(away).to_contain_text(f"The server at {urlsplit(server.url).netloc} has not answered since")
+    store.put(adapter_file("topics").read_bytes())
+    with running(store.folder, port=urlsplit(server.url).port):
+        expect(away).to_be_hidden()
+        expect(row(tab.page, "topics")).to_be_visible()
+        tab.page.get_by_role("button", name="Predict").click()
+        expect(tab.page.locator(".answer")).to_have_count(1)
+
+
+def test_everything_by_keyboard(open_tab: OpenTab) -> None:
+    """With Tab, Space and Enter alone: skip to the tasks, search one, tick it, open its versions."""
+    page = open_tab().page
+    expect(page.locator("#rows tr")).not_to_have_count(0)
+    keyboard, focused = page.keyboard, page.locator("*:focus")
+    keyboard.press("Tab")
+    expect(focused).to_have_text("Skip to the tasks")
+    keyboard.press("Enter")
+    keyboard.press("Tab")
+    keyboard.type("topics")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    keyboard.press("Tab")
+    keyboard.press("Space")
+    expect(page.get_by_role("button", name="Leave topics out")).to_be_visible()
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Download")).to_be_visible()
+    expect(focused).to_have_attribute("aria-expanded", "true")
+
+
+def test_the_focus_is_seen_everywhere(open_tab: OpenTab) -> None:
+    """Tab comes by every control, from the first to the last, and each has an outline while it has the focus."""
+    page = open_tab().page
+    expect(page.locator("#rows tr")).not_to_have_count(0)
+    focused, seen = page.locator("*:focus"), []
+    while "admin-key" not in seen:
+        page.keyboard.press("Tab")
+        seen.append(focused.evaluate("e => e.id || e.textContent"))
+        outline = "e => getComputedStyle(e.id === 'file' ? e.nextElementSibling : e).outlineStyle"
+        assert focused.evaluate(outline) != "none", focused.evaluate("e => e.outerHTML")
+    assert {"text", "text-pair", "Predict", "search", "sst2", "file", "activate"} <= set(seen)
+
+
+def test_everything_has_a_name(open_tab: OpenTab) -> None:
+    """Every control has a label, and every picture a sentence, for those who do not see them."""
+    page = open_tab().page
+    expect(page.locator("#rows tr")).not_to_have_count(0)
+    nameless = """() => [...document.querySelectorAll('input, textarea, button, a')]
+        .filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
+        .map((e) => e.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    assert page.evaluate("[...document.querySelectorAll('svg')].every((e) => e.getAttribute('aria-label'))")
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_sticks_out(open_tab: OpenTab, width: int) -> None:
+    """On a phone and a tablet, with answers shown and versions open, nothing has to be scrolled sideways."""
+    page = open_tab(width=width).page
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator(".answer")).not_to_have_count(0)
+    page.get_by_role("button", name="sst2", exact=True).click()
+    expect(page.get_by_role("button", name="Roll back to")).to_be_visible()
+    assert overflow(page) == 0
+
+
+def test_light_and_dark(open_tab: OpenTab) -> None:
+    """The page follows the system: dark on light or light on dark."""
+    brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + Number(b), 0)"
+    assert open_tab(color_scheme="light").page.evaluate(brightness) > 600
+    assert open_tab(color_scheme="dark").page.evaluate(brightness) < 150
+
+
+def test_ten_thousand_tasks(open_tab: OpenTab) -> None:
+    """Ten thousand tasks are drawn within a second of opening the page; paging and searching go through all of them."""
+    watch = """new MutationObserver(() => {
+        const both = document.querySelector('#rows tr') && document.querySelector('#lanes .copy');
+        if (both && !window.drawn) window.drawn = performance.now();
+    }).observe(document, {childList: true, subtree: true})"""
+
+    def prepare(page: Page) -> None:
+        answer_as_if(page, 10_000)
+        page.add_init_script(watch)
+
+    page = open_tab(prepare=prepare).page
+    took = []
+    for _ in range(3):  # the machine may be busy: the page's own time is the least of them
+        page.reload()
+        expect(page.locator("#rows tr")).to_have_count(25)
+        expect(page.locator("#lanes svg")).to_have_count(2)
+        took.append(page.evaluate("window.drawn"))
+    assert min(took) < 1000
+    expect(page.locator("#ratio")).to_have_text("292×")
+    expect(page.locator("#range")).to_have_text("1–25 of 10,000")
+    page.get_by_role("button", name="Next").click()
+    expect(row(page, "team-00025")).to_be_visible()
+    page.get_by_role("searchbox").fill("0999")
+    expect(page.locator("#range")).to_have_text("11 tasks")
+    phone = open_tab(width=360, prepare=prepare).page
+    expect(phone.locator("#rows tr")).to_have_count(10)
+    assert overflow(phone) == 0
