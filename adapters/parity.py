@@ -49,4 +49,4 @@ def check_parity(adapter: Adapter, logits: Sequence[Sequence[float]], dtype: str
 
 
 def _shown(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:.4f}" for value in values[:6]) + (", …]" if len(values) > 6 else "]")
+    return "[" + ", ".join(f"{value:.6g}" for value in values[:6]) + (", …]" if len(values) > 6 else "]")

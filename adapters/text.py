@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,20 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+# A text is read only as far as it can matter: a million words cost no more than what is kept of them. Eight characters a
+# token are more than any language has on average; the spare tokens keep the place where the text was cut out of sight.
+CHARACTERS_PER_TOKEN = 8
+SPARE_TOKENS = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row, special tokens included. `full_length` is what it had before truncation."""
+    """One row, special tokens included. `full_length` is what it had before truncation, at least: exactly, if `exact`."""
 
     ids: list[int]
     types: list[int]
     full_length: int
+    exact: bool = True
 
 
 def check_text(text: str, name: str) -> None:
@@ -57,16 +65,39 @@ def encode(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int) -
 
     `tokenizer` must have neither padding nor truncation set. A row was cut if `full_length > len(ids)`.
     """
-    encodings = tokenizer.encode_batch([text if len(text) > 1 else text[0] for text in inputs])
-    return [
-        Tokens(e.ids, e.type_ids, len(e.ids)) if len(e.ids) <= max_length else _cut(tokenizer, text, max_length)
-        for e, text in zip(encodings, inputs, strict=True)
-    ]
+    heads = [tuple(_head(part, max_length) for part in text) for text in inputs]
+    encodings = tokenizer.encode_batch_fast([head if len(head) > 1 else head[0] for head in heads])
+    rows = []
+    for text, head, encoding in zip(inputs, heads, encodings, strict=True):
+        if head != text and not _enough(encoding, text, head, max_length):
+            head, encoding = text, tokenizer.encode_batch_fast([text if len(text) > 1 else text[0]])[0]
+        if len(encoding.ids) <= max_length:
+            rows.append(Tokens(encoding.ids, encoding.type_ids, len(encoding.ids)))
+        else:
+            rows.append(_cut(tokenizer, head, max_length, exact=head == text))
+    return rows
 
 
-def _cut(tokenizer: Tokenizer, text: TextInput, max_length: int) -> Tokens:
+def _head(text: str, max_length: int) -> str:
+    """As much of a text as `max_length` tokens can need, up to a white space if there is one."""
+    limit = CHARACTERS_PER_TOKEN * (max_length + SPARE_TOKENS)
+    if len(text) <= limit:
+        return text
+    return text[: text.rfind(" ", 0, limit) + 1 or limit]
+
+
+def _enough(encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], max_length: int) -> bool:
+    """Whether each part that was shortened still has more tokens than a row can keep of it."""
+    counts = Counter(encoding.sequence_ids)
+    return all(
+        whole == part or counts[i] >= max_length + SPARE_TOKENS // 2
+        for i, (whole, part) in enumerate(zip(text, head, strict=True))
+    )
+
+
+def _cut(tokenizer: Tokenizer, text: tuple[str, ...], max_length: int, *, exact: bool) -> Tokens:
     """The tokenizers library's `longest_first`, without putting a length into the shared tokeniser's state."""
-    parts: list[Encoding] = tokenizer.encode_batch(list(text), add_special_tokens=False)
+    parts: list[Encoding] = tokenizer.encode_batch_fast(list(text), add_special_tokens=False)
     special = tokenizer.num_special_tokens_to_add(len(parts) == 2)
     lengths = [len(part.ids) for part in parts]
     room = max_length - special
@@ -80,5 +111,5 @@ def _cut(tokenizer: Tokenizer, text: TextInput, max_length: int) -> Tokens:
         first, second = (short, long) if lengths[0] <= lengths[1] else (long, short)
         parts[0].truncate(min(first, lengths[0]))
         parts[1].truncate(min(second, lengths[1]))
-    whole = tokenizer.post_process(parts[0], parts[1] if len(parts) == 2 else None)
-    return Tokens(whole.ids, whole.type_ids, sum(lengths) + special)
+    whole = tokenizer.post_process(parts[0], parts[1] if len(parts) > 1 else None)
+    return Tokens(whole.ids, whole.type_ids, sum(lengths) + special, exact)

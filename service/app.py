@@ -17,7 +17,7 @@ from adapters.errors import AdaMixError
 from adapters.file import parse
 from adapters.store import Store
 from service import errors
-from service.auth import Guard, kept_admin_key
+from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
 from service.metrics import Metrics, StateCollector
@@ -108,7 +108,7 @@ def _device(name: str) -> torch.device:
 def _guard(settings: Settings) -> Guard:
     """On loopback anyone may write, unless the operator set a key; elsewhere whoever bears the key, made if need be."""
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    if admin_key is None and not settings.on_loopback:
+    if admin_key is None and not is_loopback(settings.host):
         admin_key, path, new = kept_admin_key(settings.store)
         if new:
             log.warning("made an admin key; it is shown this once", admin_key=admin_key, kept_in=str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, WithJsonSchema
 
 from adapters.errors import AdaMixError
 from adapters.spec import AdapterSpec, ProblemType, shown
@@ -45,7 +45,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, description="How many labels to answer; by default all.")
+    top_k: StrictInt | None = Field(None, description="How many labels to answer; by default all.")
     function_to_apply: Function | None = Field(
         None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
     )

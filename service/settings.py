@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -52,16 +51,6 @@ class Settings(BaseSettings):
                 f"MAX_INPUTS is {self.max_inputs}; expected at most MAX_QUEUE_ROWS, which is {self.max_queue_rows}"
             )
         return self
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether only this machine can reach the service."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 def read_settings(**overrides: object) -> Settings:

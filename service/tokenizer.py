@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
 
 from adapters.text import TextInput, Tokens, encode
 
 INLINE_CHARACTERS = 4096  # about a millisecond of work: a thread's hand-over costs a tenth of that
+THREADS = 2  # so that a flood of long texts waits here, and takes neither all cores nor all memory
 
 
 class InputTooLong(Exception):
@@ -21,18 +23,21 @@ class RequestTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
 
     async def encode(self, texts: Sequence[TextInput], max_length: int, *, truncate: bool) -> list[Tokens]:
         """Tokenise a request's rows. Raises InputTooLong."""
         if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
             rows = encode(self._tokenizer, texts, max_length)
         else:
-            rows = await asyncio.to_thread(encode, self._tokenizer, texts, max_length)
+            loop = asyncio.get_running_loop()
+            rows = await loop.run_in_executor(self._threads, encode, self._tokenizer, texts, max_length)
         if not truncate:
             for i, row in enumerate(rows):
                 if row.full_length > max_length:
                     raise InputTooLong(
-                        f"input {i} has {row.full_length} tokens; expected at most {max_length} "
+                        f"input {i} has {row.full_length} tokens{'' if row.exact else ' or more'}; "
+                        f"expected at most {max_length} "
                         '(or "truncate": true in the request; for V2 in its parameters)'
                     )
         return rows

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapters import backbone as backbones
+from adapters.backbone import Backbone
 from adapters.errors import InvalidText
 from adapters.text import TextInput, check_text, encode
 from tests.tiny import WORDS, tiny_backbone
@@ -99,3 +100,22 @@ def test_refused_texts(text: str, message: str) -> None:
 def test_accepted_texts(text: str) -> None:
     """Whatever people write is accepted: any script, emoji, line breaks, even C1 controls."""
     check_text(text, "text")
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_long_text_is_cut_as_if_it_were_read_whole(embedded: Backbone, pair: bool) -> None:
+    """Of a text far too long only the head is tokenised, and the row is the one that the whole text gives."""
+    long = "the plot of this film is not very good and it was bad " * 2000
+    text = ("a great film", long) if pair else (long,)
+    (row,) = encode(embedded.tokenizer, [text], 64)
+    whole = embedded.tokenizer.encode(*text)
+    assert not row.exact
+    assert 64 < row.full_length < len(whole.ids)
+    assert row.ids == [*whole.ids[:63], whole.ids[-1]]
+
+
+def test_a_long_text_of_few_tokens_is_read_whole(embedded: Backbone) -> None:
+    """A long run of white space, or one endless word, hides no token that follows it."""
+    for filler in (" " * 50_000, "x" * 50_000 + " "):
+        (row,) = encode(embedded.tokenizer, [(f"good{filler}film",)], 64)
+        assert row.ids == embedded.tokenizer.encode(f"good{filler}film").ids

@@ -35,7 +35,10 @@ def metrics(
     ] = None,
 ) -> Response:
     """Prometheus' (or, if asked for, OpenMetrics') text format."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    try:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # prometheus_client, of a version in Accept that is no number
+        encode, content_type = choose_encoder("")
     registry = service_of(request).metrics.registry
     shown = registry if names is None else registry.restricted_registry(names)
     return Response(encode(shown), media_type=content_type)

@@ -273,6 +273,7 @@ def test_unknown_names_are_explained(client: httpx2.Client) -> None:
 def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
     """Where no key is asked, a browser's request from a foreign page is refused all the same."""
     for headers in (
+        {"Host": "rebound.example"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://["},

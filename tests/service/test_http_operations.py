@@ -348,3 +348,10 @@ def test_a_fault_of_ours_is_answered_with_its_request_id() -> None:
     assert (b"x-request-id", b"mine") in sent[0]["headers"]
     assert b"secret" not in sent[1]["body"]
     assert [line["status"] for line in logged if line["event"] == "request"] == [500]
+
+
+def test_any_accept_gets_metrics(client: httpx2.Client) -> None:
+    """An Accept that prometheus_client cannot read is answered in the plain format."""
+    answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text;version=zz"})
+    assert answer.status_code == 200
+    assert "adamix_backbone_bytes" in answer.text
