@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -40,6 +39,7 @@ from adapters.spec import AdapterSpec, Probe
 from adapters.text import encode
 from service.engine import Engine, Row
 from service.slots import Slots
+from training.hardware import hardware
 
 MAX_LENGTH = 128
 Batch = list[tuple[int, str]]  # (task, text)
@@ -235,7 +235,7 @@ def report(timed: dict[str, list[float]], systems: Systems, work: list[Batch], s
         "texts_per_second": {name: summary(values) for name, values in speeds.items()},
         "gflops": {name: summary(values) for name, values in rate.items()},
         "ratios": {name: summary(values) for name, values in ratios.items()},
-        "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "hardware": hardware(torch.device("cpu")),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -257,14 +257,6 @@ def divided(above: list[float], below: list[float]) -> list[float]:
 
 def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
