@@ -98,6 +98,7 @@ def test_a_named_problem_type(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, str | bytes, str]] = [
+    ("d.jsonl", jsonl({"text": "a", "label": "x" * 300}, {"text": "b", "label": "y"}), "a label of 300 characters, 'xxxx"),
     ("d.jsonl", "", "holds no examples; expected at least one"),
     ("d.csv", "text,label\n", "holds no examples; expected at least one"),
     ("d.csv", "", "holds no examples"),
@@ -186,12 +187,13 @@ def test_stray_control_characters_are_taken(tmp_path: Path) -> None:
 
 
 def test_a_number_that_no_float_holds_is_refused(tmp_path: Path) -> None:
-    """NaN and infinity are refused with their line; a whole number beyond every float can only be a name."""
+    """NaN and infinity are refused with their line; a whole number beyond every float could only be a name, a long one."""
     for number in ("NaN", "-Infinity"):
         path = write(tmp_path, "n.jsonl", f'{{"text": "a", "label": {number}}}\n{{"text": "b", "label": 1.5}}\n')
         with pytest.raises(DataError, match=r"line 1, column 'label'"):
             read(path, path, Columns())
     path = write(tmp_path, "n.jsonl", f'{{"text": "a", "label": {"9" * 400}}}\n{{"text": "b", "label": 1}}\n')
-    assert read(path, path, Columns())[0].problem_type == "single_label_classification"
+    with pytest.raises(DataError, match="a label of 400 characters"):
+        read(path, path, Columns())
     with pytest.raises(DataError, match="expected a finite number"):
         read(path, path, Columns(), "regression")

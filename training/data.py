@@ -15,6 +15,7 @@ from adapters.spec import ProblemType
 from adapters.text import TextInput, check_encodable
 from training.errors import DataError
 
+MAX_LABEL_CHARACTERS = 256  # a thousand of them still fit a file's header
 MAX_CLASSES = 1000  # the adapter format's limit
 
 
@@ -214,6 +215,11 @@ def _label_names(path: Path, rows: list[list[str]], several: bool) -> tuple[str,
     if len(found) < (1 if several else 2):
         only = f"the one label {_some(sorted(found))}" if found else "no labels"
         raise DataError(f"{path} holds {only}; expected {'at least one' if several else 'two or more'}")
+    longest = max(found, key=len, default="")
+    if len(longest) > MAX_LABEL_CHARACTERS:
+        raise DataError(
+            f"{path} holds a label of {len(longest)} characters, {longest[:40]!r}…; expected at most {MAX_LABEL_CHARACTERS}"
+        )
     if len(found) > MAX_CLASSES:
         raise DataError(
             f"{path} holds {len(found)} distinct labels; expected at most {MAX_CLASSES} "
