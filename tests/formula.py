@@ -1,5 +1,5 @@
 """The papers' formulas, written down once more from scratch: BERT (Devlin et al. 2019), RoBERTa's positions (Liu et al.
-2019), a bottleneck behind each feed-forward (Wang et al. 2022). One text at a time, in float64, by none of the product's code.
+2019), a bottleneck behind each feed-forward (Wang et al. 2022). One text at a time, in float64, without the product's code.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def test_layers_that_differ(bert: Backbone, tmp_path: Path) -> None:
     """Layers with another bottleneck or another number of experts than the first are refused."""
     second = {key: value for key, value in checkpoint(bert, r=5).items() if ".1.output." in key}
     result = convert(saved(tmp_path, {**checkpoint(bert), **second}), bert)
-    assert_refused(result, "layer 1 has a down.weight of shape [5, 32]; expected layer 0's [4, 32]")
+    assert_refused(result, "layer 1 has down.weight of shape [5, 32]; expected layer 0's [4, 32]")
     first = without(f"{SOUP}.", checkpoint(bert))
     third = {key: value for key, value in checkpoint(bert, downs=3).items() if key.startswith(f"{SOUP}.")}
     assert_refused(convert(saved(tmp_path, {**first, **third}), bert), "layer 1 has 3 experts in MoA_A; expected 4")

@@ -79,7 +79,7 @@ def read(folder: Path) -> Foreign:
     _check_config(config)
     weights = read_weights(_first(folder, WEIGHTS))
     site = re.compile(
-        r"(?:(?:bert|roberta|electra)\.)?encoder\.layer\.(0|[1-9]\d?)\.output\.adapters\."
+        r"(?:bert|roberta|electra)\.encoder\.layer\.(0|[1-9]\d?)\.output\.adapters\."
         + re.escape(str(config.get("name")))
         + r"\.(?:adapter_(down)\.0|adapter_(up))\.(weight|bias)"
     )

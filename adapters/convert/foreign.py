@@ -38,7 +38,7 @@ def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         for i, layer in enumerate(layers):
             if layer[name].shape != first.shape:
                 raise CannotConvert(
-                    f"layer {i} has a {name} of shape {list(layer[name].shape)}; expected layer 0's {list(first.shape)}"
+                    f"layer {i} has {name} of shape {list(layer[name].shape)}; expected layer 0's {list(first.shape)}"
                 )
         stacked[name] = torch.stack([layer[name].float() for layer in layers])
     return stacked
