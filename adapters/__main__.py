@@ -14,6 +14,7 @@ from adapters import backbone as backbones
 from adapters.classifier import collate, from_adapter
 from adapters.convert import adamix, adapterhub
 from adapters.convert.assembly import Wanted, assemble
+from adapters.convert.export import write
 from adapters.convert.probe import read_probe
 from adapters.errors import AdaMixError
 from adapters.file import Adapter, load, save
@@ -148,10 +149,8 @@ def convert(
             dtype=getattr(torch, dtype),
         )
         adapter = save(out, *assemble(foreign, backbones.load(backbone), wanted))
-    except AdaMixError as error:
+    except (AdaMixError, OSError) as error:
         _fail(f"{source} cannot be converted: {error}")
-    except OSError as error:
-        _fail(f"{error.filename or source} cannot be read or written: {error.strerror}")
     typer.echo(f"{out}: an adapter for task {task}, version {adapter.version}")
 
 
@@ -163,11 +162,9 @@ def export(
     """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)` computes the same logits."""
     adapter = _load(file)
     try:
-        adapterhub.write(adapter, folder)
-    except AdaMixError as error:
+        write(adapter, folder)
+    except (AdaMixError, OSError) as error:
         _fail(f"{file} cannot be exported: {error}")
-    except OSError as error:
-        _fail(f"{folder} cannot be written: {error.strerror}")
     typer.echo(f"{folder}: adapter {adapter.spec.task!r} for AdapterHub")
 
 

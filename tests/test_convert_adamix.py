@@ -65,7 +65,7 @@ def merged_logits(backbone: Backbone, weights: dict[str, Tensor], text: str) -> 
         soup = f"{prefix}.encoder.layer.{layer}.output.ExpertSoup.MoA_{side}"
         shares = torch.exp(weights[f"{soup}.expert_score_weight"].double())
         experts = [weights[f"{soup}.deepspeed_experts.{m}.{kind}"].double() for m in range(len(shares))]
-        return sum(share * expert for share, expert in zip(shares / shares.sum(), experts, strict=True))  # type: ignore[return-value]
+        return sum(share * expert for share, expert in zip(shares / shares.sum(), experts, strict=True))
 
     def site(layer: int, x: Tensor) -> Tensor:
         parts = [mean(layer, side, kind) for side in "AB" for kind in ("weight", "bias")]
@@ -209,6 +209,7 @@ def having(name: str, value: Any, weights: dict[str, Any]) -> dict[str, Any]:
         (partial(without, f"{SOUP}.deepspeed_experts.3"), "has expert_score_weight of shape [4] for 3 experts"),
         (partial(without, SOUP), "layer 1's MoA_A lacks 'deepspeed_experts'"),
         (partial(without, "classifier.bias"), "the tensor 'classifier.bias' is missing"),
+        (partial(having, "classifier.dense.weight", torch.ones(32, 32)), "'classifier.dense.weight' is not understood"),
         (partial(having, f"{EXPERT}.weight", torch.ones(5, 32)), "whose weights have the shapes [(4, 32), (5, 32)]"),
         (partial(having, f"{EXPERT}.weight", torch.ones(4)), "is torch.float32 of shape [4]; expected floating point of 2"),
         (partial(having, f"{EXPERT}.bias", torch.ones(4).long()), "is torch.int64 of shape [4]; expected floating point"),
@@ -219,8 +220,8 @@ def having(name: str, value: Any, weights: dict[str, Any]) -> dict[str, Any]:
         (partial(having, "lm_head.bias", torch.ones(1)), "the tensor 'lm_head.bias' is not understood"),
         (partial(having, "model", {"a": torch.ones(1)}), "holds a dict under 'model'; expected dense tensors by name"),
         (partial(having, SOUP.replace("bert", "roberta") + ".x", torch.ones(1)), "holds bert and roberta tensors"),
-        (lambda _: [torch.ones(1)], "expected tensors by name"),
-        (lambda _: {}, "holds {}; expected tensors by name"),
+        (lambda _: [torch.ones(1)], "holds a list; expected tensors by name"),
+        (lambda _: {}, "holds no tensors named as AdaMix has them"),
     ],
 )  # fmt: skip
 def test_broken_checkpoints(damage: Callable[[dict[str, Any]], Any], reason: str, bert: Backbone, tmp_path: Path) -> None:
@@ -250,7 +251,7 @@ def test_options_that_do_not_fit(bert: Backbone, roberta: Backbone, tmp_path: Pa
     assert_refused(convert(source, bert, "--problem-type", "regression"), "a regression task has 3 labels")
     assert_refused(convert(source, bert, "--task", "Big"), "task is 'Big'")
     assert_refused(convert(source, bert, "--max-length", "65"), "max_length is 65; expected at most 64")
-    assert_refused(convert(source, roberta), "the file is for a bert backbone; expected roberta")
+    assert_refused(convert(source, roberta), "the file is for a 'bert' backbone; expected 'roberta'")
     wide = backbones.load(str(tiny_backbone(tmp_path / "wide", "bert", hidden=48)))
     assert_refused(convert(source, wide), "the file has 2 layers of 32; expected 2 of 48")
     assert_refused(convert(source, bert, "--backbone", str(tmp_path / "none")), "is no folder")
@@ -282,9 +283,13 @@ def test_files_that_are_none(bert: Backbone, tmp_path: Path) -> None:
     for content in (b"", b"no weights at all", data[:-200], data[: len(data) // 2], b"\x10" + b"\0" * 7 + b"{" + b" " * 15):
         source.write_bytes(content)
         assert_refused(convert(source, bert), source.name)
-    assert_refused(convert(tmp_path / "absent.bin", bert), "absent.bin cannot be read or written: No such file or directory")
+    assert_refused(
+        convert(tmp_path / "absent.bin", bert), "absent.bin cannot be converted: [Errno 2] No such file or directory"
+    )
     source.write_bytes(data)
-    assert_refused(convert(source, bert, "--out", str(tmp_path / "none" / "x")), "cannot be read or written: No such file")
+    assert_refused(
+        convert(source, bert, "--out", str(tmp_path / "none" / "x")), "cannot be converted: [Errno 2] No such file"
+    )
 
 
 def test_from_checkpoint_to_prediction(embedded: Backbone, tmp_path: Path) -> None:

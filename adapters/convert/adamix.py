@@ -11,9 +11,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
-from adapters.convert.foreign import Foreign, in_order, problem_type, sequence_classifier, stack
+from adapters.convert.foreign import Foreign, bert_head, in_order, problem_type, roberta_head, stack
 from adapters.convert.weights import read_weights, refuse_rest, take
 from adapters.errors import CannotConvert
 from adapters.merge import average
@@ -22,7 +23,7 @@ SOUP = re.compile(r"(bert|roberta)\.encoder\.layer\.(0|[1-9]\d?)\.output\.Expert
 EXPERT = re.compile(r"deepspeed_experts\.(0|[1-9]\d?)\.(?:weight|bias)")
 SCORES = "expert_score_weight"
 SIDES = {"A": "down", "B": "up"}
-MODEL_TYPES = {"bert": ("bert",), "roberta": ("roberta", "xlm-roberta", "camembert")}
+MODELS = {"bert": (bert_head, ("bert",)), "roberta": (roberta_head, ("roberta", "xlm-roberta", "camembert"))}
 BUFFERS = (".position_ids", ".token_type_ids")  # of old versions of transformers: counters, no weights
 
 
@@ -43,24 +44,19 @@ def read(file: Path) -> Foreign:
             "expected 'roberta.encoder.layer.0.output.ExpertSoup.MoA_A.…', or all of them with 'bert.…'"
         )
     (prefix,) = prefixes
-    numbers = in_order(mixtures, "ExpertSoup")
-    layers = [_merge(mixtures[i], i) for i in numbers]
-    experts = {side: _count(mixtures[0][side]) for side in SIDES}
-    for i in numbers:
-        for side, count in experts.items():
-            if _count(mixtures[i][side]) != count:
-                raise CannotConvert(
-                    f"layer {i} has {_count(mixtures[i][side])} experts in MoA_{side}; expected {count}, as layer 0 has"
-                )
-    head, pooling = sequence_classifier(weights)
+    take_head, model_types = MODELS[prefix]
+    layers = [mixtures[i] for i in in_order(mixtures, "ExpertSoup")]
+    merged = stack([_merge(layer, i) for i, layer in enumerate(layers)])
+    experts = _experts(layers)
+    head, pooling = take_head(weights)
     encoder = {key: weights.pop(key) for key in list(weights) if key.startswith(f"{prefix}.")}
     refuse_rest(weights, f"ExpertSoup, classifier and {prefix} tensors")
     return Foreign(
-        tensors={**stack(layers), **head},
+        tensors={**merged, **head},
         pooling=pooling,
         problem_type=problem_type(len(head["head.out.weight"])),
-        model_types=MODEL_TYPES[prefix],
-        provenance={"converted_from": "AdaMix checkpoint", "experts": {SIDES[side]: n for side, n in experts.items()}},
+        model_types=model_types,
+        provenance={"converted_from": "AdaMix checkpoint", "experts": experts},
         encoder={key.removeprefix(f"{prefix}."): tensor for key, tensor in encoder.items() if not key.endswith(BUFFERS)},
     )
 
@@ -90,6 +86,16 @@ def _merge(mixture: dict[str, dict[str, Tensor]], layer: int) -> dict[str, Tenso
                 )
             merged[f"{ours}.{kind}"] = average([tensors[name] for name in names], torch.softmax(scores.double(), dim=0))
     return merged
+
+
+def _experts(layers: list[dict[str, dict[str, Tensor]]]) -> dict[str, JsonValue]:
+    """How many experts each side has, the same in every layer. Raises CannotConvert."""
+    for i, layer in enumerate(layers):
+        for side in SIDES:
+            found, expected = _count(layer[side]), _count(layers[0][side])
+            if found != expected:
+                raise CannotConvert(f"layer {i} has {found} experts in MoA_{side}; expected {expected}, as layer 0 has")
+    return {ours: _count(layers[0][side]) for side, ours in SIDES.items()}
 
 
 def _count(tensors: dict[str, Tensor]) -> int:

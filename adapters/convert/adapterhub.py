@@ -1,4 +1,4 @@
-"""Folders of AdapterHub's `adapters` library, as `save_adapter` writes and `load_adapter` reads them.
+"""Folders of AdapterHub's `adapters` library, as `save_adapter` writes them.
 
 Its bottleneck stands behind the feed-forward's output projection and dropout. Which of its many configurations compute what
 ours does is said by `NEEDED`; docs/convert.md has the reasons.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters.convert.foreign import Foreign, in_order, linear, problem_type, sequence_classifier, stack
+from adapters.convert.foreign import Foreign, bert_head, in_order, linear, problem_type, roberta_head, stack
 from adapters.convert.weights import read_weights, refuse_rest, take
 from adapters.errors import CannotConvert
-from adapters.file import Adapter
 from adapters.spec import Pooling, ProblemType, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
@@ -62,14 +59,10 @@ WITHOUT_EFFECT = {
 # In folders without a version, which are older, these words meant something else; AdapterHub's loader renames them likewise.
 OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 HEAD_TYPES = ("classification", "multilabel_classification")
-STATIC_HEADS = {f"{model}ForSequenceClassification" for model in ("Bert", "Roberta", "XLMRoberta")}
-
-VERSION = "adapters.1.3.0"  # whose layout `write` follows
-MODELS = {
-    "bert": ("bert", "BertAdapterModel"),
-    "roberta": ("roberta", "RobertaAdapterModel"),
-    "xlm-roberta": ("roberta", "XLMRobertaAdapterModel"),
-    "electra": ("electra", "ElectraAdapterModel"),
+STATIC_HEADS = {
+    "BertForSequenceClassification": bert_head,
+    "RobertaForSequenceClassification": roberta_head,
+    "XLMRobertaForSequenceClassification": roberta_head,
 }
 
 
@@ -78,19 +71,19 @@ def read(folder: Path) -> Foreign:
     config = _read_json(folder / CONFIG)
     _check_config(config)
     weights = read_weights(_first(folder, WEIGHTS))
+    name = str(config.get("name"))
     site = re.compile(
-        r"(?:bert|roberta|electra)\.encoder\.layer\.(0|[1-9]\d?)\.output\.adapters\."
-        + re.escape(str(config.get("name")))
-        + r"\.(?:adapter_(down)\.0|adapter_(up))\.(weight|bias)"
+        rf"(?:bert|roberta|electra)\.encoder\.layer\.(0|[1-9]\d?)\.output\.adapters\.{re.escape(name)}"
+        r"\.(?:adapter_(down)\.0|adapter_(up))\.(weight|bias)"
     )
     layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key in list(weights):
         found = site.fullmatch(key)
         if found:
             layers[int(found[1])][f"{found[2] or found[3]}.{found[4]}"] = take(weights, key)
-    refuse_rest(weights, f"'….output.adapters.{config.get('name')}.adapter_down.0' and '….adapter_up' in every layer")
+    refuse_rest(weights, f"adapter_down.0 and adapter_up of the adapter {shown(name)} in every layer's output")
     if not layers:
-        raise CannotConvert(f"{folder.name} holds no adapter named {shown(config.get('name'))}; expected one in every layer")
+        raise CannotConvert(f"{folder.name} holds no adapter {shown(name)}; expected one in every layer")
     numbers = in_order(layers, "adapter")
     for i in numbers:
         missing = sorted({f"{side}.{kind}" for side in ("down", "up") for kind in ("weight", "bias")} - set(layers[i]))
@@ -110,58 +103,6 @@ def read(folder: Path) -> Foreign:
             **{key: str(config[key]) for key in ("name", "model_name", "version") if config.get(key)},
         },
     )
-
-
-def write(adapter: Adapter, folder: Path) -> None:
-    """An adapter and its head as a folder for `load_adapter`. Raises CannotConvert, and then writes nothing, or OSError."""
-    spec, tensors = adapter.spec, {name: tensor.float() for name, tensor in adapter.tensors.items()}
-    if spec.backbone.model_type not in MODELS:
-        raise CannotConvert(f"AdapterHub has no {spec.backbone.model_type} model; expected one of {', '.join(MODELS)}")
-    if spec.pooling not in ("cls", "pooler"):
-        raise CannotConvert(f"pooling is {spec.pooling!r}, which AdapterHub's heads do not have; expected cls or pooler")
-    if hasattr(nn.ModuleDict, spec.task):
-        raise CannotConvert(f"task {spec.task!r} is a word that PyTorch keeps for itself; expected another name")
-    prefix, model_class = MODELS[spec.backbone.model_type]
-    d, r = spec.backbone.hidden_size, spec.bottleneck
-    about = {
-        "name": spec.task,
-        "model_type": spec.backbone.model_type,
-        "model_name": spec.backbone.name,
-        "model_class": model_class,
-        "hidden_size": d,
-        "version": VERSION,
-    }
-    config = {name: values[0] for name, values in NEEDED.items() if name != "architecture"}
-    config["reduction_factor"] = d // r if d % r == 0 else d / (r + 0.5)  # AdapterHub's bottleneck is ⌊d / this⌋
-    dense = "head.dense.weight" in tensors
-    head_config = {
-        "head_type": HEAD_TYPES[spec.problem_type == "multi_label_classification"],
-        "num_labels": len(spec.labels),
-        "label2id": {label: i for i, label in enumerate(spec.labels)},
-        "layers": 2 if dense else 1,
-        "activation_function": "tanh",
-        "use_pooler": spec.pooling == "pooler",
-        "bias": True,
-        "dropout_prob": None,
-    }
-    sites, head = {}, {}
-    for kind in ("weight", "bias"):
-        for i in range(spec.backbone.num_layers):
-            site = f"{prefix}.encoder.layer.{i}.output.adapters.{spec.task}"
-            sites[f"{site}.adapter_down.0.{kind}"] = tensors[f"down.{kind}"][i].clone()
-            sites[f"{site}.adapter_up.{kind}"] = tensors[f"up.{kind}"][i].clone()
-        head[f"heads.{spec.task}.{4 if dense else 1}.{kind}"] = tensors[f"head.out.{kind}"]
-        if dense:
-            head[f"heads.{spec.task}.1.{kind}"] = tensors[f"head.dense.{kind}"]
-    # A folder beside it takes its place when it is whole; one that holds something already stays as it is.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
-        (whole / CONFIG).write_text(json.dumps({**about, "config": config}, indent=2))
-        (whole / HEAD_CONFIG).write_text(json.dumps({**about, "config": head_config}, indent=2))
-        torch.save(sites, whole / WEIGHTS[1])  # `load_adapter` looks for this name unless it is told otherwise
-        torch.save(head, whole / HEAD_WEIGHTS[1])
-        whole.replace(folder)
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -185,11 +126,10 @@ def _read_head(folder: Path) -> tuple[dict[str, Tensor], Pooling, ProblemType, t
     weights = read_weights(_first(folder, HEAD_WEIGHTS))
     config = about.get("config")
     if config is None:
-        if about.get("model_class") not in STATIC_HEADS:
-            raise CannotConvert(
-                f"{HEAD_CONFIG} is of {shown(about.get('model_class'))}; expected one of {', '.join(sorted(STATIC_HEADS))}"
-            )
-        head, pooling = sequence_classifier(weights)
+        model_class = str(about.get("model_class"))
+        if model_class not in STATIC_HEADS:
+            raise CannotConvert(f"{HEAD_CONFIG} is of {shown(model_class)}; expected one of {', '.join(STATIC_HEADS)}")
+        head, pooling = STATIC_HEADS[model_class](weights)
         kind, label2id = problem_type(len(head["head.out.weight"])), about.get("label2id")
     else:
         head, pooling, multi_label = _flexible_head(config, f"heads.{about.get('name')}", weights)

@@ -54,12 +54,12 @@ def assemble(foreign: Foreign, backbone: Backbone, wanted: Wanted) -> tuple[Adap
         "probe": {"inputs": inputs, "logits": [[0.0] * len(labels)] * len(inputs)},
     }
     shapes = expected_shapes(parse_spec(json.dumps(described)))
-    for name, tensor in foreign.tensors.items():
+    tensors = {name: tensor.to(wanted.dtype) for name, tensor in foreign.tensors.items()}
+    for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             raise CannotConvert(f"{name} has shape {list(tensor.shape)}; expected {list(shapes[name])}")
-        if not torch.isfinite(tensor.to(wanted.dtype)).all():
+        if not torch.isfinite(tensor).all():
             raise CannotConvert(f"{name} holds NaN, infinity or what {wanted.dtype} cannot hold; expected finite numbers")
-    tensors = {name: tensor.to(wanted.dtype) for name, tensor in foreign.tensors.items()}
     rows = encode(backbone.tokenizer, inputs, wanted.max_length)
     with torch.no_grad():
         logits = from_tensors(backbone, tensors, foreign.pooling)(collate(rows))
@@ -71,8 +71,8 @@ def _check_fit(foreign: Foreign, backbone: Backbone) -> None:
     found, reference = foreign.tensors["down.weight"].shape, backbone.reference
     if reference.model_type not in foreign.model_types:
         raise CannotConvert(
-            f"the file is for a {' or '.join(foreign.model_types)} backbone; "
-            f"expected {reference.model_type}, as {backbone.name!r} is"
+            f"the file is for a {' or '.join(map(repr, foreign.model_types))} backbone; "
+            f"expected {reference.model_type!r}, as {backbone.name!r} is"
         )
     if (found[0], found[-1]) != (reference.num_layers, reference.hidden_size):
         raise CannotConvert(

@@ -53,16 +53,18 @@ def in_order(layers: Mapping[int, object], what: str) -> range:
     return numbers
 
 
-def sequence_classifier(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
-    """Take the head of transformers' `…ForSequenceClassification`: BERT's over the pooler, or RoBERTa's dense one over the
-    first token. Raises CannotConvert."""
-    if "classifier.weight" in weights:
-        return linear(weights, "head.out", "classifier"), "pooler"
+def bert_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
+    """Take the head of `BertForSequenceClassification`: one layer over the pooler. Raises CannotConvert."""
+    return linear(weights, "head.out", "classifier"), "pooler"
+
+
+def roberta_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
+    """Take the head of `RobertaForSequenceClassification`: dense, tanh, dense over the first token. Raises CannotConvert."""
     return {**linear(weights, "head.dense", "classifier.dense"), **linear(weights, "head.out", "classifier.out_proj")}, "cls"
 
 
 def linear(weights: dict[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
-    """Take one linear layer under our name."""
+    """Take one linear layer under our name. Raises CannotConvert."""
     return {f"{ours}.{kind}": take(weights, f"{theirs}.{kind}").float() for kind in ("weight", "bias")}
 
 

@@ -18,8 +18,8 @@ from adapters.spec import shown
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be read."""
     loaded = _load(path)
-    if not isinstance(loaded, dict) or not loaded:
-        raise CannotConvert(f"{path.name} holds {shown(loaded)}; expected tensors by name")
+    if not isinstance(loaded, dict):
+        raise CannotConvert(f"{path.name} holds a {type(loaded).__name__}; expected tensors by name")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise CannotConvert(
