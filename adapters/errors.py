@@ -4,6 +4,7 @@
     ├── InvalidAdapter          a file or spec breaks the format (docs/adapter-format.md)
     │   └── BackboneMismatch    a valid adapter, made for another backbone
     ├── BackboneError           a backbone cannot be found, read or served
+    ├── CannotConvert           a file of another maker that is damaged, or does not compute what ours can
     ├── InvalidText             an input text that no tokeniser should see
     └── StoreError              the store cannot do what was asked
         ├── UnknownTask
@@ -31,6 +32,10 @@ class BackboneMismatch(InvalidAdapter):
 
 class BackboneError(AdaMixError):
     """A backbone that cannot be found, read or served."""
+
+
+class CannotConvert(AdaMixError):
+    """A file of another maker that is damaged, or does not compute what an adapter file can say; or the other way round."""
 
 
 class InvalidText(AdaMixError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 
@@ -20,6 +20,12 @@ def merge(sites: Iterable[nn.Module]) -> nn.ModuleList:
     return nn.ModuleList(_merge_site(site) for site in sites)
 
 
+def average(experts: Sequence[Tensor], shares: Tensor | None = None) -> Tensor:
+    """The mean of the experts' tensors, or their sum weighted by `shares` [M]; in float64, for the caller to round."""
+    stacked = torch.stack([expert.double() for expert in experts])
+    return stacked.mean(dim=0) if shares is None else torch.tensordot(shares.double(), stacked, dims=1)
+
+
 @torch.no_grad()
 def _merge_site(site: nn.Module) -> Bottleneck:
     if isinstance(site, RoutedBottleneck):
@@ -31,6 +37,6 @@ def _merge_site(site: nn.Module) -> Bottleneck:
     bottleneck, hidden_size = downs[0].weight.shape
     merged = Bottleneck(hidden_size, bottleneck).to(downs[0].weight.device)
     for projection, experts in ((merged.down, downs), (merged.up, ups)):
-        projection.weight.copy_(torch.stack([expert.weight.double() for expert in experts]).mean(dim=0))
-        projection.bias.copy_(torch.stack([expert.bias.double() for expert in experts]).mean(dim=0))
+        projection.weight.copy_(average([expert.weight for expert in experts]))
+        projection.bias.copy_(average([expert.bias for expert in experts]))
     return merged

@@ -1,0 +1,73 @@
+"""What was read from another maker's file, in our terms: the common middle of every conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from adapters.convert.weights import take
+from adapters.errors import CannotConvert
+from adapters.spec import Pooling, ProblemType
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """An adapter and its head, before it is known what task and which backbone they are for.
+
+    `tensors` are named and shaped as in docs/adapter-format.md, in float32; `encoder` holds the backbone's weights, if the
+    file has them; `provenance` says where all this came from.
+    """
+
+    tensors: Mapping[str, Tensor]
+    pooling: Pooling
+    problem_type: ProblemType
+    model_types: tuple[str, ...]
+    provenance: Mapping[str, JsonValue]
+    labels: tuple[str, ...] | None = None
+    encoder: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each layer's `down.weight`, `down.bias`, `up.weight`, `up.bias` → all layers' in one. Raises CannotConvert."""
+    stacked = {}
+    for name, first in layers[0].items():
+        for i, layer in enumerate(layers):
+            if layer[name].shape != first.shape:
+                raise CannotConvert(
+                    f"layer {i} has {name} of shape {list(layer[name].shape)}; expected layer 0's {list(first.shape)}"
+                )
+        stacked[name] = torch.stack([layer[name].float() for layer in layers])
+    return stacked
+
+
+def in_order(layers: Mapping[int, object], what: str) -> range:
+    """The numbers of the layers, 0 to the last one. Raises CannotConvert if one lacks."""
+    numbers = range(max(layers) + 1)
+    if len(layers) != len(numbers):
+        missing = next(i for i in numbers if i not in layers)
+        raise CannotConvert(f"layer {missing} has no {what}, layer {max(layers)} has one; expected one in every layer")
+    return numbers
+
+
+def bert_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
+    """Take the head of `BertForSequenceClassification`: one layer over the pooler. Raises CannotConvert."""
+    return linear(weights, "head.out", "classifier"), "pooler"
+
+
+def roberta_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
+    """Take the head of `RobertaForSequenceClassification`: dense, tanh, dense over the first token. Raises CannotConvert."""
+    return {**linear(weights, "head.dense", "classifier.dense"), **linear(weights, "head.out", "classifier.out_proj")}, "cls"
+
+
+def linear(weights: dict[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
+    """Take one linear layer under our name. Raises CannotConvert."""
+    return {f"{ours}.{kind}": take(weights, f"{theirs}.{kind}").float() for kind in ("weight", "bias")}
+
+
+def problem_type(rows: int) -> ProblemType:
+    """What transformers takes a head of that many rows for."""
+    return "regression" if rows == 1 else "single_label_classification"
