@@ -109,7 +109,7 @@ def check_template(template: str, *, text_pair: bool) -> None:
         if template.count(name) != times:
             task = f"; the task takes {'pairs' if text_pair else 'single texts'}" if name == TEXTS[1] else ""
             raise InvalidPrompt(
-                f"the template {shown(template)} holds {name} {template.count(name)} times; expected {times}{task}"
+                f"the template {shown(template)} holds {template.count(name)} {name}; expected {times}{task}"
             )
 
 
