@@ -120,6 +120,15 @@ def test_the_recipe_tells_of_the_prompt(rows: Path, tmp_path: Path) -> None:
     assert line["recipe"] == recipe
 
 
+def test_labels_of_several_words(tmp_path: Path) -> None:
+    """As JSON, labels may hold commas, spaces and equal signs."""
+    data = jsonl(tmp_path / "d.jsonl", [{"text": "a film", "label": "no, not at all"}, {"text": "it is", "label": "a=b"}])
+    out, words = tmp_path / "out.safetensors", json.dumps({"no, not at all": "awful", "a=b": "great"})
+    result = train(data, out, folder_of("bert"), "--prompt", PROMPT, "--words", words)
+    assert result.exit_code == 0, result.output
+    assert load(out).spec.labels == ("a=b", "no, not at all")
+
+
 @pytest.mark.parametrize("method", ["adamix", "adapter", "houlsby", "lora", "bitfit", "full"])
 def test_every_method_leaves_the_words_alone(method: str, rows: Path, tmp_path: Path) -> None:
     """Any method that trains something is trained and scored with a prompt, few-shot and over seeds."""
