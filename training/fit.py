@@ -19,6 +19,7 @@ from adapters.text import Tokens
 from training.checkpoint import Checkpoint
 from training.config import Recipe
 from training.data import Dataset
+from training.dropout import CpuDropout
 from training.errors import NonFiniteLoss
 from training.loss import consistency_loss, target_tensor, task_loss
 from training.progress import Progress
@@ -53,13 +54,16 @@ def fit(
     if checkpoint is not None:
         progress = checkpoint.restore(model, state) or progress
     began, started = progress.step, time.monotonic() - progress.seconds
+    dropout = CpuDropout(recipe.seed) if device.type == "cpu" else None
 
-    with _interruptible() as interrupted, _training_mode(model):
+    with _interruptible() as interrupted, _training_mode(model), dropout or contextlib.nullcontext():
         for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
             if number <= began:  # done before the checkpoint: only its draws are repeated
                 for _ in range(1 + consistent):
                     draw_routes(model.sites, rng)
                 continue
+            if dropout is not None:
+                dropout.begin(number)
             batch = collate([rows[i] for i in indices], device)
             target = target_tensor(data.problem_type, [data.targets[i] for i in indices], len(data.labels), device)
             with autocast:
@@ -111,7 +115,7 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Ad
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def _autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
