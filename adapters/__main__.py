@@ -43,6 +43,7 @@ def inspect(file: File, as_json: Annotated[bool, typer.Option("--json", help="Th
         "labels": ", ".join(spec.labels),
         "problem type": spec.problem_type + (", pairs of texts" if spec.text_pair else ""),
         "pooling": spec.pooling,
+        **({"template": spec.template} if spec.template is not None else {}),
         "max length": f"{spec.max_length} tokens",
         "backbone": f"{spec.backbone.name} ({spec.backbone.num_layers} layers of {spec.backbone.hidden_size}, "
         f"fingerprint {spec.backbone.fingerprint[:12]})",
@@ -191,8 +192,16 @@ def _load(file: Path) -> Adapter:
 
 def _check_fit(adapter: Adapter, name: str) -> None:
     backbone = backbones.load(name)
-    check_backbone(adapter, backbone.reference, max_length=backbone.max_length, has_pooler=backbone.has_pooler)
-    rows = encode(backbone.tokenizer, adapter.spec.probe.inputs, adapter.spec.max_length)  # type: ignore[arg-type]
+    check_backbone(
+        adapter,
+        backbone.reference,
+        max_length=backbone.max_length,
+        has_pooler=backbone.has_pooler,
+        has_mask=backbone.mask_token is not None,
+    )
+    spec = adapter.spec
+    prompt = backbone.prompt(spec.template, spec.max_length)
+    rows = encode(backbone.tokenizer, spec.probe.inputs, spec.max_length, prompt)  # type: ignore[arg-type]  # 1 or 2 texts
     check_parity(adapter, from_adapter(backbone, adapter)(collate(rows)).tolist(), "float32")
 
 

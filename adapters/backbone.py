@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from adapters.errors import BackboneError
 from adapters.file import write_atomically
+from adapters.prompt import Prompt, fitted
 from adapters.spec import BackboneRef, Pooling
 
 EMBEDDED = "embedded"
@@ -41,6 +42,7 @@ class Backbone:
     tokenizer: Tokenizer
     fingerprint: str
     has_pooler: bool
+    mask_token: str | None
 
     @property
     def config(self) -> Any:
@@ -58,6 +60,10 @@ class Backbone:
         if self.name == EMBEDDED:
             return "mean"
         return "pooler" if self.has_pooler and self.config.model_type == "bert" else "cls"
+
+    def prompt(self, template: str | None, max_length: int) -> Prompt | None:
+        """A template as this backbone's tokens, if there is one. Raises InvalidPrompt."""
+        return None if template is None else fitted(template, self.tokenizer, self.mask_token, max_length)
 
     @property
     def reference(self) -> BackboneRef:
@@ -81,13 +87,14 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise BackboneError(f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote")
     try:
-        source = _embedded_folder() if name == EMBEDDED else name
+        source = location(name)
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in FAMILIES:
             raise BackboneError(f"backbone {name!r} is a {config.model_type!r}; expected one of {', '.join(FAMILIES)}")
         # In float32 first: the fingerprint is over the stored contents, not over what a dtype leaves of them.
         encoder, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer
+        loaded = AutoTokenizer.from_pretrained(source)
+        tokenizer, mask_token = loaded.backend_tokenizer, loaded.mask_token
     except BackboneError:
         raise
     except Exception as error:  # whatever transformers and its readers of weights, JSON and pickles raise on broken files
@@ -101,7 +108,12 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
     tokenizer.no_truncation()
     encoder.requires_grad_(False).eval()
     print_ = _cached_fingerprint(source, encoder, tokenizer)
-    return Backbone(name, encoder.to(dtype), tokenizer, print_, has_pooler)
+    return Backbone(name, encoder.to(dtype), tokenizer, print_, has_pooler, mask_token)
+
+
+def location(name: str) -> str:
+    """Where transformers finds the checkpoint of a backbone: a folder or a Hugging Face id. Raises BackboneError."""
+    return _embedded_folder() if name == EMBEDDED else name
 
 
 def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:

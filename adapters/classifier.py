@@ -19,11 +19,13 @@ from adapters.text import Tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows: `ids`, `types` and `mask` are `[B, T]`; `mask` is 1 on tokens and 0 on padding."""
+    """Padded rows: `ids`, `types` and `mask` are `[B, T]`; `mask` is 1 on tokens and 0 on padding. `prompted` is `[B]`: the
+    place of each row's mask token, where rows have a prompt."""
 
     ids: Tensor
     types: Tensor
     mask: Tensor
+    prompted: Tensor | None = None
 
 
 class Head(nn.Module):
@@ -47,16 +49,30 @@ class Head(nn.Module):
         return logits
 
 
+class WordHead(nn.Module):
+    """Pooled `[B, d]` → logits `[B, C]` as a masked language model scores words: dense + GELU, LayerNorm, words' rows."""
+
+    def __init__(self, hidden_size: int, words: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps)
+        self.out = nn.Linear(hidden_size, words)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.norm(nn.functional.gelu(self.dense(pooled))))
+        return logits
+
+
 class Classifier(nn.Module):
     """`backbone.encoder` with one adapter per layer, pooled and classified. The encoder is shared, never changed."""
 
-    def __init__(self, backbone: Backbone, sites: nn.ModuleList, head: Head, pooling: Pooling) -> None:
+    def __init__(self, backbone: Backbone, sites: nn.ModuleList, head: Head | WordHead, pooling: Pooling) -> None:
         super().__init__()
         if pooling == "pooler" and not backbone.has_pooler:
             raise BackboneError(
                 f"pooling is 'pooler', but the checkpoint of {backbone.name!r} has none; expected cls or mean"
             )
-        if pooling == "mask":
+        if pooling == "mask" and not isinstance(head, WordHead):
             raise BackboneError("pooling is 'mask', which needs a prompt; expected cls, mean or pooler")
         self.encoder = backbone.encoder
         self.sites = sites
@@ -72,6 +88,9 @@ class Classifier(nn.Module):
             pooled = output.pooler_output
         elif self.pooling == "cls":
             pooled = hidden[:, 0]
+        elif self.pooling == "mask":
+            assert batch.prompted is not None, "rows of a task with a template are encoded with its prompt"
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), batch.prompted]
         else:
             weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
@@ -88,10 +107,12 @@ def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch
         ids[i, :n] = torch.tensor(row.ids)
         types[i, :n] = torch.tensor(row.types)
         mask[i, :n] = 1
-    return Batch(ids.to(device), types.to(device), mask.to(device))
+    places = [row.mask for row in rows if row.mask is not None]
+    prompted = torch.tensor(places, device=device) if places else None
+    return Batch(ids.to(device), types.to(device), mask.to(device), prompted)
 
 
-def to_tensors(sites: nn.ModuleList, head: Head, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_tensors(sites: nn.ModuleList, head: Head | WordHead, dtype: torch.dtype) -> dict[str, Tensor]:
     """Merged sites and a head → the tensors of an adapter file (docs/adapter-format.md, section 2)."""
     tensors = {
         f"{side}.{kind}": torch.stack([getattr(getattr(site, side), kind).detach() for site in sites])
@@ -107,7 +128,12 @@ def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Poo
     """The inverse of `to_tensors`, in float32 on the backbone's device, in eval mode."""
     layers, r, d = tensors["down.weight"].shape
     sites = nn.ModuleList(Bottleneck(d, r) for _ in range(layers))
-    head = Head(d, tensors["head.out.weight"].shape[0], dense="head.dense.weight" in tensors)
+    labels = tensors["head.out.weight"].shape[0]
+    head: Head | WordHead
+    if "head.norm.weight" in tensors:
+        head = WordHead(d, labels, backbone.config.layer_norm_eps)
+    else:
+        head = Head(d, labels, dense="head.dense.weight" in tensors)
     for i, site in enumerate(sites):
         site.load_state_dict({name: tensor[i].float() for name, tensor in tensors.items() if not name.startswith("head.")})
     head.load_state_dict(

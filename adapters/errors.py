@@ -2,7 +2,8 @@
 
     AdaMixError
     ├── InvalidAdapter          a file or spec breaks the format (docs/adapter-format.md)
-    │   └── BackboneMismatch    a valid adapter, made for another backbone
+    │   ├── BackboneMismatch    a valid adapter, made for another backbone
+    │   └── InvalidPrompt       a template that breaks the format, or that the backbone has no use for
     ├── BackboneError           a backbone cannot be found, read or served
     ├── CannotConvert           a file of another maker that is damaged, or does not compute what ours can
     ├── InvalidText             an input text that no tokeniser should see
@@ -28,6 +29,10 @@ class InvalidAdapter(AdaMixError):
 
 class BackboneMismatch(InvalidAdapter):
     """A valid adapter that was made for another backbone."""
+
+
+class InvalidPrompt(InvalidAdapter):
+    """A template that breaks the adapter format, or that a backbone cannot use."""
 
 
 class BackboneError(AdaMixError):

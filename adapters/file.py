@@ -194,6 +194,7 @@ def _read_metadata(metadata: Any) -> AdapterSpec:
 def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor that a file of this spec may hold, with its shape (docs/adapter-format.md, section 2)."""
     layers, d, r, labels = spec.backbone.num_layers, spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
+    norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
     return {
         "down.weight": (layers, r, d),
         "down.bias": (layers, r),
@@ -201,6 +202,7 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
         "up.bias": (layers, d),
         "head.dense.weight": (d, d),
         "head.dense.bias": (d,),
+        **norm,
         "head.out.weight": (labels, d),
         "head.out.bias": (labels,),
     }
@@ -216,7 +218,7 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
         raise InvalidAdapter(f"the file holds {dense[0]!r} alone; expected both of {', '.join(DENSE_HEAD)}, or neither")
     for name, shape in shapes.items():
         if name not in header:
-            if name in DENSE_HEAD:
+            if name in DENSE_HEAD and spec.pooling != "mask":
                 continue
             raise InvalidAdapter(f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}")
         entry = header[name] if isinstance(header[name], dict) else {}

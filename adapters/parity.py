@@ -12,7 +12,7 @@ from adapters.spec import BackboneRef
 TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 1e-1}
 
 
-def check_backbone(adapter: Adapter, backbone: BackboneRef, *, max_length: int, has_pooler: bool) -> None:
+def check_backbone(adapter: Adapter, backbone: BackboneRef, *, max_length: int, has_pooler: bool, has_mask: bool) -> None:
     """Raise BackboneMismatch unless the adapter was trained on that very backbone and asks nothing that it has not."""
     spec = adapter.spec
     found, wanted = spec.backbone, backbone
@@ -30,9 +30,14 @@ def check_backbone(adapter: Adapter, backbone: BackboneRef, *, max_length: int, 
         raise BackboneMismatch(
             f"the adapter's max_length is {spec.max_length}; expected at most {max_length}, the backbone's positions"
         )
-    if spec.pooling == "mask" or (spec.pooling == "pooler" and not has_pooler):
-        expected = "mean, cls or pooler" if has_pooler else "mean or cls: this backbone's checkpoint has no pooler"
-        raise BackboneMismatch(f"the adapter's pooling is {spec.pooling!r}; expected {expected}")
+    if spec.pooling == "pooler" and not has_pooler:
+        raise BackboneMismatch(
+            "the adapter's pooling is 'pooler'; expected mean or cls: this backbone's checkpoint has no pooler"
+        )
+    if spec.pooling == "mask" and not has_mask:
+        raise BackboneMismatch(
+            "the adapter's pooling is 'mask'; expected mean or cls: this backbone's tokeniser has no mask token"
+        )
 
 
 def check_parity(adapter: Adapter, logits: Sequence[Sequence[float]], dtype: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
-from adapters.errors import InvalidAdapter
+from adapters.errors import InvalidAdapter, InvalidPrompt
 
 TASK_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -16,6 +17,10 @@ Task = Annotated[str, StringConstraints(pattern=TASK_PATTERN)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Pooling = Literal["cls", "mean", "pooler", "mask"]
+
+MASK = "{mask}"
+TEXTS = ("{text}", "{text_pair}")
+MAX_TEMPLATE_CHARACTERS = 1000
 
 
 class _Frozen(BaseModel):
@@ -48,6 +53,7 @@ class AdapterSpec(_Frozen):
     text_pair: bool
     max_length: int = Field(ge=8, le=8192)
     pooling: Pooling
+    template: str | None = Field(None, exclude_if=lambda template: template is None)
     backbone: BackboneRef
     bottleneck: int = Field(ge=1, le=256)
     activation: Literal["gelu"]
@@ -62,6 +68,11 @@ class AdapterSpec(_Frozen):
             raise ValueError(f"a regression task has {len(self.labels)} labels; expected 1, the name of its value")
         if self.problem_type == "single_label_classification" and len(self.labels) < 2:
             raise ValueError(f"single_label_classification has the label {self.labels[0]!r} only; expected 2 or more")
+        if (self.pooling == "mask") != (self.template is not None):
+            found = "no template" if self.template is None else f"the template {shown(self.template)}"
+            raise ValueError(f"pooling is {self.pooling!r} with {found}; expected a template exactly where it is 'mask'")
+        if self.template is not None:
+            check_template(self.template, text_pair=self.text_pair)
         if len(self.probe.logits) != len(self.probe.inputs):
             raise ValueError(
                 f"the probe has {len(self.probe.logits)} rows of logits for {len(self.probe.inputs)} inputs; "
@@ -82,6 +93,24 @@ def parse_spec(json: str | bytes) -> AdapterSpec:
         return AdapterSpec.model_validate_json(json)
     except ValidationError as error:
         raise InvalidAdapter(f"the adapter's spec is not valid: {first_problem(error)}") from None
+
+
+def check_template(template: str, *, text_pair: bool) -> None:
+    """Raise InvalidPrompt unless the template holds one mask and the task's texts, once each, and no other braces."""
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise InvalidPrompt(f"the template has {len(template)} characters; expected at most {MAX_TEMPLATE_CHARACTERS}")
+    for found in re.findall(r"\{[^{}]*\}|[{}]", template):
+        if found not in (MASK, *TEXTS):
+            raise InvalidPrompt(
+                f"the template {shown(template)} holds {shown(found)}; expected no braces but {', '.join((*TEXTS, MASK))}"
+            )
+    wanted = {MASK: 1, TEXTS[0]: 1, TEXTS[1]: int(text_pair)}
+    for name, times in wanted.items():
+        if template.count(name) != times:
+            task = f"; the task takes {'pairs' if text_pair else 'single texts'}" if name == TEXTS[1] else ""
+            raise InvalidPrompt(
+                f"the template {shown(template)} holds {template.count(name)} {name}; expected {times}{task}"
+            )
 
 
 def first_problem(error: ValidationError) -> str:

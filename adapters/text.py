@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tokenizers import Encoding, Tokenizer
 
 from adapters.errors import InvalidText
+from adapters.prompt import Prompt
 
 TextInput = tuple[str] | tuple[str, str]
 
@@ -27,12 +28,14 @@ SPARE_TOKENS = 100
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row, special tokens included. `full_length` is what it had before truncation, at least: exactly, if `exact`."""
+    """One row, special tokens included. `full_length` is what it had before truncation, at least: exactly, if `exact`.
+    `mask` is the place of a prompt's mask."""
 
     ids: list[int]
     types: list[int]
     full_length: int
     exact: bool = True
+    mask: int | None = None
 
 
 def check_text(text: str, name: str) -> None:
@@ -60,11 +63,13 @@ def _refuse(kind: re.Pattern[str], what: str, text: str, name: str) -> None:
         raise InvalidText(f"{name} holds the {what} U+{ord(found.group()):04X} at position {found.start()}; expected text")
 
 
-def encode(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int) -> list[Tokens]:
-    """Tokenise a batch in one call; rows beyond `max_length` tokens are cut, the longer text of a pair first.
+def encode(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt | None = None) -> list[Tokens]:
+    """Tokenise a batch in one call; rows beyond `max_length` tokens are cut: the longer text of a pair first, no prompt.
 
     `tokenizer` must have neither padding nor truncation set. A row was cut if `full_length > len(ids)`.
     """
+    if prompt is not None:
+        return _prompted(tokenizer, inputs, max_length, prompt)
     heads = [tuple(_head(part, max_length) for part in text) for text in inputs]
     encodings = tokenizer.encode_batch_fast([head if len(head) > 1 else head[0] for head in heads])
     rows = []
@@ -95,21 +100,42 @@ def _enough(encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], ma
     )
 
 
+def _prompted(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt) -> list[Tokens]:
+    """Every text by itself between the template's tokens; one segment, as masked language models read their own input."""
+    parts = [space + part for text in inputs for space, part in zip(prompt.spaces, text, strict=True)]
+    heads = [_head(part, max_length) for part in parts]
+    tokens = [encoding.ids for encoding in tokenizer.encode_batch_fast(heads, add_special_tokens=False)]
+    for i, (part, head) in enumerate(zip(parts, heads, strict=True)):
+        if head != part and len(tokens[i]) < max_length + SPARE_TOKENS // 2:
+            tokens[i], heads[i] = tokenizer.encode(part, add_special_tokens=False).ids, part
+    rows = []
+    for first in range(0, len(parts), len(prompt.spaces)):
+        row = slice(first, first + len(prompt.spaces))
+        lengths = [len(ids) for ids in tokens[row]]
+        kept = _kept(lengths, max_length - prompt.length)
+        ids, mask = prompt.fill([ids[:n] for ids, n in zip(tokens[row], kept, strict=True)])
+        rows.append(Tokens(ids, [0] * len(ids), prompt.length + sum(lengths), heads[row] == parts[row], mask))
+    return rows
+
+
 def _cut(tokenizer: Tokenizer, text: tuple[str, ...], max_length: int, *, exact: bool) -> Tokens:
     """The tokenizers library's `longest_first`, without putting a length into the shared tokeniser's state."""
     parts: list[Encoding] = tokenizer.encode_batch_fast(list(text), add_special_tokens=False)
     special = tokenizer.num_special_tokens_to_add(len(parts) == 2)
     lengths = [len(part.ids) for part in parts]
-    room = max_length - special
-    if len(parts) == 1:
-        parts[0].truncate(room)
-    else:
-        short, long = sorted(lengths)
-        long = max(short, room - short)
-        if short + long > room:
-            short, long = room // 2, room // 2 + room % 2
-        first, second = (short, long) if lengths[0] <= lengths[1] else (long, short)
-        parts[0].truncate(min(first, lengths[0]))
-        parts[1].truncate(min(second, lengths[1]))
+    for part, kept in zip(parts, _kept(lengths, max_length - special), strict=True):
+        part.truncate(kept)
     whole = tokenizer.post_process(parts[0], parts[1] if len(parts) > 1 else None)
     return Tokens(whole.ids, whole.type_ids, sum(lengths) + special, exact)
+
+
+def _kept(lengths: list[int], room: int) -> list[int]:
+    """How many tokens of each text stay, of the longer one of a pair fewer first."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    short, long = sorted(lengths)
+    long = max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room // 2 + room % 2
+    first, second = (short, long) if lengths[0] <= lengths[1] else (long, short)
+    return [min(first, lengths[0]), min(second, lengths[1])]

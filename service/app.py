@@ -73,11 +73,16 @@ def wire(settings: Settings) -> Service:
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
         backbone=ServedBackbone(
-            backbone.reference, backbone.max_length, backbone.has_pooler, settings.dtype, engine.encoder.bytes
+            backbone.reference,
+            backbone.max_length,
+            backbone.has_pooler,
+            backbone.mask_token is not None,
+            settings.dtype,
+            engine.encoder.bytes,
         ),
         store=store,
         slots=slots,
-        tokenizer=RequestTokenizer(backbone.tokenizer),
+        tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
         batcher=Batcher(
             engine.run,
             max_tokens=settings.max_batch_tokens or default_tokens,

@@ -35,7 +35,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`."""
+    """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`; `masks`, `[B]`, are the
+    places of the prompts' masks in their rows, if there are prompts."""
 
     ids: Tensor
     types: Tensor
@@ -43,6 +44,7 @@ class Packed:
     starts: Tensor
     lengths: Tensor
     groups: tuple[Group, ...]
+    masks: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class PackedEncoder:
         self.device, self.dtype = device, dtype
         self.config = backbone.config
         self._heads: int = self.config.num_attention_heads
-        self._eps: float = self.config.layer_norm_eps
+        self.eps: float = self.config.layer_norm_eps
         self._offset = position_offset(self.config)
         self._activation = ACT2FN[self.config.hidden_act]
         encoder: Any = backbone.encoder
@@ -80,8 +82,8 @@ class PackedEncoder:
         """What the weights take on the device."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
-    def pack(self, rows: Sequence[tuple[list[int], list[int]]]) -> Packed:
-        """(ids, type ids) of each row → the packed batch on the device."""
+    def pack(self, rows: Sequence[tuple[list[int], list[int]]], masks: list[int] | None = None) -> Packed:
+        """(ids, type ids) of each row → the packed batch on the device; `masks` only if a row has a prompt's."""
         lengths = [len(ids) for ids, _ in rows]
         starts = [0]
         for length in lengths[:-1]:
@@ -94,6 +96,7 @@ class PackedEncoder:
             starts=self._index(starts),
             lengths=self._index(lengths),
             groups=tuple(self._groups(starts, lengths)),
+            masks=None if masks is None else self._index(masks),
         )
 
     def forward(self, batch: Packed, adapt: Adapt) -> Tensor:
@@ -119,6 +122,11 @@ class PackedEncoder:
         """`[B, d]`: the backbone's own dense + tanh over each row's first token."""
         assert self._pooler is not None, "adapters that need a pooler are refused at upload where there is none"
         return torch.tanh(F.linear(self.pool_first(hidden, batch), *self._pooler))
+
+    def pool_mask(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """`[B, d]`: the token at each prompt's mask; of rows without a prompt, any."""
+        assert batch.masks is not None, "a batch that has a prompt is packed with its masks"
+        return hidden[batch.starts + batch.masks]
 
     def _embed(self, batch: Packed) -> Tensor:
         x = F.embedding(batch.ids, self._words)
@@ -147,7 +155,7 @@ class PackedEncoder:
         return out
 
     def _norm(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], *weights, self._eps)
+        return F.layer_norm(x, x.shape[-1:], *weights, self.eps)
 
     def _groups(self, starts: list[int], lengths: list[int]) -> list[Group]:
         rows_of: dict[int, list[int]] = defaultdict(list)

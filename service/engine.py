@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.file import Adapter
+from adapters.spec import Pooling
 from service.encoder import Packed, PackedEncoder
 from service.heads import Segment, logits
 from service.slots import Resident, Slots
@@ -19,11 +20,12 @@ from service.slots import Resident, Slots
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text of one task: the adapter it was admitted with, and its token and type ids."""
+    """One text of one task: the adapter it was admitted with, its token and type ids, and where a prompt's mask is."""
 
     adapter: Adapter
     ids: list[int]
     types: list[int]
+    mask: int | None = None
 
     @property
     def task(self) -> str:
@@ -44,10 +46,11 @@ class Engine:
     def __init__(self, backbone: Backbone, slots: Slots, device: torch.device, dtype: torch.dtype) -> None:
         self.encoder = PackedEncoder(backbone, device, dtype)
         self.slots = slots
-        self._poolings: dict[str, Callable[[Tensor, Packed], Tensor]] = {
+        self._poolings: dict[Pooling, Callable[[Tensor, Packed], Tensor]] = {
             "mean": self.encoder.pool_mean,
             "cls": self.encoder.pool_first,
             "pooler": self.encoder.pool_pooler,
+            "mask": self.encoder.pool_mask,
         }
 
     @torch.inference_mode()
@@ -57,20 +60,22 @@ class Engine:
         sorted_rows = [rows[i] for i in order]
         residents = self.slots.acquire(row.adapter for row in sorted_rows)
         segments = _segments(sorted_rows, residents)
-        batch = self.encoder.pack([(row.ids, row.types) for row in sorted_rows])
+        poolings = {segment.resident.spec.pooling for segment in segments}
+        masks = [row.mask or 0 for row in sorted_rows] if "mask" in poolings else None
+        batch = self.encoder.pack([(row.ids, row.types) for row in sorted_rows], masks)
         hidden = self.encoder.forward(batch, lambda layer, x: _adapt(layer, x, segments))
-        answers = self._classify(hidden, batch, segments)
+        answers = self._classify(hidden, batch, segments, poolings)
         result: list[list[float]] = [[]] * len(rows)
         for place, answer in zip(order, answers, strict=True):
             result[place] = answer
         return result
 
-    def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment]) -> list[list[float]]:
-        used = {segment.resident.spec.pooling for segment in segments}
-        pooled = {pooling: self._poolings[pooling](hidden, batch) for pooling in used}
+    def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment], poolings: set[Pooling]) -> list[list[float]]:
+        pooled = {pooling: self._poolings[pooling](hidden, batch) for pooling in poolings}
         answers: list[list[float]] = []
         for segment in segments:
-            answers += logits(pooled[segment.resident.spec.pooling][segment.rows], segment.resident).tolist()
+            rows = pooled[segment.resident.spec.pooling][segment.rows]
+            answers += logits(rows, segment.resident, self.encoder.eps).tolist()
         return answers
 
 

@@ -20,9 +20,11 @@ class Segment:
     tokens: slice
 
 
-def logits(pooled: Tensor, resident: Resident) -> Tensor:
-    """`[n, d]` rows of one adapter → `[n, C]`, in float32."""
+def logits(pooled: Tensor, resident: Resident, eps: float) -> Tensor:
+    """`[n, d]` rows of one adapter → `[n, C]`, in float32; `eps` is that of the backbone's LayerNorms."""
     x = pooled.float()
-    if resident.dense is not None:
+    if resident.dense is not None and resident.norm is not None:
+        x = F.layer_norm(F.gelu(F.linear(x, *resident.dense)), x.shape[-1:], *resident.norm, eps)
+    elif resident.dense is not None:
         x = torch.tanh(F.linear(x, *resident.dense))
     return F.linear(x, *resident.out)

@@ -27,6 +27,7 @@ class Resident:
     up: Tensor
     up_bias: Tensor
     dense: tuple[Tensor, Tensor] | None
+    norm: tuple[Tensor, Tensor] | None
     out: tuple[Tensor, Tensor]
 
 
@@ -86,6 +87,7 @@ class Slots:
             up=move("up.weight").transpose(1, 2).contiguous(),
             up_bias=move("up.bias"),
             dense=pair("head.dense") if "head.dense.weight" in adapter.tensors else None,
+            norm=pair("head.norm") if "head.norm.weight" in adapter.tensors else None,
             out=pair("head.out"),
         )
         self._loaded(time.monotonic() - started)

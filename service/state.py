@@ -31,6 +31,7 @@ class ServedBackbone:
     reference: BackboneRef
     max_length: int
     has_pooler: bool
+    has_mask: bool
     dtype: str
     bytes: int
 
@@ -58,12 +59,19 @@ class Service:
     def check_fits(self, adapter: Adapter) -> None:
         """Raises BackboneMismatch if this backbone cannot run the adapter."""
         backbone = self.backbone
-        check_backbone(adapter, backbone.reference, max_length=backbone.max_length, has_pooler=backbone.has_pooler)
+        check_backbone(
+            adapter,
+            backbone.reference,
+            max_length=backbone.max_length,
+            has_pooler=backbone.has_pooler,
+            has_mask=backbone.has_mask,
+        )
 
     async def rows(self, adapter: Adapter, texts: Sequence[TextInput], *, truncate: bool) -> list[Row]:
         """Tokenised rows of one adapter. Raises InputTooLong."""
-        tokens = await self.tokenizer.encode(texts, adapter.spec.max_length, truncate=truncate)
-        return [Row(adapter, row.ids, row.types) for row in tokens]
+        spec = adapter.spec
+        tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=truncate)
+        return [Row(adapter, row.ids, row.types, row.mask) for row in tokens]
 
     async def self_test(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not the trainer's."""

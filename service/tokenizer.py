@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
 
+from adapters.prompt import fitted
 from adapters.text import TextInput, Tokens, encode
 
 INLINE_CHARACTERS = 4096  # about a millisecond of work: a thread's hand-over costs a tenth of that
@@ -21,17 +22,20 @@ class InputTooLong(Exception):
 class RequestTokenizer:
     """The backbone's tokeniser, shared by all requests."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, mask_token: str | None) -> None:
+        self._tokenizer, self._mask_token = tokenizer, mask_token
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
 
-    async def encode(self, texts: Sequence[TextInput], max_length: int, *, truncate: bool) -> list[Tokens]:
-        """Tokenise a request's rows. Raises InputTooLong."""
+    async def encode(
+        self, texts: Sequence[TextInput], max_length: int, template: str | None, *, truncate: bool
+    ) -> list[Tokens]:
+        """Tokenise a request's rows. Raises InputTooLong, or InvalidPrompt for a template that this backbone cannot use."""
+        prompt = None if template is None else fitted(template, self._tokenizer, self._mask_token, max_length)
         if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
-            rows = encode(self._tokenizer, texts, max_length)
+            rows = encode(self._tokenizer, texts, max_length, prompt)
         else:
             loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self._threads, encode, self._tokenizer, texts, max_length)
+            rows = await loop.run_in_executor(self._threads, encode, self._tokenizer, texts, max_length, prompt)
         if not truncate:
             for i, row in enumerate(rows):
                 if row.full_length > max_length:

@@ -320,9 +320,9 @@ def test_fit(bert: Backbone, tmp_path: Path) -> None:
     """An adapter fits the backbone that it was trained on; of another one it is refused with both fingerprints."""
     adapter = parse(random_adapter(bert, "t", ["a", "b"])[2])
     other = backbones.load(str(tiny_backbone(tmp_path, "bert", seed=1)))
-    check_backbone(adapter, bert.reference, max_length=64, has_pooler=True)
+    check_backbone(adapter, bert.reference, max_length=64, has_pooler=True, has_mask=True)
     with pytest.raises(BackboneMismatch, match=f"{bert.fingerprint[:12]}; expected .*{other.fingerprint[:12]}"):
-        check_backbone(adapter, other.reference, max_length=64, has_pooler=True)
+        check_backbone(adapter, other.reference, max_length=64, has_pooler=True, has_mask=True)
 
 
 @pytest.mark.parametrize(
@@ -330,16 +330,16 @@ def test_fit(bert: Backbone, tmp_path: Path) -> None:
     [
         ({"max_length": 65}, "max_length is 65; expected at most 64"),
         ({"pooling": "pooler"}, "pooling is 'pooler'; expected mean or cls"),
-        ({"pooling": "mask"}, "pooling is 'mask'; expected mean or cls"),
+        ({"template": "{text} {mask}"}, "pooling is 'mask'; expected mean or cls"),
         ({"layers": 3}, "has 3 layers of 32; expected 2 of 32"),
     ],
 )
 def test_claims_beyond_the_backbone(bert: Backbone, change: dict[str, Any], message: str) -> None:
     """An adapter with the right fingerprint that asks for more than the backbone has is refused."""
-    spec, tensors, _ = random_adapter(bert, "t", ["a", "b"])
+    spec, tensors, _ = random_adapter(bert, "t", ["a", "b"], template=change.pop("template", None))
     layers = change.pop("layers", 2)
     reference = bert.reference.model_copy(update={"num_layers": layers})
     stacked = {name: t if name.startswith("head.") else t[:1].expand(layers, *t.shape[1:]) for name, t in tensors.items()}
     adapter = parse(serialize(spec.model_copy(update={**change, "backbone": reference}), stacked))
     with pytest.raises(BackboneMismatch, match=message):
-        check_backbone(adapter, bert.reference, max_length=64, has_pooler=False)
+        check_backbone(adapter, bert.reference, max_length=64, has_pooler=False, has_mask=False)

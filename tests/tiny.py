@@ -64,7 +64,19 @@ def tiny_backbone(
     folder: Path, family: str, *, layers: int = 2, hidden: int = 32, pooler: bool = True, seed: int = 0
 ) -> Path:
     """Write a random encoder of `family` and its tokeniser to `folder`, as `save_pretrained` lays them out."""
-    torch.manual_seed(seed)
+    config, tokenizer = _sizes(family, layers, hidden)
+    options = {} if family in _POOLERLESS else {"add_pooling_layer": pooler}
+    return _write(folder, transformers.MODEL_MAPPING[type(config)], config, tokenizer, seed, options)
+
+
+def tiny_masked_lm(folder: Path, family: str, **changes: Any) -> Path:
+    """The same with the family's masked-language-model head; `changes` are the configuration's."""
+    config, tokenizer = _sizes(family, 2, 32)
+    config.update(changes)
+    return _write(folder, transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, tokenizer, 0, {})
+
+
+def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokenizerFast]:
     roberta = family not in ("bert", "electra")
     tokenizer = _byte_pairs() if roberta else _word_pieces()
     sizes = {"embedding_size": hidden} if family == "electra" else {}
@@ -82,8 +94,14 @@ def tiny_backbone(
         eos_token_id=tokenizer.eos_token_id,
         **sizes,
     )
-    options = {} if family in _POOLERLESS else {"add_pooling_layer": pooler}
-    model = transformers.MODEL_MAPPING[type(config)](config, **options)
+    return config, tokenizer
+
+
+def _write(
+    folder: Path, kind: Any, config: Any, tokenizer: PreTrainedTokenizerFast, seed: int, options: dict[str, Any]
+) -> Path:
+    torch.manual_seed(seed)
+    model = kind(config, **options)
     with torch.no_grad():  # transformers starts biases at 0 and LayerNorms at 1: let each be told from its default
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -102,6 +120,7 @@ def random_adapter(
     problem_type: ProblemType = "single_label_classification",
     text_pair: bool = False,
     pooling: Pooling = "mean",
+    template: str | None = None,
     bottleneck: int = 8,
     dense: bool = False,
     dtype: torch.dtype = torch.float16,
@@ -116,7 +135,8 @@ def random_adapter(
         problem_type=problem_type,
         text_pair=text_pair,
         max_length=min(max_length, backbone.max_length),
-        pooling=pooling,
+        pooling="mask" if template is not None else pooling,
+        template=template,
         backbone=backbone.reference,
         bottleneck=bottleneck,
         activation="gelu",
@@ -130,7 +150,7 @@ def random_adapter(
     tensors = {
         name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
         for name, shape in expected_shapes(spec).items()
-        if dense or not name.startswith("head.dense")
+        if dense or template is not None or not name.startswith("head.dense")
     }
     logits = reference_logits(backbone, spec, tensors, spec.probe.inputs)
     probe = Probe(inputs=spec.probe.inputs, logits=tuple(tuple(row) for row in logits.double().tolist()))
@@ -144,7 +164,8 @@ def reference_logits(
     """The logits `[N, C]` of the reference model, one padded batch, in float32."""
     model = from_tensors(backbone, tensors, spec.pooling)
     with torch.no_grad():
-        return model(collate(encode(backbone.tokenizer, inputs, spec.max_length)))
+        prompt = backbone.prompt(spec.template, spec.max_length)
+        return model(collate(encode(backbone.tokenizer, inputs, spec.max_length, prompt)))
 
 
 def _word_pieces() -> PreTrainedTokenizerFast:

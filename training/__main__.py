@@ -14,6 +14,7 @@ from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
 from training import config, data
+from training import words as label_words
 from training.checkpoint import Checkpoints
 from training.errors import TrainingError
 from training.runs import Runs
@@ -57,6 +58,18 @@ def main(
     ] = None,
     dense_head: Annotated[
         bool | None, typer.Option(help="A hidden layer in the head; by default as the backbone's family.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="Score label words by the backbone's own masked-language-model head, at the mask of a template such as "
+            "`{text} It was {mask}.` or, for pairs, `{text}? {mask}, {text_pair}`.",
+        ),
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL=WORD,…", help="The prompt's word for each label; or a JSON object."),
     ] = None,
     problem_type: Annotated[
         ProblemType | None,
@@ -124,6 +137,8 @@ def main(
             max_length=max_length,
             pooling=pooling,
             dense_head=dense_head,
+            prompt=prompt,
+            words=None if words is None else label_words.read(words),
             positive=positive,
             evaluate=evaluate,
             shots=shots,

@@ -8,7 +8,8 @@
     full      all of the encoder: full fine-tuning
     head      nothing but the head
 
-Each has a fresh head. Methods that change the encoder work on a copy of it: the shared one stays as it is, to the bit.
+Each has a fresh head, or with a prompt the frozen one of its words. Methods that change the encoder work on a copy of it:
+the shared one stays as it is, to the bit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 from adapters.backbone import POOLER_PREFIX, Backbone
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
-from adapters.classifier import Classifier, Head
+from adapters.classifier import Classifier, Head, WordHead
 from adapters.spec import Pooling
 from training.config import Method, Recipe
 
@@ -30,10 +31,10 @@ from training.config import Method, Recipe
 SERVABLE: tuple[Method, ...] = ("adamix", "adapter")
 
 
-def build(backbone: Backbone, labels: int, recipe: Recipe) -> Classifier:
-    """The model to train; what requires gradients in it is what the method trains."""
+def build(backbone: Backbone, labels: int, recipe: Recipe, words: WordHead | None = None) -> Classifier:
+    """The model to train, with a fresh head or that of `words`; what requires gradients in it is what the method trains."""
     config = backbone.config
-    pooling = recipe.pooling or backbone.default_pooling
+    pooling = "mask" if words is not None else recipe.pooling or backbone.default_pooling
     if recipe.method not in (*SERVABLE, "head"):
         encoder = copy.deepcopy(backbone.encoder)
         _change(encoder, recipe, pooling)
@@ -41,8 +42,8 @@ def build(backbone: Backbone, labels: int, recipe: Recipe) -> Classifier:
     sites = nn.ModuleList(_site(config.hidden_size, recipe) for _ in range(config.num_hidden_layers))
     dense = recipe.dense_head if recipe.dense_head is not None else config.model_type != "bert"
     dropout = getattr(config, "classifier_dropout", None)
-    head = Head(config.hidden_size, labels, dense=dense, dropout=config.hidden_dropout_prob if dropout is None else dropout)
-    return Classifier(backbone, sites, head, pooling).to(backbone.encoder.device)
+    fresh = Head(config.hidden_size, labels, dense=dense, dropout=config.hidden_dropout_prob if dropout is None else dropout)
+    return Classifier(backbone, sites, fresh if words is None else words, pooling).to(backbone.encoder.device)
 
 
 def trained_parameters(model: Classifier) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapters.spec import Pooling
+from adapters.text import check_encodable
 from training.errors import TrainingError
 
 Method = Literal["adamix", "adapter", "houlsby", "lora", "bitfit", "head", "full"]
@@ -23,6 +24,7 @@ class Recipe:
     `evaluate` says what of a mixture is judged: what it merges into, or its experts at random, one, or all.
     `shots` draws so many training examples in all, by the seed; None takes all.
     `pooling` and `dense_head` of None mean what the backbone's family does.
+    `prompt` is a template with a mask, `words` has each label's word there: then the frozen head is the backbone's own.
     """
 
     method: Method = "adamix"
@@ -40,6 +42,8 @@ class Recipe:
     max_length: int = 128
     pooling: Pooling | None = None
     dense_head: bool | None = None
+    prompt: str | None = None
+    words: dict[str, str] | None = None
     positive: str | None = None
     evaluate: Evaluation = "merged"
     shots: int | None = None
@@ -70,3 +74,13 @@ class Recipe:
             raise TrainingError(
                 f"evaluate is {self.evaluate!r}, which needs a mixture, but method is {self.method!r}; expected adamix"
             )
+        for text in (self.prompt, *(self.words or {}).values()):
+            if text is not None:
+                check_encodable(text, "the prompt or one of its words")
+        if (self.prompt is None) != (self.words is None):
+            alone = "prompt" if self.words is None else "words"
+            raise TrainingError(f"{alone} stands alone; expected a prompt and its label words, or neither")
+        if self.prompt is not None and (self.pooling is not None or self.dense_head is not None):
+            raise TrainingError("a prompt brings its own head and pooling; expected neither pooling nor dense_head with it")
+        if self.prompt is not None and self.method == "head":
+            raise TrainingError("method is 'head', but a prompt's head is frozen; expected a method that trains more")

@@ -16,9 +16,9 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.classifier import Classifier, from_tensors, to_tensors
 from adapters.merge import merge
-from adapters.spec import AdapterSpec, Probe
+from adapters.spec import AdapterSpec, Probe, check_template
 from adapters.text import Tokens, encode
-from training import shots
+from training import shots, words
 from training.baselines import SERVABLE, build, trained_parameters
 from training.checkpoint import Checkpoints
 from training.config import Recipe
@@ -74,8 +74,7 @@ def train(
     """
     started = time.monotonic()
     check_servable(recipe)
-    max_length = min(recipe.max_length, backbone.max_length)
-    dev_rows = encode(backbone.tokenizer, dev_set.texts, max_length)
+    dev_rows = _rows(backbone, dev_set, recipe)
     probed = _probe_rows(dev_rows)
     measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints)
     judged = measured.judged
@@ -84,8 +83,9 @@ def train(
         labels=train_set.labels,
         problem_type=train_set.problem_type,
         text_pair=train_set.text_pair,
-        max_length=max_length,
+        max_length=min(recipe.max_length, backbone.max_length),
         pooling=judged.pooling,
+        template=recipe.prompt,
         backbone=backbone.reference,
         bottleneck=recipe.bottleneck,
         activation="gelu",
@@ -126,10 +126,9 @@ def measure(
         raise TrainingError(f"positive is {recipe.positive!r}; expected one of {', '.join(train_set.labels)}")
     if recipe.shots is not None:
         train_set = shots.draw(train_set, recipe.shots, recipe.seed)
-    max_length = min(recipe.max_length, backbone.max_length)
-    rows, dev_rows = (encode(backbone.tokenizer, data.texts, max_length) for data in (train_set, dev_set))
+    rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
 
-    model = build(backbone, len(train_set.labels), recipe)
+    model = build(backbone, len(train_set.labels), recipe, words.head(backbone, recipe, train_set))
     checkpoint = checkpoints.of(backbone, train_set, recipe) if checkpoints is not None else None
     done = fit(model, train_set, rows, recipe, report, checkpoint)
 
@@ -149,6 +148,14 @@ def measure(
         parameters=trained_parameters(judged if recipe.evaluate == "merged" else model),
         rows=len(rows),
     )
+
+
+def _rows(backbone: Backbone, data: Dataset, recipe: Recipe) -> list[Tokens]:
+    """A set's texts as they are trained on, and later served."""
+    max_length = min(recipe.max_length, backbone.max_length)
+    if recipe.prompt is not None:
+        check_template(recipe.prompt, text_pair=data.text_pair)
+    return encode(backbone.tokenizer, data.texts, max_length, backbone.prompt(recipe.prompt, max_length))
 
 
 def _probe_rows(rows: list[Tokens]) -> list[int]:

@@ -140,7 +140,7 @@ def adapters_of(backbone: Backbone) -> list[Adapter]:
 @torch.no_grad()
 def reference(backbone: Backbone, row: Row) -> Tensor:
     """The reference model's logits of one row."""
-    return from_adapter(backbone, row.adapter)(collate([Tokens(row.ids, row.types, row.tokens)]))[0]
+    return from_adapter(backbone, row.adapter)(collate([Tokens(row.ids, row.types, row.tokens, mask=row.mask)]))[0]
 
 
 def check_logits(backbone: Backbone, rows: Sequence[Row], engine: Engine) -> None:
@@ -220,6 +220,24 @@ def test_mixed_texts(backbone: Backbone) -> None:
         text = tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in range(2 if adapter.spec.text_pair else 1))
         tokens = encode(backbone.tokenizer, [text], adapter.spec.max_length)[0]
         rows.append(Row(adapter, tokens.ids, tokens.types))
+    rng.shuffle(rows)
+    check_logits(backbone, rows, engine_of(backbone))
+
+
+def test_prompts_among_others(backbone: Backbone) -> None:
+    """Rows of prompt tasks, their masks anywhere, share a batch with all others, each with its reference logits."""
+    rng = random.Random(0)
+    templates = {"late": "{text} It was {mask}.", "early": "{mask}: {text}", "two": "{text}? {mask}, {text_pair}"}
+    prompted = [
+        parse(random_adapter(backbone, task, ["a", "b", "c"], template=template, text_pair=task == "two", seed=i)[2])
+        for i, (task, template) in enumerate(templates.items())
+    ]
+    rows = mixed(adapters_of(backbone), rows_of(backbone, [9, 5, 17, 2, 9]))
+    for adapter in prompted * 4:
+        spec = adapter.spec
+        text = tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in range(2 if spec.text_pair else 1))
+        tokens = encode(backbone.tokenizer, [text], spec.max_length, backbone.prompt(spec.template, spec.max_length))[0]
+        rows.append(Row(adapter, tokens.ids, tokens.types, tokens.mask))
     rng.shuffle(rows)
     check_logits(backbone, rows, engine_of(backbone))
 

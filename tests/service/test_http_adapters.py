@@ -217,7 +217,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
     "a task that is a path": (lambda data: with_spec(data, task="../evil"), ["task", "../evil"]),
     "a task with a slash": (lambda data: with_spec(data, task="a/b"), ["task", "a/b"]),
     "a max_length beyond the backbone": (lambda data: with_spec(data, max_length=1024), ["1024", "512"]),
-    "pooling at a mask": (lambda data: with_spec(data, pooling="mask"), ["'mask'", "mean"]),
+    "pooling at a mask that is nowhere": (lambda data: with_spec(data, pooling="mask"), ["'mask'", "template"]),
     "logits it does not give": (lambda data: with_spec(data, probe__logits=[[9.0, 9.0], [9.0, 9.0]]), ["probe", "[9, 9]"]),
 }
 
