@@ -65,11 +65,13 @@ def join() -> Processes:
     from accelerate import PartialState
 
     try:
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())
+        if state.num_processes < 2:  # accelerate says nothing then, and each would write what the others write
+            raise RuntimeError(f"accelerate has no way between them on {state.device}")
     except Exception as error:  # whatever torch and its backends raise where processes cannot be joined
         raise TrainingError(
             f"{os.environ['WORLD_SIZE']} processes cannot be joined: {str(error).strip().partition(chr(10))[0]}; "
-            "expected a device for each (on CPUs: accelerate launch --cpu)"
+            "expected a GPU for each, or a machine without GPUs"
         ) from None
     atexit.register(state.destroy_process_group)
     if not state.is_main_process:
