@@ -76,7 +76,7 @@ class Folder:
         """Write down what is about to run, or check that it is what the folder holds. Raises CheckpointError."""
         same = {"task": task, **identity(backbone, sets[0], recipe)}
         chosen = dataclasses.asdict(recipe)
-        found = self._read("config.json")
+        found = self._read("config.json", dict)
         if found is None:
             config = {
                 "command": _command(),
@@ -90,17 +90,20 @@ class Folder:
             }
             self._write("config.json", config)
         else:
-            check_same(self.path, {**found["recipe"], **found}, same)
-        self._write("environment.json", [*(self._read("environment.json") or []), _environment(backbone)])
+            check_same(self.path, {**found.get("recipe", {}), **found}, same)
+        self._write("environment.json", [*(self._read("environment.json", list) or []), _environment(backbone)])
         return Metrics(self.path)
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, kind: type) -> Any:
         try:
-            return json.loads((self.path / name).read_text())
+            found = json.loads((self.path / name).read_text())
+            if not isinstance(found, kind):
+                raise ValueError(f"it holds a {type(found).__name__}")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path / name} cannot be read: {error}; expected what a run wrote there") from None
+        return found
 
     def _write(self, name: str, content: Any) -> None:
         try:

@@ -87,9 +87,9 @@ class Runs:
         with progress.shown() as show, contextlib.closing(metrics) if metrics else contextlib.nullcontext():
 
             def report(at: Progress) -> None:
-                show(at)
                 if metrics is not None:
                     metrics.step(at)
+                show(at)  # so what is shown is written
 
             if outs:
                 trained = train(self.task, backbone, *sets, recipe, report, checkpoints)
