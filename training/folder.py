@@ -82,7 +82,7 @@ class Folder:
                 "command": _command(),
                 "recipe": chosen,
                 **{name: value for name, value in same.items() if name not in chosen},
-                "backbone's name": backbone.name,
+                "backbone_name": backbone.name,
                 "problem_type": sets[0].problem_type,
                 "labels": sets[0].labels,
                 "rows": [len(part.texts) for part in sets],

@@ -60,7 +60,7 @@ class Processes:
 
 def join() -> Processes:
     """Join the others, if this is one of several processes; what all but the main one would print is not shown."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not _several():
         return Processes()
     from accelerate import PartialState
 
@@ -81,7 +81,7 @@ def join() -> Processes:
 
 def speaks_for_machine() -> bool:
     """Whether this is the process that tells an error: they all meet it, and one on each machine is enough."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return not _several() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def current() -> Processes:
@@ -92,6 +92,11 @@ def current() -> Processes:
 
     state = PartialState()
     return Processes(state.process_index, state.num_processes, state.device)
+
+
+def _several() -> bool:
+    """Whether a launcher started more than this process."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
 
 
 def _sum(tensor: torch.Tensor) -> torch.Tensor:
