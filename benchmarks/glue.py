@@ -7,7 +7,7 @@
 A cell is one line of JSON in the results, written when it is whole: a run that was killed goes on with the first cell
 that lacks. Data are JSON lines, `GLUE_DIR/TASK/train.jsonl` and `dev.jsonl`; all methods and seeds see the same rows.
 
-Settings are the same for all methods (`COMMON`, and `TASKS` of glue_data.py) but for the learning rate, for which each has
+Settings are the same for all methods (`COMMON`, and `BUDGETS` of glue_data.py) but for the learning rate, for which each has
 the same budget: the three of `RATES`, tried with seed 0 on `SEARCH_ROWS` training rows and judged on a fifth of them all,
 held out. Variants of AdaMix take AdaMix's.
 """
@@ -27,11 +27,12 @@ from adapters.backbone import Backbone
 from adapters.errors import AdaMixError
 from adapters.text import encode
 from benchmarks import cells, glue_page
-from benchmarks.glue_data import TASKS, held_out, read
+from benchmarks.glue_data import BUDGETS, held_out, read
 from training.config import Evaluation, Precision, Recipe
 from training.data import Dataset
 from training.evaluate import predict_unmerged, scores
 from training.record import record
+from training.tasks import FOLDER, TASKS
 from training.train import Measured, measure
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -63,7 +64,6 @@ Folder = Annotated[Path, typer.Option(envvar="GLUE_DIR", help="Where TASK/train.
 Results = Annotated[Path, typer.Option(help="Folder of the cells' *.jsonl.")]
 Rows = Annotated[int | None, typer.Option(help="Training and dev rows at most, for a quick look.", min=10)]
 RESULTS = Path("benchmarks/results")
-DATA = Path("../shared/data")
 
 
 @app.command()
@@ -71,7 +71,7 @@ def run(
     tasks: Names = "rte,mrpc,stsb,cola,sst2,subj",
     methods: Names = "full,adapter,adamix,lora",
     seeds: Names = "0,1,2",
-    glue_dir: Folder = DATA,
+    glue_dir: Folder = FOLDER,
     results: Results = RESULTS,
     rows: Rows = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.")] = None,
@@ -83,7 +83,7 @@ def run(
     try:
         loaded = load(backbone, device)
         for seed in whole_numbers(seeds):
-            for task in chosen(tasks, TASKS):
+            for task in chosen(tasks, BUDGETS):
                 for method in chosen(methods, METHODS):
                     rate = rate_of(results, backbone, rows, METHODS[method]["method"])
                     recipe = recipe_of(task, method, rate, seed, epochs, precision)
@@ -99,7 +99,7 @@ def run(
 def search(
     tasks: Names = "cola,stsb",
     methods: Names = "full,adapter,adamix,lora,houlsby,bitfit,head",
-    glue_dir: Folder = DATA,
+    glue_dir: Folder = FOLDER,
     results: Results = RESULTS,
     rows: Rows = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.")] = None,
@@ -110,7 +110,7 @@ def search(
     """Try each method's learning rates on rows held out from train; `run` takes the best by its mean over the tasks."""
     try:
         loaded = load(backbone, device)
-        for task in chosen(tasks, TASKS):
+        for task in chosen(tasks, BUDGETS):
             sets = held_out(read(glue_dir, task, rows)[0], SEARCH_ROWS)
             for method in chosen(methods, RATES):
                 for rate in RATES[method]:
@@ -128,9 +128,8 @@ def render(
     out: Annotated[Path, typer.Option(help="The page; its plots go beside it.")] = Path("docs/results.md"),
 ) -> None:
     """Write the page and its plots from the cells that there are."""
-    notes = {name: task.subset for name, task in TASKS.items() if task.subset}
     try:
-        glue_page.write(out, cells.read(results), list(TASKS), list(METHODS), notes, RATES)
+        glue_page.write(out, cells.read(results), list(BUDGETS), list(METHODS), RATES)
     except ValueError as error:
         fail(str(error))
     typer.echo(f"written to {out}")
@@ -183,7 +182,7 @@ def recipe_of(task: str, method: str, rate: float, seed: int, epochs: int | None
         COMMON,
         **METHODS[method],
         learning_rate=rate,
-        epochs=epochs or TASKS[task].epochs,
+        epochs=epochs or BUDGETS[task].epochs,
         positive=TASKS[task].positive,
         seed=seed,
         precision=precision,

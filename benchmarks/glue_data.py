@@ -1,4 +1,4 @@
-"""The tasks of the table and their rows."""
+"""The tasks of the table (what they are judged by stands in training.tasks), what is spent on them, and their rows."""
 
 from __future__ import annotations
 
@@ -13,36 +13,31 @@ from training.data import Dataset
 
 
 @dataclass(frozen=True)
-class Task:
-    """`epochs` and `cap` (training rows at most) are chosen for two cores; `subset` says what the files themselves lack."""
+class Budget:
+    """`epochs` and `cap` (training rows at most) are chosen for two cores."""
 
-    metric: str
     epochs: int
     cap: int | None = None
-    positive: str | None = None
-    subset: str = ""
 
 
-TASKS = {
-    "rte": Task("accuracy", 4),
-    "mrpc": Task("accuracy", 5, positive="equivalent"),
-    "stsb": Task("pearson", 5),
-    "cola": Task("matthews", 5),
-    "sst2": Task("accuracy", 4, cap=8000),
-    "subj": Task("accuracy", 3),
-    "mpqa": Task("accuracy", 5),
-    "qnli": Task("accuracy", 5, subset="train is 10 % of the official 104,743 rows"),
-    "mnli": Task("accuracy", 10, subset="train is 3,000 of the official 392,702 rows"),
-    "qqp": Task(
-        "accuracy", 3, positive="duplicate", subset="train and dev are subsets of the official 363,846 + 40,430 rows"
-    ),
+BUDGETS = {
+    "rte": Budget(4),
+    "mrpc": Budget(5),
+    "stsb": Budget(5),
+    "cola": Budget(5),
+    "sst2": Budget(4, cap=8000),
+    "subj": Budget(3),
+    "mpqa": Budget(5),
+    "qnli": Budget(5),
+    "mnli": Budget(10),
+    "qqp": Budget(3),
 }
 
 
 def read(folder: Path, task: str, rows: int | None) -> tuple[Dataset, Dataset]:
     """A task's files, capped; which rows a cap keeps depends on nothing else."""
     train, dev = data.read(folder / task / "train.jsonl", folder / task / "dev.jsonl", data.Columns())
-    caps = [cap for cap in (rows, TASKS[task].cap) if cap is not None]
+    caps = [cap for cap in (rows, BUDGETS[task].cap) if cap is not None]
     return sample(train, min(caps, default=len(train.texts))), sample(dev, rows or len(dev.texts))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cells as stored
+from training.tasks import lacking
 
 Cells = list[dict[str, Any]]
 MAIN = ("full", "adamix", "adapter", "lora", "houlsby", "bitfit", "head")
@@ -26,7 +27,6 @@ def write(
     cells: Cells,
     tasks: list[str],
     methods: list[str],
-    notes: dict[str, str],
     grid: dict[str, tuple[float, ...]],
 ) -> None:
     """The page, section by section; ValueError if there is nothing to show."""
@@ -38,7 +38,7 @@ def write(
     for backbone, cap in groups:
         group = [cell for cell in final if (cell["backbone"], cell["cap"]) == (backbone, cap)]
         name = f"{out.stem}-{Path(backbone).name}{'' if cap is None else f'-{cap}'}"
-        parts += _group(group, backbone, cap, tasks, methods, notes, out, name)
+        parts += _group(group, backbone, cap, tasks, methods, out, name)
         parts.append(_search(cells, backbone, cap, grid))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(parts), encoding="utf-8")
@@ -50,7 +50,6 @@ def _group(
     cap: int | None,
     tasks: list[str],
     methods: list[str],
-    notes: dict[str, str],
     out: Path,
     name: str,
 ) -> list[str]:
@@ -64,9 +63,9 @@ def _group(
         f"Seeds {seeds}; hardware: {'; '.join(sorted({cell['hardware'] for cell in group}))}.\n",
         _table(group, shown, ran),
         *(
-            f"† {task}: {notes[task]}, so its scores are no measure of the published task."
+            f"† {task}: {_lacking(group, task)}, so its scores are no measure of the published task."
             for task in shown
-            if task in notes
+            if _lacking(group, task)
         ),
         "",
         _unmerged(group, shown),
@@ -103,8 +102,12 @@ def _table(group: Cells, tasks: list[str], methods: list[str]) -> str:
 
 def _heading(group: Cells, task: str) -> str:
     of = next(cell for cell in group if cell["task"] == task)
-    subset = task in ("qnli", "mnli", "qqp")
-    return f"{task}{'†' if subset else ''} {of['metric']} (train {of['rows']:,}, dev {of['dev_rows']:,})"
+    return f"{task}{'†' if _lacking(group, task) else ''} {of['metric']} (train {of['rows']:,}, dev {of['dev_rows']:,})"
+
+
+def _lacking(group: Cells, task: str) -> str:
+    of = next(cell for cell in group if cell["task"] == task)
+    return lacking(task, of["rows"], of["dev_rows"])
 
 
 def _unmerged(group: Cells, tasks: list[str]) -> str:

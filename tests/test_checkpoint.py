@@ -51,10 +51,10 @@ def test_a_killed_run_goes_on(tmp_path: Path, bert: Backbone, method: Any, kille
             raise Killed
 
     with pytest.raises(Killed):
-        measure(bert, SINGLE, SINGLE, recipe, die, Checkpoints(tmp_path, 3, resume=False))
+        measure(bert, SINGLE, SINGLE, recipe, die, Checkpoints(tmp_path / "checkpoint", 3))
     torch.manual_seed(99)
     seen: list[Progress] = []
-    again = measure(bert, SINGLE, SINGLE, recipe, seen.append, Checkpoints(tmp_path, 3, resume=True))
+    again = measure(bert, SINGLE, SINGLE, recipe, seen.append, Checkpoints(tmp_path / "checkpoint", 3))
     assert [p.step for p in seen] == list(range(4 if killed == 4 else 7, 13))
     assert again.scores == whole.scores
     assert again.done.tokens == whole.done.tokens
@@ -68,7 +68,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, bert_folder: Path) -> None:
     assert run(tmp_path, bert_folder, "--out", str(tmp_path / "whole.safetensors"), *epochs).exit_code == 0
     whole = load(tmp_path / "whole.safetensors")
     scores = tmp_path / "scores.jsonl"
-    options = arguments(tmp_path, bert_folder, "--out", str(out), *epochs, "--checkpoint", kept, "--scores", str(scores))
+    options = arguments(tmp_path, bert_folder, "--out", str(out), *epochs, "--run-dir", kept, "--scores", str(scores))
     command = [sys.executable, "-m", "training", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -92,7 +92,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, bert_folder: Path) -> None:
 def test_a_finished_run_is_judged_again(tmp_path: Path, bert_folder: Path) -> None:
     """What was trained once can be judged in other ways: a finished run is not trained a second time."""
     kept, scores = str(tmp_path / "kept"), tmp_path / "scores.jsonl"
-    options = ["--epochs", "2", "--checkpoint", kept, "--scores", str(scores)]
+    options = ["--epochs", "2", "--run-dir", kept, "--scores", str(scores)]
     assert run(tmp_path, bert_folder, *options).exit_code == 0
     result = run(tmp_path, bert_folder, *options, "--resume", "--evaluate", "ensemble")
     assert result.exit_code == 0, result.output
@@ -102,19 +102,19 @@ def test_a_finished_run_is_judged_again(tmp_path: Path, bert_folder: Path) -> No
 
 def test_seeds_go_on_one_by_one(tmp_path: Path, bert_folder: Path) -> None:
     """Of several seeds each has its checkpoint; those not begun yet begin."""
-    options = ["--epochs", "2", "--checkpoint", str(tmp_path / "kept")]
+    options = ["--epochs", "2", "--run-dir", str(tmp_path / "kept")]
     assert run(tmp_path, bert_folder, *options, "--seeds", "3").exit_code == 0
     result = run(tmp_path, bert_folder, *options, "--seeds", "3,4", "--resume")
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["seed-3.checkpoint", "seed-4.checkpoint"]
+    assert sorted(path.parent.name for path in (tmp_path / "kept").glob("*/checkpoint")) == ["seed-3", "seed-4"]
 
 
 @pytest.fixture
 def kept(tmp_path: Path, bert_folder: Path) -> Path:
     """The checkpoint of a short run."""
-    result = run(tmp_path, bert_folder, "--epochs", "1", "--checkpoint", str(tmp_path / "kept"))
+    result = run(tmp_path, bert_folder, "--epochs", "1", "--run-dir", str(tmp_path / "kept"))
     assert result.exit_code == 0, result.output
-    return tmp_path / "kept" / "seed-5.checkpoint"
+    return tmp_path / "kept" / "checkpoint"
 
 
 OTHERS: list[tuple[list[str], str]] = [
@@ -133,8 +133,8 @@ def test_another_run_s_checkpoint(kept: Path, tmp_path: Path, bert_folder: Path,
     other = jsonl(tmp_path / "other.jsonl", [*ROWS[:-1], ROWS[-1] | {"text": "the plot was awful"}])
     before = kept.read_bytes()
     options = [option.replace("OTHER", str(other)) for option in options]
-    result = run(tmp_path, bert_folder, "--epochs", "1", "--checkpoint", str(kept.parent), "--resume", *options)
-    assert_refused(result, f"{kept} {message}", tmp_path / "none")
+    result = run(tmp_path, bert_folder, "--epochs", "1", "--run-dir", str(kept.parent), "--resume", *options)
+    assert_refused(result, f"{kept.parent} {message}", tmp_path / "none")
     assert kept.read_bytes() == before
 
 
@@ -142,7 +142,7 @@ def test_a_half_written_checkpoint(kept: Path, tmp_path: Path, bert_folder: Path
     """What a kill left half-written under another name is never read; a file cut short is refused by its name."""
     whole = kept.read_bytes()
     (kept.parent / ".tmp-half").write_bytes(whole[:1000])
-    again = ("--epochs", "1", "--checkpoint", str(kept.parent), "--resume")
+    again = ("--epochs", "1", "--run-dir", str(kept.parent), "--resume")
     assert run(tmp_path, bert_folder, *again).exit_code == 0
     for damaged in (whole[: len(whole) // 2], b"", b"no checkpoint", b"\x80\x04."):
         kept.write_bytes(damaged)
@@ -155,14 +155,14 @@ def test_a_half_written_checkpoint(kept: Path, tmp_path: Path, bert_folder: Path
 
 def test_nothing_is_overwritten_or_missed(kept: Path, tmp_path: Path, bert_folder: Path) -> None:
     """A folder that holds a run is not begun anew without a word, and one without is not gone on from."""
-    result = run(tmp_path, bert_folder, "--epochs", "1", "--checkpoint", str(kept.parent))
-    assert_refused(result, f"{kept} holds a run already; expected --resume, or another folder", tmp_path / "none")
+    result = run(tmp_path, bert_folder, "--epochs", "1", "--run-dir", str(kept.parent))
+    assert_refused(result, f"{kept.parent} holds a run already; expected --resume, or another folder", tmp_path / "none")
     nowhere = str(tmp_path / "nowhere")
-    result = run(tmp_path, bert_folder, "--checkpoint", nowhere, "--resume")
-    assert_refused(result, f"{nowhere} holds no checkpoint of seed 5; expected one to go on from", tmp_path / "none")
+    result = run(tmp_path, bert_folder, "--run-dir", nowhere, "--resume")
+    assert_refused(result, f"{nowhere} holds no run; expected one to go on with", tmp_path / "none")
     result = run(tmp_path, bert_folder, "--resume")
-    assert_refused(result, "--resume stands without --checkpoint; expected the folder to go on from", tmp_path / "none")
-    result = run(tmp_path, bert_folder, "--checkpoint", str(tmp_path / "data.jsonl"))
+    assert_refused(result, "--resume stands without --run-dir; expected the folder to go on in", tmp_path / "none")
+    result = run(tmp_path, bert_folder, "--run-dir", str(tmp_path / "data.jsonl"))
     assert_refused(result, "cannot be made a folder: File exists", tmp_path / "none")
-    result = run(tmp_path, bert_folder, "--checkpoint", nowhere, "--checkpoint-every", "0")
+    result = run(tmp_path, bert_folder, "--run-dir", nowhere, "--checkpoint-every", "0")
     assert_refused(result, "checkpoint_every is 0; expected 1 or more", tmp_path / "none")

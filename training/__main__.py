@@ -1,4 +1,4 @@
-"""`python -m training`: train one task from data files, score it on a dev file, and write one adapter file."""
+"""`python -m training`: train one task from data files or by its name, score it on a dev set, and write one adapter file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import typer
 from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
-from training import config, data
+from training import config, data, tasks
 from training import words as label_words
-from training.checkpoint import Checkpoints
 from training.errors import TrainingError
+from training.folder import Folders
+from training.processes import Processes, join, speaks_for_machine
 from training.runs import Runs
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -25,11 +26,29 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 @app.command()
 def main(
     task: Annotated[str, typer.Option(help="Name of the task: what clients will ask for (`?task=…`).")],
-    train: Annotated[Path, typer.Option(help="Training file: .jsonl, .csv (quoted) or .tsv (unquoted).")],
-    dev: Annotated[Path, typer.Option(help="File that the result is evaluated on; it chooses nothing.")],
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Training file: .jsonl, .csv (quoted) or .tsv (unquoted). Needed but for {', '.join(tasks.TASKS)}."
+        ),
+    ] = None,
+    dev: Annotated[Path | None, typer.Option(help="File that the result is evaluated on; it chooses nothing.")] = None,
+    glue_dir: Annotated[
+        Path,
+        typer.Option(
+            envvar="GLUE_DIR",
+            help="Where TASK/train.jsonl and dev.jsonl of a task known by its name lie, or else: on the hub.",
+        ),
+    ] = tasks.FOLDER,
     out: Annotated[
         Path | None, typer.Option(help="Where to write the adapter, a .safetensors file: `adamix` and `adapter` only.")
     ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for all of a run: recipe, environment, metrics, TensorBoard events, checkpoint, adapter."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in `--run-dir`, as if never stopped.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints in `--run-dir`.")] = 500,
     scores: Annotated[Path | None, typer.Option(help="Append each run's scores to this file, a JSON line a run.")] = None,
     backbone: Annotated[str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")] = backbones.EMBEDDED,
     method: Annotated[
@@ -102,11 +121,6 @@ def main(
     seeds: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.")
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder to keep checkpoints in: now and then, on Ctrl-C and at the end.")
-    ] = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from `--checkpoint`, as if never stopped.")] = False,
     precision: Annotated[
         config.Precision, typer.Option(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")
     ] = "auto",
@@ -117,9 +131,13 @@ def main(
 
     Example: `python -m training --task mrpc --train train.jsonl --dev dev.jsonl --out mrpc.safetensors`
 
+    Several GPUs: `accelerate launch -m training …`; each mini-batch is split over them, `--precision` stays this one's.
+
     Without `--out` any method is trained and scored: `… --method lora --seeds 0,1,2 --scores scores.jsonl`
     """
     try:
+        processes = join()
+        known = tasks.named(task, train, dev)
         numbers = [seed] if seeds is None else _seeds(seeds)
         recipe = config.Recipe(
             method=method,
@@ -139,7 +157,7 @@ def main(
             dense_head=dense_head,
             prompt=prompt,
             words=None if words is None else label_words.read(words),
-            positive=positive,
+            positive=positive or (known.positive if known else None),
             evaluate=evaluate,
             shots=shots,
             seed=numbers[0],
@@ -147,16 +165,35 @@ def main(
             dtype=dtype,
         )
         columns = data.Columns(text_column, pair_column, label_column, label_separator)
-        keeping = Checkpoints(checkpoint, checkpoint_every, resume) if checkpoint is not None else None
-        if resume and keeping is None:
-            raise TrainingError("--resume stands without --checkpoint; expected the folder to go on from")
-        runs = Runs(task, out, scores, metric, keeping)
+        folders = Folders(run_dir, seeds is not None, checkpoint_every, resume) if run_dir is not None else None
+        if resume and folders is None:
+            raise TrainingError("--resume stands without --run-dir; expected the folder to go on in")
+        runs = Runs(task, out, scores, metric or (known.metric if known else None), folders)
         runs.check(recipe, numbers)
-        sets = data.read(train, dev, columns, problem_type)
-        runs.run(_backbone(backbone, device), sets, [dataclasses.replace(recipe, seed=number) for number in numbers])
+        sets, subset = _sets(task, train, dev, glue_dir, columns, problem_type)
+        recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
+        runs.run(_backbone(backbone, _device(device, processes)), sets, recipes, subset)
     except AdaMixError as error:
-        typer.echo(f"error: {error}", err=True)
+        if speaks_for_machine():
+            typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+def _sets(
+    task: str,
+    train: Path | None,
+    dev: Path | None,
+    glue_dir: Path,
+    columns: data.Columns,
+    problem_type: ProblemType | None,
+) -> tuple[tuple[data.Dataset, data.Dataset], str]:
+    """The training and the dev set, and what they lack of the published ones."""
+    if train is not None and dev is not None:
+        return data.read(train, dev, columns, problem_type), ""
+    sets, source = tasks.read(task, glue_dir, columns, problem_type)
+    subset = tasks.lacking(task, *(len(part.texts) for part in sets))
+    typer.echo(f"{task}: from {source}" + (f"; {subset}" if subset else ""))
+    return sets, subset
 
 
 def _seeds(text: str) -> list[int]:
@@ -168,14 +205,19 @@ def _seeds(text: str) -> list[int]:
     return numbers
 
 
-def _backbone(name: str, device: str | None) -> backbones.Backbone:
-    chosen = _device(device)
+def _backbone(name: str, device: torch.device) -> backbones.Backbone:
     backbone = backbones.load(name)
-    backbone.encoder.to(chosen)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
+    backbone.encoder.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
     return backbone
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, processes: Processes) -> torch.device:
+    if processes.device is not None:
+        if name is not None:
+            raise TrainingError(
+                f"device is {name!r}, but there are {processes.count} processes; expected no --device: each is given its own"
+            )
+        return processes.device
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda"):

@@ -41,41 +41,36 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What the user wants: where checkpoints lie, one file a seed, after how many steps, and whether to go on from one."""
+    """What the user wants: the file that a run's checkpoint lies in, and after how many steps it is written anew."""
 
-    folder: Path
+    path: Path
     every: int
-    resume: bool
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise CheckpointError(f"checkpoint_every is {self.every}; expected 1 or more")
 
-    def path(self, seed: int) -> Path:
-        return self.folder / f"seed-{seed}.checkpoint"
-
-    def prepare(self, seeds: list[int]) -> None:
-        """Before any training: the folder is there, and what lies in it is neither overwritten nor missed."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"--checkpoint {self.folder} cannot be made a folder: {error.strerror}") from None
-        found = [path for path in map(self.path, seeds) if path.exists()]
-        if found and not self.resume:
-            raise CheckpointError(f"{found[0]} holds a run already; expected --resume, or another folder")
-        if self.resume and not found:
-            raise CheckpointError(f"{self.folder} holds no checkpoint of seed {seeds[0]}; expected one to go on from")
-
     def of(self, backbone: Backbone, data: Dataset, recipe: Recipe) -> Checkpoint:
-        """The checkpoint of one run of `recipe` on `data`."""
-        choices = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in AFTERWARDS}
-        content = json.dumps([data.problem_type, data.labels, data.texts, data.targets])
-        identity = {
-            **choices,
-            "training data": hashlib.sha256(content.encode()).hexdigest(),
-            "backbone": backbone.fingerprint,
-        }
-        return Checkpoint(self.path(recipe.seed), self.every, identity)
+        """The checkpoint of a run of `recipe` on `data`."""
+        return Checkpoint(self.path, self.every, identity(backbone, data, recipe))
+
+
+def identity(backbone: Backbone, data: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    choices = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in AFTERWARDS}
+    content = json.dumps([data.problem_type, data.labels, data.texts, data.targets])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return {**choices, "training data": digest, "backbone": backbone.fingerprint}
+
+
+def check_same(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if what `path` holds is of another run."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise CheckpointError(
+                f"{path} is of a run with another {name} ({_short(found.get(name))}; now {_short(value)}); "
+                "expected the same to go on from it"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,13 +104,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         content = self._read()
-        found = json.loads(content["identity"])
-        for name, expected in self.identity.items():
-            if found.get(name) != expected:
-                raise CheckpointError(
-                    f"{self.path} is of a run with another {name} ({_short(found.get(name))}; now {_short(expected)}); "
-                    "expected the same to go on from it"
-                )
+        check_same(self.path, json.loads(content["identity"]), self.identity)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
             for name, parameter in trained.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ from adapters.errors import InvalidText
 from adapters.spec import ProblemType
 from adapters.text import TextInput, check_encodable
 from training.errors import DataError
+
+Source = Path | str  # what errors call the place that rows come from
+Rows = Iterable[tuple[int, dict[str, Any]]]  # (line number, columns)
+Part = tuple[Source, Rows]
 
 MAX_LABEL_CHARACTERS = 256  # a thousand of them still fit a file's header
 MAX_CLASSES = 1000  # the adapter format's limit
@@ -49,8 +53,16 @@ def read(train: Path, dev: Path, columns: Columns, problem_type: ProblemType | N
     With no `problem_type`, labels that are lists make it multi-label, fractional numbers regression, anything else
     single-label. Raises DataError.
     """
-    train_texts, train_labels = _read_file(train, columns)
-    dev_texts, dev_labels = _read_file(dev, columns)
+    return assemble((train, _rows(train)), (dev, _rows(dev)), columns, problem_type)
+
+
+def assemble(
+    train_part: Part, dev_part: Part, columns: Columns, problem_type: ProblemType | None
+) -> tuple[Dataset, Dataset]:
+    """The same of rows from anywhere. Raises DataError."""
+    (train, train_rows), (dev, dev_rows) = train_part, dev_part
+    train_texts, train_labels = _examples(train, train_rows, columns)
+    dev_texts, dev_labels = _examples(dev, dev_rows, columns)
     if len(train_texts[0]) != len(dev_texts[0]):
         raise DataError(f"{train} holds {_kind(train_texts)}, {dev} {_kind(dev_texts)}; expected the same columns in both")
     problem_type = problem_type or _infer(train_labels)
@@ -79,12 +91,12 @@ def read(train: Path, dev: Path, columns: Columns, problem_type: ProblemType | N
     )
 
 
-def _read_file(path: Path, columns: Columns) -> tuple[list[TextInput], list[Any]]:
+def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInput], list[Any]]:
     texts: list[TextInput] = []
     labels: list[Any] = []
     pair = columns.pair
     try:
-        for number, row in _rows(path):
+        for number, row in rows:
             if not texts and pair is None and "text_pair" in row:
                 pair = "text_pair"
             text = tuple(_text(row, name, path, number) for name in (columns.text, pair) if name is not None)
@@ -141,7 +153,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}") from None
 
 
-def _text(row: dict[str, Any], name: str, path: Path, number: int) -> str:
+def _text(row: dict[str, Any], name: str, path: Source, number: int) -> str:
     if name not in row:
         raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
     text = row[name]
@@ -151,7 +163,7 @@ def _text(row: dict[str, Any], name: str, path: Path, number: int) -> str:
     return text
 
 
-def _label(row: dict[str, Any], name: str, path: Path, number: int) -> Any:
+def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
     if name not in row:
         raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
     label = row[name]
@@ -165,7 +177,7 @@ def _label(row: dict[str, Any], name: str, path: Path, number: int) -> Any:
     return label
 
 
-def _check_text(text: str, name: str, path: Path, number: int) -> None:
+def _check_text(text: str, name: str, path: Source, number: int) -> None:
     try:
         check_encodable(text, f"column {name!r}")
     except InvalidText as error:
@@ -191,7 +203,7 @@ def _number(label: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbers(path: Path, labels: list[Any], columns: Columns) -> list[float]:
+def _numbers(path: Source, labels: list[Any], columns: Columns) -> list[float]:
     values = []
     for i, label in enumerate(labels):
         value = _number(label)
@@ -208,7 +220,7 @@ def _names(label: Any, several: bool, columns: Columns) -> list[str]:
     return [part if isinstance(part, str) else json.dumps(part) for part in parts]
 
 
-def _label_names(path: Path, rows: list[list[str]], several: bool) -> tuple[str, ...]:
+def _label_names(path: Source, rows: list[list[str]], several: bool) -> tuple[str, ...]:
     found = {name for row in rows for name in row}
     if "" in found:
         raise DataError(f"{path} holds an empty label; expected a name in every row")

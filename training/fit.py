@@ -20,8 +20,9 @@ from training.checkpoint import Checkpoint
 from training.config import Recipe
 from training.data import Dataset
 from training.dropout import CpuDropout
-from training.errors import NonFiniteLoss
+from training.errors import CheckpointError, NonFiniteLoss
 from training.loss import consistency_loss, target_tensor, task_loss
+from training.processes import current
 from training.progress import Progress
 
 POOL_BATCHES = 64  # a bucket's rows are sorted within this many batches: enough for even lengths, few enough to shuffle
@@ -50,11 +51,14 @@ def fit(
     autocast = _autocast(device, recipe)
     consistent = bool(recipe.consistency) and recipe.method == "adamix"
     state = {"optimizer": optimizer, "schedule": schedule}
+    processes = current()
     progress = Progress(0, steps, float("nan"), 0, 0.0)
     if checkpoint is not None:
         progress = checkpoint.restore(model, state) or progress
+        if processes.sum(progress.step) != processes.count * progress.step:
+            raise CheckpointError(f"{checkpoint.path} is not the same to all processes; expected a folder that they share")
     began, started = progress.step, time.monotonic() - progress.seconds
-    dropout = CpuDropout(recipe.seed) if device.type == "cpu" else None
+    dropout = CpuDropout(processes.seed(recipe.seed)) if device.type == "cpu" else None
 
     with _interruptible() as interrupted, _training_mode(model), dropout or contextlib.nullcontext():
         for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
@@ -64,16 +68,20 @@ def fit(
                 continue
             if dropout is not None:
                 dropout.begin(number)
-            batch = collate([rows[i] for i in indices], device)
-            target = target_tensor(data.problem_type, [data.targets[i] for i in indices], len(data.labels), device)
+            elif not processes.main:  # from the step's number too: a checkpoint keeps the main one's random numbers alone
+                torch.manual_seed(random.Random(f"{processes.seed(recipe.seed)} {number}").getrandbits(63))
+            part, share = processes.share(indices)
+            batch = collate([rows[i] for i in part], device)
+            target = target_tensor(data.problem_type, [data.targets[i] for i in part], len(data.labels), device)
             with autocast:
                 draw_routes(model.sites, rng)
                 first = model(batch)
-                loss = task_loss(data.problem_type, first, target)
+                loss = share * task_loss(data.problem_type, first, target)  # a mean of means, weighted by their rows
                 if consistent:
                     draw_routes(model.sites, rng)
-                    loss = loss + recipe.consistency * consistency_loss(data.problem_type, first, model(batch))
-            value = loss.item()
+                    weight = recipe.consistency * (share > 0)  # a sum: whoever has no rows adds nothing
+                    loss = loss + weight * consistency_loss(data.problem_type, first, model(batch))
+            value = processes.sum(loss.item())
             if value != value or value in (float("inf"), float("-inf")):
                 raise NonFiniteLoss(
                     f"the loss is {value} at step {progress.step + 1} of {steps} (learning rate {recipe.learning_rate}); "
@@ -81,14 +89,16 @@ def fit(
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            processes.add_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
             tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
-            progress = Progress(progress.step + 1, steps, value, tokens, time.monotonic() - started)
+            progress = Progress(progress.step + 1, steps, value, tokens, time.monotonic() - started, rate)
             report(progress)
-            stopping = interrupted() or number == steps
-            if checkpoint is not None and (stopping or number % checkpoint.every == 0):
+            stopping = processes.sum(interrupted()) > 0 or number == steps
+            if checkpoint is not None and processes.main and (stopping or number % checkpoint.every == 0):
                 checkpoint.store(model, state, progress)
             if stopping:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import statistics
@@ -14,29 +15,33 @@ from adapters.backbone import Backbone
 from adapters.file import save
 from adapters.spec import TASK_PATTERN
 from training import progress, shots
-from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate import main_metric
+from training.folder import Folders
+from training.processes import current
+from training.progress import Progress
 from training.record import append, check_appendable, record
 from training.train import Measured, Trained, check_servable, measure, train
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `checkpoints` what to go on from."""
+    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders` everything of each run."""
 
     task: str
     out: Path | None
     scores: Path | None
     metric: str | None
-    checkpoints: Checkpoints | None
+    folders: Folders | None
 
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
         """Find out before the training, not after it, what could not be written. Raises TrainingError."""
         if not re.fullmatch(TASK_PATTERN, self.task):
             raise TrainingError(f"task is {self.task!r}; expected a name of {TASK_PATTERN}")
+        if not current().main:
+            return  # the main one looks after the files; this one would find those that it has just made
         if self.out is not None:
             check_servable(recipe)
             if len(seeds) > 1:
@@ -46,44 +51,71 @@ class Runs:
             _check_out(self.out)
         if self.scores is not None:
             check_appendable(self.scores)
-        if self.checkpoints is not None:
-            self.checkpoints.prepare(seeds)
+        if self.folders is not None:
+            self.folders.prepare(seeds)
 
-    def run(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe]) -> None:
-        """Train, tell and write, one recipe after the other; they differ by their seed. Raises TrainingError."""
+    def run(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe], subset: str = "") -> None:
+        """Train, tell and write, one recipe after the other; they differ by their seed. Raises TrainingError.
+
+        `subset` says what the data lack of the published ones.
+        """
         metric = main_metric(sets[0].problem_type, recipes[0].positive, self.metric)
         if recipes[0].shots is not None:
             shots.check(sets[0], recipes[0].shots)
         results = []
         for recipe in recipes:
-            measured = self._one(backbone, sets, recipe)
+            measured = self._one(backbone, sets, recipe, subset)
             results.append(measured.scores)
             if measured.done.step != measured.done.steps:
                 return  # Ctrl-C is meant for the whole command, and half a run is no result
-            if self.scores is not None:
-                append(self.scores, record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name))
+            if self.scores is not None and current().main:
+                line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
+                append(self.scores, {**line, "subset": subset})
         if len(results) > 1:
             typer.echo(f"mean and standard deviation of {len(results)} seeds: {_spread(results)}")
 
-    def _one(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe) -> Measured:
+    def _one(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe, subset: str) -> Measured:
         labels, rows = sets[0].labels, recipe.shots or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
         typer.echo(f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named}; {backbone.encoder.device}")
-        with progress.shown() as report:
-            if self.out is None:
-                trained, measured = None, measure(backbone, *sets, recipe, report, self.checkpoints)
-            else:
-                trained = train(self.task, backbone, *sets, recipe, report, self.checkpoints)
+        folder = self.folders.of(recipe.seed) if self.folders is not None else None
+        outs = [self.out] if self.out is not None else []
+        if folder is not None and _servable(recipe):
+            outs.append(folder.adapter)
+        metrics = folder.begin(self.task, backbone, sets, recipe, subset) if folder is not None and current().main else None
+        checkpoints = folder.checkpoints if folder is not None else None
+        with progress.shown() as show, contextlib.closing(metrics) if metrics else contextlib.nullcontext():
+
+            def report(at: Progress) -> None:
+                if metrics is not None:
+                    metrics.step(at)
+                show(at)  # so what is shown is written
+
+            if outs:
+                trained = train(self.task, backbone, *sets, recipe, report, checkpoints)
                 measured = trained.measured
+            else:
+                trained, measured = None, measure(backbone, *sets, recipe, report, checkpoints)
+            if metrics is not None:
+                metrics.scores(measured.done.step, recipe.evaluate, measured.scores)
         done = measured.done
         if done.step != done.steps:
-            kept = "; --resume goes on" if self.checkpoints is not None else ""
+            kept = "; --resume goes on" if folder is not None else ""
             typer.echo(f"stopped early, after {done.step} of {done.steps} steps{kept}")
         shown = "  ".join(f"{metric} {value:.4f}" for metric, value in measured.scores.items())
         typer.echo(f"dev ({len(sets[1].texts)} rows, {_judged(recipe)}): {shown}")
-        if trained is not None and self.out is not None:
-            _write(self.out, trained)
+        if trained is not None and current().main:
+            for out in outs:
+                _write(out, trained)
         return measured
+
+
+def _servable(recipe: Recipe) -> bool:
+    try:
+        check_servable(recipe)
+    except TrainingError:
+        return False
+    return True
 
 
 def _check_out(out: Path) -> None:

@@ -1,0 +1,71 @@
+"""A run's numbers as it goes: JSON lines, and the same as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from adapters.file import write_atomically
+from training.errors import TrainingError
+from training.progress import Progress
+from training.record import append
+
+
+class Metrics:
+    """`metrics.jsonl` and events in a run's folder: each line is whole once written, and no step stands there twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lines = folder / "metrics.jsonl"
+        self._board: Any = None
+        self._last: Progress | None = None
+
+    def step(self, p: Progress) -> None:
+        """`tokens_per_second` is the step's own; of the first after a resume, the mean so far."""
+        if self._last is None:
+            self._begin(p.step)
+        tokens = p.tokens - (self._last.tokens if self._last else 0)
+        seconds = p.seconds - (self._last.seconds if self._last else 0.0)
+        speed = round(tokens / max(seconds, 1e-9), 1)
+        self._last = p
+        self._write(p.step, {}, {"loss": p.loss, "learning_rate": p.learning_rate, "tokens_per_second": speed})
+
+    def scores(self, step: int, evaluate: str, scores: dict[str, float]) -> None:
+        """What the run, trained up to `step`, scores on the dev set."""
+        self._write(step, {"evaluate": evaluate}, {f"dev/{name}": value for name, value in scores.items()})
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def _begin(self, step: int) -> None:
+        """Take back what a killed run wrote after its last checkpoint."""
+        try:
+            if self._lines.exists():
+                kept = [line for line in self._lines.read_bytes().splitlines(keepends=True) if _step(line) < step]
+                write_atomically(self._lines, b"".join(kept))
+        except OSError as error:
+            raise TrainingError(f"{self._lines} cannot be written: {error.strerror}") from None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            typer.echo("there are no TensorBoard events: the package tensorboard is not installed")
+            return
+        self._board = SummaryWriter(str(self._folder), purge_step=step, flush_secs=10)
+
+    def _write(self, step: int, words: dict[str, str], numbers: dict[str, float]) -> None:
+        append(self._lines, {"step": step, **words, **numbers})
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+
+
+def _step(line: bytes) -> float:
+    """The step that a line is of; of one that a kill cut short, none: infinity."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
