@@ -157,7 +157,7 @@ def test_ablations_and_checkpoints(evaluate: str, rows: Path, tmp_path: Path) ->
         "--epochs",
         "1",
     ]
-    options += ["--prompt", PROMPT, "--checkpoint", str(tmp_path / "kept")]
+    options += ["--prompt", PROMPT, "--run-dir", str(tmp_path / "run")]
     assert CliRunner().invoke(app, [*options, "--words", WORDS["bert"]]).exit_code == 0
     again = CliRunner().invoke(app, [*options, "--words", WORDS["bert"], "--resume", "--evaluate", evaluate])
     assert again.exit_code == 0, again.output
