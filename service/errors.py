@@ -28,7 +28,7 @@ from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service.batcher import Closed, QueueFull
-from service.schemas import InvalidRequest
+from service.schemas import InvalidRequest, NotFinite
 from service.tokenizer import InputTooLong
 
 log = structlog.get_logger("service")
@@ -81,6 +81,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.InvalidAdapter, 422),
     (adapter_errors.InvalidText, 422),
     (InvalidRequest, 422),
+    (NotFinite, 503),  # as a damaged adapter: no fault of the request, and another replica or dtype may answer it
     (InputTooLong, 413),
     (QueueFull, 429),
     (Closed, 503),

@@ -16,6 +16,10 @@ class InvalidRequest(AdaMixError):
     """A request whose fields are not what they should be."""
 
 
+class NotFinite(AdaMixError):
+    """Logits that are no finite numbers: the adapter overflows on a text, in the dtype that it runs in."""
+
+
 Function = Literal["softmax", "sigmoid", "none"]
 
 _PAIR = {

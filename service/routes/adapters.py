@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from adapters.entry import Entry, Version
 from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
-from adapters.file import parse
+from adapters.file import Summary, parse
 from adapters.spec import AdapterSpec
 from service.errors import MalformedBody, RequestRefused
 from service.routes import problems, schema_of, service_of
@@ -70,7 +70,11 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     version, new = await asyncio.to_thread(service.store.put, data, activate=activate)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/adapters/{adapter.spec.task}/versions/{version.short}/file"
-    return await asyncio.to_thread(_detail, service, adapter.spec.task)
+    try:
+        return await asyncio.to_thread(_detail, service, adapter.spec.task)
+    except (UnknownTask, UnknownVersion):  # another client deleted it in this very instant: it was stored all the same
+        summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
+        return _described(service, Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries))
 
 
 @router.get("", response_model=list[AdapterListed] | list[AdapterInfo], responses=problems(422))
@@ -180,7 +184,7 @@ def _info(service: Service, entry: Entry) -> AdapterInfo:
 
 
 def _listed(service: Service, entry: Entry) -> AdapterListed:
-    spec = service.store.summary(entry.task, _shown_version(entry).digest).spec
+    spec = _summary(service, entry).spec
     requests = service.metrics.requests_of[entry.task]
     return AdapterListed(**_fields(service, entry), dev_scores=_dev_scores(spec), requests=requests)
 
@@ -194,18 +198,20 @@ def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
 
 
 def _detail(service: Service, task: str) -> AdapterDetail:
-    entry = service.store.entry(task)
+    return _described(service, service.store.entry(task))
+
+
+def _described(service: Service, entry: Entry) -> AdapterDetail:
     versions = [
         VersionInfo(version=v.short, bytes=v.bytes, created=_date(v), active=v.digest == entry.active)
         for v in entry.versions
     ]
-    spec = service.store.summary(task, _shown_version(entry).digest).spec
-    return AdapterDetail(**_fields(service, entry), spec=spec, versions=versions)
+    return AdapterDetail(**_fields(service, entry), spec=_summary(service, entry).spec, versions=versions)
 
 
 def _fields(service: Service, entry: Entry) -> dict[str, Any]:
     shown = _shown_version(entry)
-    summary = service.store.summary(entry.task, shown.digest)
+    summary = _summary(service, entry)
     spec = summary.spec
     return {
         "task": entry.task,
@@ -218,6 +224,11 @@ def _fields(service: Service, entry: Entry) -> dict[str, Any]:
         "created": _date(shown),
         "tier": service.tier(entry),
     }
+
+
+def _summary(service: Service, entry: Entry) -> Summary:
+    digest = _shown_version(entry).digest
+    return entry.summaries.get(digest) or service.store.summary(entry.task, digest)
 
 
 def _shown_version(entry: Entry) -> Version:

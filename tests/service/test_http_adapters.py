@@ -150,6 +150,31 @@ def test_a_download_is_whole_or_refused_while_its_task_is_deleted(
     assert all(whole for _, whole in seen)
 
 
+def test_an_upload_is_acknowledged_though_its_task_is_deleted_at_once(
+    server: Server, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """An upload that was stored is answered as such, also when another client deletes its task in the same instant."""
+    data = adapter_bytes("snatched")
+    done = threading.Event()
+
+    def snatch() -> None:
+        with server.client() as own:
+            while not done.is_set():
+                own.delete("/adapters/snatched")
+
+    snatchers = [threading.Thread(target=snatch) for _ in range(4)]
+    for snatcher in snatchers:
+        snatcher.start()
+    with server.client() as client:
+        answers = [upload(client, data) for _ in range(100)]
+        done.set()
+        for snatcher in snatchers:
+            snatcher.join()
+        client.delete("/adapters/snatched")
+    assert {answer.status_code for answer in answers} == {201}
+    assert {answer.json()["version"] for answer in answers} == {sha256(data).hexdigest()[:12]}
+
+
 def edited(data: bytes, edit: Callable[[dict[str, Any]], None]) -> bytes:
     """The file with its header changed."""
     size = struct.unpack("<Q", data[:8])[0]

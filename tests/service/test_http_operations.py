@@ -20,13 +20,17 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 import structlog
+import torch
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapters.backbone import Backbone
+from adapters.file import serialize
 from adapters.store import Store
 from service import errors
 from service.middleware import RequestContext
 from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
+from tests.tiny import random_adapter
 
 FILM = {"inputs": "it is a good film"}
 CONTRACT = {
@@ -246,6 +250,21 @@ def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Calla
         assert "damaged on disk" in answer.json()["error"]
         assert client.post("/predict?task=topics", json=FILM).status_code == 200
         assert client.get("/metrics").status_code == client.get("/adapters").status_code == 200
+
+
+def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone) -> None:
+    """Logits that are infinite or NaN are answered as a 503 that names the version, by /predict and by infer, and counted."""
+    spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"], dtype=torch.float32)
+    tensors["head.out.weight"] = tensors["head.out.weight"].sign() * 3e38
+    version, _ = Store(tmp_path / "store").put(serialize(spec, tensors))
+    infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
+    with running(tmp_path / "store") as server, server.client() as client:
+        for path, body in (("/predict?task=sst2", FILM), ("/v2/models/sst2/infer", infer)):
+            answer = client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error_type"]) == (503, "NotFinite")
+            for word in (version.short, "'sst2'", "NaN", "input 0", "float32", "ADAMIX_DTYPE"):
+                assert word in answer.json()["error"]
+        assert value(client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="unavailable") == 2
 
 
 def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
