@@ -22,7 +22,7 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.metrics import Metrics, StateCollector
 from service.middleware import BodyLimit, RequestContext
-from service.routes import adapters, health, page, predict, storage, v2
+from service.routes import adapters, docs, health, page, predict, storage, v2
 from service.settings import InvalidSettings, Settings
 from service.slots import Slots
 from service.state import ServedBackbone, Service
@@ -50,10 +50,12 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("adamix-serve"),
         summary="One frozen backbone, one AdaMix adapter per task, many tasks in one batch.",
         lifespan=lifespan,
+        docs_url=None,  # both would load their scripts from the internet
+        redoc_url=None,
     )
     app.state.service = service
     errors.install(app)
-    for routes in (predict, v2, adapters, storage, health, page):
+    for routes in (predict, v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(RequestContext)

@@ -321,6 +321,24 @@ def test_a_wrong_setting_is_one_sentence(name: str, wrong: str, word: str) -> No
     assert word in line
 
 
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
+        b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_broken_http_is_answered_in_our_form(server: Server, request_bytes: bytes) -> None:
+    """A connection that sends no HTTP gets a 400 with the error's JSON, and is closed."""
+    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head.lower()
+    assert json.loads(body)["error_type"] == "MalformedRequest"
+
+
 def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(server: Server) -> None:
     """A connection that closes before its request's body is whole is counted as cancelled and logs no traceback."""
     port = urlsplit(server.url).port
