@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _BODY = orjson.dumps(
     {
-        "error": "the connection sent what is no HTTP/1.1; expected a request line, headers and a body of the announced form",
+        "error": "the connection sent what is no HTTP/1.1; expected a request line, headers, and a body as they say",
         "error_type": "MalformedRequest",
     }
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, WithJsonSchema, model_validator
 
 from adapters.errors import AdaMixError
 from adapters.spec import AdapterSpec, ProblemType, shown
@@ -22,9 +22,11 @@ class NotFinite(AdaMixError):
 
 Function = Literal["softmax", "sigmoid", "none"]
 
+# Not blank, and no control characters: what check_text allows.
+_TEXT = {"type": "string", "minLength": 1, "pattern": r"^[^\u0000-\u0008\u000e-\u001f\u007f]*$"}
 _PAIR = {
     "type": "object",
-    "properties": {"text": {"type": "string"}, "text_pair": {"type": "string"}},
+    "properties": {"text": _TEXT, "text_pair": {"anyOf": [_TEXT, {"type": "null"}]}},
     "required": ["text"],
     "additionalProperties": False,
 }
@@ -32,12 +34,12 @@ _INPUTS = {
     "description": 'A text; {"text", "text_pair"}; or a list of either, or of ["a"] and ["a", "b"]. A flat list of two '
     "texts is one pair for a task that takes pairs, else a batch of two.",
     "anyOf": [
-        {"type": "string"},
+        _TEXT,
         _PAIR,
         {
             "type": "array",
             "minItems": 1,
-            "items": {"anyOf": [{"type": "string"}, _PAIR, {"type": "array", "items": {"type": "string"}}]},
+            "items": {"anyOf": [_TEXT, _PAIR, {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 2}]},
         },
     ],
     "examples": ["a charming and often affecting journey"],
@@ -64,8 +66,18 @@ class PredictRequest(BaseModel):
     parameters: Parameters | None = None
     truncate: bool | None = Field(None, description="Cut inputs that are too long instead of refusing them.")
     raw_scores: bool | None = Field(None, description='As function_to_apply "none".')
-    truncation_direction: Literal["Right", "right"] | None = None
+    truncation_direction: Literal["Right", "right", "Left", "left"] | None = Field(
+        None, description="Only the right end can be cut: left is refused where something is to be cut."
+    )
     options: dict[str, JsonValue] | None = Field(None, description="Hugging Face's API options: taken, not used.")
+
+    @model_validator(mode="after")
+    def _cut_on_the_right(self) -> Self:
+        if self.truncate and self.truncation_direction in ("Left", "left"):
+            raise ValueError(
+                f"truncation_direction is {self.truncation_direction!r}; expected 'right' where truncate is true"
+            )
+        return self
 
     def function(self, problem_type: ProblemType) -> Function:
         """What turns logits into scores."""

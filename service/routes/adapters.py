@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from adapters.entry import Entry, Version
+from adapters.entry import Entry
+from adapters.entry import Version as StoredVersion
 from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
-from adapters.spec import AdapterSpec
+from adapters.spec import AdapterSpec, shown
+from service import examples
 from service.errors import MalformedBody, RequestRefused
-from service.routes import problems, schema_of, service_of
+from service.openapi import WRITE_PROBLEMS, answered, body_of, problems
+from service.routes import ADMIN_KEY, Task, Version, service_of
 from service.routes.prediction import parse as parse_body
 from service.routes.prediction import read_body
 from service.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed, InvalidRequest, VersionInfo
@@ -27,38 +29,32 @@ from service.state import Service
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
-WRITE_PROBLEMS = (401, 403, 422, 503)
-_UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "An adapter file."},
-                        "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
-                    },
-                }
-            }
-        },
-    }
-}
-
-
-_ACTIVATION = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": schema_of(Activation)}}},
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "An adapter file."},
+        "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
+    },
 }
 
 
 @router.post(
     "",
+    summary="Upload an adapter",
     status_code=201,
     response_model=AdapterDetail,
-    responses=problems(400, 413, 429, *WRITE_PROBLEMS)
-    | {200: {"model": AdapterDetail, "description": "That very file is there already"}},
-    openapi_extra=_UPLOAD,
+    responses={
+        201: answered("Stored", examples.ADAPTER, ("Location",)),
+        200: {"model": AdapterDetail, **answered("That very file is there already", examples.ADAPTER, ("Location",))},
+        **problems(
+            *("MalformedBody", *WRITE_PROBLEMS, "BodyTooLarge", "InvalidAdapter", "BackboneMismatch", "InvalidRequest"),
+            *("QueueFull", "Stopping"),
+        ),
+    },
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    dependencies=[ADMIN_KEY],
 )
 async def upload(request: Request, response: Response) -> AdapterDetail:
     """Store an adapter file after checking it: its form, its backbone, and its probe replayed on this server."""
@@ -77,7 +73,15 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
         return _described(service, Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries))
 
 
-@router.get("", response_model=list[AdapterListed] | list[AdapterInfo], responses=problems(422))
+@router.get(
+    "",
+    summary="List the adapters",
+    response_model=list[AdapterListed] | list[AdapterInfo],
+    responses={
+        200: answered("The tasks, by name", examples.ADAPTERS, ("X-Total-Count",)),
+        **problems("InvalidRequest"),
+    },
+)
 def list_adapters(
     request: Request,
     response: Response,
@@ -98,18 +102,27 @@ def list_adapters(
     return listed
 
 
-@router.get("/{task}", response_model=AdapterDetail, responses=problems(404))
-def show(request: Request, task: str) -> AdapterDetail:
+@router.get(
+    "/{task}",
+    summary="Show a task",
+    response_model=AdapterDetail,
+    responses={200: answered("The task", examples.ADAPTER), **problems("UnknownTask", "DamagedAdapter")},
+)
+def show(request: Request, task: Task) -> AdapterDetail:
     """One task: its spec and all its versions."""
     return _detail(service_of(request), task)
 
 
 @router.get(
     "/{task}/versions/{version}/file",
+    summary="Download a version",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 409)},
+    responses={
+        200: answered("The file", None, ("ETag", "Content-Disposition")) | {"content": {"application/octet-stream": {}}},
+        **problems("UnknownTask", "UnknownVersion", "AmbiguousVersion", "DamagedAdapter"),
+    },
 )
-def download(request: Request, task: str, version: str) -> Response:
+def download(request: Request, task: Task, version: Version) -> Response:
     """The adapter file itself, to the byte."""
     service = service_of(request)
     found = service.store.find(task, version)
@@ -126,11 +139,19 @@ def download(request: Request, task: str, version: str) -> Response:
 
 @router.post(
     "/{task}/activate",
+    summary="Roll forward or back",
     response_model=AdapterDetail,
-    responses=problems(400, 404, 409, *WRITE_PROBLEMS),
-    openapi_extra=_ACTIVATION,
+    responses={
+        200: answered("The task as it is now", examples.ADAPTER),
+        **problems(
+            *("MalformedBody", *WRITE_PROBLEMS, "UnknownTask", "UnknownVersion", "AmbiguousVersion", "BodyTooLarge"),
+            *("InvalidRequest", "DamagedAdapter"),
+        ),
+    },
+    openapi_extra={"requestBody": body_of(Activation, examples.ACTIVATION)},
+    dependencies=[ADMIN_KEY],
 )
-async def activate(request: Request, task: str) -> AdapterDetail:
+async def activate(request: Request, task: Task) -> AdapterDetail:
     """Serve a version from now on; rolling back is activating an older one."""
     service = service_of(request)
     service.guard.check_write(request.headers)
@@ -139,8 +160,14 @@ async def activate(request: Request, task: str) -> AdapterDetail:
     return await asyncio.to_thread(_detail, service, task)
 
 
-@router.delete("/{task}", status_code=204, responses=problems(404, *WRITE_PROBLEMS))
-async def delete_task(request: Request, task: str) -> None:
+@router.delete(
+    "/{task}",
+    summary="Delete a task",
+    status_code=204,
+    responses={204: answered("Deleted"), **problems("UnknownTask", *WRITE_PROBLEMS)},
+    dependencies=[ADMIN_KEY],
+)
+async def delete_task(request: Request, task: Task) -> None:
     """Delete a task with all its versions; requests under way are answered."""
     service = service_of(request)
     service.guard.check_write(request.headers)
@@ -150,10 +177,15 @@ async def delete_task(request: Request, task: str) -> None:
 
 @router.delete(
     "/{task}/versions/{version}",
+    summary="Delete a version",
     status_code=204,
-    responses=problems(404, 409, *WRITE_PROBLEMS),
+    responses={
+        204: answered("Deleted"),
+        **problems("UnknownTask", "UnknownVersion", "AmbiguousVersion", "VersionIsActive", *WRITE_PROBLEMS),
+    },
+    dependencies=[ADMIN_KEY],
 )
-async def delete_version(request: Request, task: str, version: str) -> None:
+async def delete_version(request: Request, task: Task, version: Version) -> None:
     """Delete one version that is not active."""
     service = service_of(request)
     service.guard.check_write(request.headers)
@@ -167,12 +199,14 @@ async def _form(request: Request) -> tuple[bytes, bool]:
     try:
         async with request.form(max_files=1, max_fields=4) as form:
             file, activate = form.get("file"), form.get("activate", "true")
+            unknown = sorted(set(form) - {"file", "activate"})
+            if unknown:  # a misspelt 'activate' must not be missed
+                raise InvalidRequest(f"the form has the field {shown(unknown[0])}; expected 'file' and perhaps 'activate'")
             if not isinstance(file, UploadFile):
                 raise MalformedBody("the form has no file 'file'; expected multipart/form-data with an adapter file")
-            try:
-                return await file.read(), TypeAdapter(bool).validate_python(activate)
-            except ValidationError:
-                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false") from None
+            if activate not in ("true", "false"):
+                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false")
+            return await file.read(), activate == "true"
     except RequestRefused:
         raise
     except HTTPException as error:
@@ -231,10 +265,10 @@ def _summary(service: Service, entry: Entry) -> Summary:
     return entry.summaries.get(digest) or service.store.summary(entry.task, digest)
 
 
-def _shown_version(entry: Entry) -> Version:
+def _shown_version(entry: Entry) -> StoredVersion:
     """The active version, or the newest where none is."""
     return entry.active_version or entry.versions[-1]
 
 
-def _date(version: Version) -> str:
+def _date(version: StoredVersion) -> str:
     return datetime.datetime.fromtimestamp(version.created, datetime.UTC).isoformat(timespec="seconds")

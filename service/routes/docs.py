@@ -1,4 +1,4 @@
-"""GET /docs: the API with forms to try. Swagger UI's files come from a package, so that the page works without the internet."""
+"""GET /docs: the API with forms to try. Swagger UI's files come from a package, so it works without the internet."""
 
 from __future__ import annotations
 

@@ -122,8 +122,8 @@ def _check_finite(adapter: Adapter, answers: list[Logits], dtype: str) -> None:
     for i, row in enumerate(answers):
         if not all(map(math.isfinite, row)):
             raise NotFinite(
-                f"version {adapter.version} of task {adapter.spec.task!r} gives logits that are NaN or infinite for input {i}, "
-                f"in {dtype}; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
+                f"version {adapter.version} of task {adapter.spec.task!r} gives logits that are NaN or infinite "
+                f"for input {i}, in {dtype}; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
             )
 
 

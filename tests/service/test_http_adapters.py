@@ -308,6 +308,14 @@ def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_byte
         assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignPage")
 
 
+def test_an_upload_with_a_misspelt_field_is_refused(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
+    """A field that is neither `file` nor `activate` is refused by name: it would be missed silently."""
+    answer = upload(client, adapter_bytes("misspelt"), activte="false")
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "InvalidRequest")
+    assert "'activte'" in answer.json()["error"]
+    assert client.get("/adapters/misspelt").status_code == 404
+
+
 def test_the_list_in_pages(client: httpx2.Client) -> None:
     """`offset` and `limit` cut the list, which is by name; `search` leaves the names that hold it; a header counts."""
     everything = client.get("/adapters")

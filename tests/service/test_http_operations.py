@@ -253,7 +253,7 @@ def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Calla
 
 
 def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone) -> None:
-    """Logits that are infinite or NaN are answered as a 503 that names the version, by /predict and by infer, and counted."""
+    """Logits that are infinite or NaN are a 503 that names the version, from /predict and from infer, and counted."""
     spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"], dtype=torch.float32)
     tensors["head.out.weight"] = tensors["head.out.weight"].sign() * 3e38
     version, _ = Store(tmp_path / "store").put(serialize(spec, tensors))
