@@ -70,7 +70,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     ),
     "InvalidRequest": (422, "inputs is an empty list; expected at least one text"),
     "InvalidText": (422, "inputs is empty; expected a text"),
-    "InvalidAdapter": (422, "the file has 0 bytes; expected a safetensors file"),
+    "InvalidAdapter": (422, "the file has 0 bytes; expected a safetensors file, which has at least 8"),
     "BackboneMismatch": (
         422,
         "the adapter was made for backbone 'embedded' with fingerprint 000000000000; "

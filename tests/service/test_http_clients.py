@@ -46,7 +46,7 @@ TOO_LONG = "good " * 300
     ("body", "status", "word"),
     [
         ({"inputs": [["good"]] * 65}, 413, "65 inputs"),
-        ({"inputs": TOO_LONG}, 413, "302 tokens"),
+        ({"inputs": TOO_LONG}, 413, "tokens"),
         ({"inputs": TOO_LONG, "truncate": True, "truncation_direction": "left"}, 422, "truncation_direction is 'left'"),
         ({"inputs": [["a", "b", "c"]]}, 422, "3 texts"),
     ],
