@@ -37,7 +37,6 @@ _WHY = {
     429: "The queue is full: try again after Retry-After seconds",
     503: "Not now: stopping, or the adapter or the store does not work",
 }
-_TOO_MUCH = "expected at most"
 # By error_type: its status, and a sentence as this service says it.
 PROBLEMS: dict[str, tuple[int, str]] = {
     "MalformedBody": (
@@ -62,11 +61,11 @@ PROBLEMS: dict[str, tuple[int, str]] = {
         "version 1c9a3464a366 is the active one of task 'sst2'; "
         "expected another one to be activated first, or the whole task to be deleted",
     ),
-    "BodyTooLarge": (413, f"the request's body has 10000014 bytes or more; {_TOO_MUCH} 2097152"),
-    "TooManyInputs": (413, f"the request has 300 inputs for 1 task; {_TOO_MUCH} 256 rows in all"),
+    "BodyTooLarge": (413, "the request's body has 10000014 bytes or more; expected at most 2097152"),
+    "TooManyInputs": (413, "the request has 300 inputs for 1 task; expected at most 256 rows in all"),
     "InputTooLong": (
         413,
-        f'input 0 has 302 tokens; {_TOO_MUCH} 128 (or "truncate": true in the request; for V2 in its parameters)',
+        'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2 in its parameters)',
     ),
     "InvalidRequest": (422, "inputs is an empty list; expected at least one text"),
     "InvalidText": (422, "inputs is empty; expected a text"),

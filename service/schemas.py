@@ -22,8 +22,9 @@ class NotFinite(AdaMixError):
 
 Function = Literal["softmax", "sigmoid", "none"]
 
-# Not blank, and no control characters: what check_text allows.
-_TEXT = {"type": "string", "minLength": 1, "pattern": r"^[^\u0000-\u0008\u000e-\u001f\u007f]*$"}
+# What check_text allows: no control characters, and not white space alone.
+_CONTROL = r"\u0000-\u0008\u000e-\u001f\u007f"
+_TEXT = {"type": "string", "minLength": 1, "pattern": rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"}
 _PAIR = {
     "type": "object",
     "properties": {"text": _TEXT, "text_pair": {"anyOf": [_TEXT, {"type": "null"}]}},
@@ -51,7 +52,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: StrictInt | None = Field(None, description="How many labels to answer; by default all.")
+    top_k: StrictInt | None = Field(
+        None, description="How many labels to answer; by default all.", json_schema_extra={"minimum": 1}
+    )
     function_to_apply: Function | None = Field(
         None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
     )
