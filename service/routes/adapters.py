@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from adapters.entry import Entry
-from adapters.entry import Version as StoredVersion
 from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
-from adapters.spec import AdapterSpec, shown
+from adapters.spec import shown
 from service import examples
+from service.description import detailed, info, listed
 from service.errors import MalformedBody, RequestRefused
 from service.openapi import WRITE_PROBLEMS, answered, body_of, problems
 from service.routes import ADMIN_KEY, Task, Version, service_of
 from service.routes.prediction import parse as parse_body
 from service.routes.prediction import read_body
-from service.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed, InvalidRequest, VersionInfo
+from service.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed, InvalidRequest
 from service.state import Service
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -70,7 +68,7 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
         return await asyncio.to_thread(_detail, service, adapter.spec.task)
     except (UnknownTask, UnknownVersion):  # another client deleted it in this very instant: it was stored all the same
         summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
-        return _described(service, Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries))
+        return detailed(service, Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries))
 
 
 @router.get(
@@ -94,12 +92,12 @@ def list_adapters(
     service = service_of(request)
     entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
     response.headers["X-Total-Count"] = str(len(entries))
-    listed = []
+    found: list[AdapterInfo] = []
     for entry in entries[offset : None if limit is None else offset + limit]:
         # Deleted since the line above, or rotten on disk, which whoever asks for it is told: the others are listed.
         with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
-            listed.append(_listed(service, entry) if details else _info(service, entry))
-    return listed
+            found.append(listed(service, entry) if details else info(service, entry))
+    return found
 
 
 @router.get(
@@ -213,62 +211,5 @@ async def _form(request: Request) -> tuple[bytes, bool]:
         raise MalformedBody(f"the body is not a form: {error.detail}; expected multipart/form-data") from None
 
 
-def _info(service: Service, entry: Entry) -> AdapterInfo:
-    return AdapterInfo(**_fields(service, entry))
-
-
-def _listed(service: Service, entry: Entry) -> AdapterListed:
-    spec = _summary(service, entry).spec
-    requests = service.metrics.requests_of[entry.task]
-    return AdapterListed(**_fields(service, entry), dev_scores=_dev_scores(spec), requests=requests)
-
-
-def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
-    """What the trainer wrote into the file, as far as it is numbers: `training` is free text to the format."""
-    scores = spec.training.get("dev_scores")
-    named = scores.items() if isinstance(scores, dict) else ()
-    numbers = {name: float(value) for name, value in named if isinstance(value, int | float) and not isinstance(value, bool)}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
-
-
 def _detail(service: Service, task: str) -> AdapterDetail:
-    return _described(service, service.store.entry(task))
-
-
-def _described(service: Service, entry: Entry) -> AdapterDetail:
-    versions = [
-        VersionInfo(version=v.short, bytes=v.bytes, created=_date(v), active=v.digest == entry.active)
-        for v in entry.versions
-    ]
-    return AdapterDetail(**_fields(service, entry), spec=_summary(service, entry).spec, versions=versions)
-
-
-def _fields(service: Service, entry: Entry) -> dict[str, Any]:
-    shown = _shown_version(entry)
-    summary = _summary(service, entry)
-    spec = summary.spec
-    return {
-        "task": entry.task,
-        "version": entry.active_version.short if entry.active_version else None,
-        "labels": list(spec.labels),
-        "problem_type": spec.problem_type,
-        "text_pair": spec.text_pair,
-        "bytes": shown.bytes,
-        "parameters": summary.parameters,
-        "created": _date(shown),
-        "tier": service.tier(entry),
-    }
-
-
-def _summary(service: Service, entry: Entry) -> Summary:
-    digest = _shown_version(entry).digest
-    return entry.summaries.get(digest) or service.store.summary(entry.task, digest)
-
-
-def _shown_version(entry: Entry) -> StoredVersion:
-    """The active version, or the newest where none is."""
-    return entry.active_version or entry.versions[-1]
-
-
-def _date(version: StoredVersion) -> str:
-    return datetime.datetime.fromtimestamp(version.created, datetime.UTC).isoformat(timespec="seconds")
+    return detailed(service, service.store.entry(task))
