@@ -16,6 +16,7 @@ import uvicorn
 from adapters.errors import AdaMixError
 from service import logs
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings, read_settings
 from service.state import Service
 
@@ -57,7 +58,7 @@ def _serve(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=settings.drain_seconds,

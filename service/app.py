@@ -6,23 +6,25 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 import torch
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.file import parse
 from adapters.store import Store
-from service import errors
+from service import errors, openapi
 from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
 from service.metrics import Metrics, StateCollector
 from service.middleware import BodyLimit, RequestContext
-from service.routes import adapters, health, page, predict, storage, v2
+from service.routes import adapters, docs, health, page, predict, storage, v2
 from service.settings import InvalidSettings, Settings
 from service.slots import Slots
 from service.state import ServedBackbone, Service
@@ -45,19 +47,41 @@ def create_app(settings: Settings) -> FastAPI:
         await service.batcher.close()
         log.info("stopped")
 
-    app = FastAPI(
+    app = _App(
         title="adamix-serve",
         version=version("adamix-serve"),
         summary="One frozen backbone, one AdaMix adapter per task, many tasks in one batch.",
+        description=openapi.DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=_operation_id,
         lifespan=lifespan,
+        docs_url=None,  # both would load their scripts from the internet
+        redoc_url=None,
     )
     app.state.service = service
     errors.install(app)
-    for routes in (predict, v2, adapters, storage, health, page):
+    for routes in (predict, v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(RequestContext)
     return app
+
+
+class _App(FastAPI):
+    """With a document that is finished by us."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.finished(super().openapi())
+        return self.openapi_schema
+
+
+def _operation_id(route: APIRoute) -> str:
+    """What generated clients call the operation: its function's name; V2's, of which some come twice, say so."""
+    if not route.path.startswith("/v2"):
+        return route.name
+    return f"v2_{route.name}_of_version" if "{version}" in route.path else f"v2_{route.name}"
 
 
 def wire(settings: Settings) -> Service:

@@ -23,12 +23,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service.batcher import Closed, QueueFull
-from service.schemas import InvalidRequest
+from service.schemas import InvalidRequest, NotFinite
 from service.tokenizer import InputTooLong
 
 log = structlog.get_logger("service")
@@ -81,6 +82,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.InvalidAdapter, 422),
     (adapter_errors.InvalidText, 422),
     (InvalidRequest, 422),
+    (NotFinite, 503),  # as a damaged adapter: no fault of the request, and another replica or dtype may answer it
     (InputTooLong, 413),
     (QueueFull, 429),
     (Closed, 503),
@@ -129,10 +131,20 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return problem(404, f"there is no {request.url.path!r}; expected a path that /docs lists", "UnknownPath")
     if error.status_code == 405:
-        allowed = next((value for name, value in (error.headers or {}).items() if name.lower() == "allow"), "another method")
+        allowed = ", ".join(_allowed(request))
         message = f"{request.method} is not for {request.url.path!r}; expected {allowed}"
-        return problem(405, message, "WrongMethod", dict(error.headers or {}))
+        return problem(405, message, "WrongMethod", {"Allow": allowed})
     return problem(error.status_code, str(error.detail), "RequestRefused", dict(error.headers or {}))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path: the framework's own Allow names those of its first route alone, and a path may have several."""
+
+    def fits(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    return [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if fits(method)]
 
 
 async def _answer_validation(_request: Request, error: Exception) -> Response:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, WithJsonSchema, model_validator
 
 from adapters.errors import AdaMixError
 from adapters.spec import AdapterSpec, ProblemType, shown
@@ -16,11 +16,18 @@ class InvalidRequest(AdaMixError):
     """A request whose fields are not what they should be."""
 
 
+class NotFinite(AdaMixError):
+    """Logits that are no finite numbers: the adapter overflows on a text, in the dtype that it runs in."""
+
+
 Function = Literal["softmax", "sigmoid", "none"]
 
+# What check_text allows: no control characters, and not white space alone.
+_CONTROL = r"\u0000-\u0008\u000e-\u001f\u007f"
+_TEXT = {"type": "string", "minLength": 1, "pattern": rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"}
 _PAIR = {
     "type": "object",
-    "properties": {"text": {"type": "string"}, "text_pair": {"type": "string"}},
+    "properties": {"text": _TEXT, "text_pair": {"anyOf": [_TEXT, {"type": "null"}]}},
     "required": ["text"],
     "additionalProperties": False,
 }
@@ -28,12 +35,12 @@ _INPUTS = {
     "description": 'A text; {"text", "text_pair"}; or a list of either, or of ["a"] and ["a", "b"]. A flat list of two '
     "texts is one pair for a task that takes pairs, else a batch of two.",
     "anyOf": [
-        {"type": "string"},
+        _TEXT,
         _PAIR,
         {
             "type": "array",
             "minItems": 1,
-            "items": {"anyOf": [{"type": "string"}, _PAIR, {"type": "array", "items": {"type": "string"}}]},
+            "items": {"anyOf": [_TEXT, _PAIR, {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 2}]},
         },
     ],
     "examples": ["a charming and often affecting journey"],
@@ -45,7 +52,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: StrictInt | None = Field(None, description="How many labels to answer; by default all.")
+    top_k: StrictInt | None = Field(
+        None, description="How many labels to answer; by default all.", json_schema_extra={"minimum": 1}
+    )
     function_to_apply: Function | None = Field(
         None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
     )
@@ -60,8 +69,18 @@ class PredictRequest(BaseModel):
     parameters: Parameters | None = None
     truncate: bool | None = Field(None, description="Cut inputs that are too long instead of refusing them.")
     raw_scores: bool | None = Field(None, description='As function_to_apply "none".')
-    truncation_direction: Literal["Right", "right"] | None = None
+    truncation_direction: Literal["Right", "right", "Left", "left"] | None = Field(
+        None, description="Only the right end can be cut: left is refused where something is to be cut."
+    )
     options: dict[str, JsonValue] | None = Field(None, description="Hugging Face's API options: taken, not used.")
+
+    @model_validator(mode="after")
+    def _cut_on_the_right(self) -> Self:
+        if self.truncate and self.truncation_direction in ("Left", "left"):
+            raise ValueError(
+                f"truncation_direction is {self.truncation_direction!r}; expected 'right' where truncate is true"
+            )
+        return self
 
     def function(self, problem_type: ProblemType) -> Function:
         """What turns logits into scores."""

@@ -33,21 +33,27 @@ class InputParameters(_Parameters):
 
 
 class InputTensor(_Object):
-    name: str
-    shape: list[Annotated[int, Field(ge=0)]]
-    datatype: str
+    name: str = Field(json_schema_extra={"enum": [TEXT, PAIR]})
+    shape: list[Annotated[int, Field(ge=0)]] = Field(json_schema_extra={"minItems": 1, "maxItems": 1})
+    datatype: str = Field(json_schema_extra={"enum": ["BYTES"]})
     parameters: InputParameters | None = None
-    data: Any = Field(None, description="The texts, where they are not binary.")
+    data: Any = Field(
+        None,
+        description="The texts, where they are not binary.",
+        json_schema_extra={"type": ["array", "null"], "items": {"type": "string"}},
+    )
 
 
 class OutputParameters(_Parameters):
-    classification: int | None = Field(None, description='Answer the best so many labels as "value:index:label".')
+    classification: int | None = Field(
+        None, description='Answer the best so many labels as "value:index:label".', json_schema_extra={"minimum": 1}
+    )
     binary_data: bool | None = Field(None, description="Answer this tensor after the JSON.")
     shared_memory_region: None = Field(None, description="Not supported.")
 
 
 class RequestedOutput(_Object):
-    name: str
+    name: str = Field(json_schema_extra={"enum": [LABEL, SCORE, LOGITS]})
     parameters: OutputParameters | None = None
 
 

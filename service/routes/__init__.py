@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
-from fastapi import Request
-from pydantic import BaseModel
+from fastapi import Depends, Path, Request
+from fastapi.security import HTTPBearer
 
-from service.schemas import Problem
+from service.examples import VERSION
 from service.state import Service
 
-_WHY = {
-    400: "The body is malformed",
-    401: "No key, or a wrong one",
-    403: "A page of another origin asks to write",
-    404: "No such task or version",
-    409: "It does not go with the task's state",
-    413: "Too much: body, inputs or tokens",
-    422: "A value is not what it should be",
-    429: "The queue is full: try again after Retry-After seconds",
-    503: "Not now: stopping, or the store does not work",
-}
+Task = Annotated[str, Path(description="A task's name.", examples=["sst2"])]
+Version = Annotated[str, Path(description="A version or the beginning of one.", examples=[VERSION])]
 
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route's documentation says of the errors that it answers."""
-    return {status: {"model": Problem, "description": _WHY[status]} for status in statuses}
-
-
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """A body's JSON schema for the documentation of a route that reads it by itself: whole, so without references."""
-    schema = model.model_json_schema()
-    parts = schema.pop("$defs", {})
-
-    def whole(node: Any) -> Any:
-        if isinstance(node, list):
-            return [whole(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        rest = {key: whole(value) for key, value in node.items() if key != "$ref"}
-        return whole(parts[node["$ref"].removeprefix("#/$defs/")]) | rest if "$ref" in node else rest
-
-    answer: dict[str, Any] = whole(schema)
-    return answer
+# They only document the keys: auto_error is off, and the guard decides, with a sentence of ours.
+API_KEY = Depends(HTTPBearer(auto_error=False, scheme_name="api-key", description="ADAMIX_API_KEY, where one is set."))
+ADMIN_KEY = Depends(
+    HTTPBearer(auto_error=False, scheme_name="admin-key", description="ADAMIX_ADMIN_KEY, or the one made at first start.")
+)
 
 
 def service_of(request: Request) -> Service:

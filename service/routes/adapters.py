@@ -4,61 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from adapters.entry import Entry, Version
+from adapters.entry import Entry
 from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
-from adapters.file import parse
-from adapters.spec import AdapterSpec
+from adapters.file import Summary, parse
+from adapters.spec import shown
+from service import examples
+from service.description import detailed, info, listed
 from service.errors import MalformedBody, RequestRefused
-from service.routes import problems, schema_of, service_of
+from service.openapi import WRITE_PROBLEMS, answered, body_of, problems
+from service.routes import ADMIN_KEY, Task, Version, service_of
 from service.routes.prediction import parse as parse_body
 from service.routes.prediction import read_body
-from service.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed, InvalidRequest, VersionInfo
+from service.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed, InvalidRequest
 from service.state import Service
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
-WRITE_PROBLEMS = (401, 403, 422, 503)
-_UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "An adapter file."},
-                        "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
-                    },
-                }
-            }
-        },
-    }
-}
-
-
-_ACTIVATION = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": schema_of(Activation)}}},
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "An adapter file."},
+        "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
+    },
 }
 
 
 @router.post(
     "",
+    summary="Upload an adapter",
     status_code=201,
     response_model=AdapterDetail,
-    responses=problems(400, 413, 429, *WRITE_PROBLEMS)
-    | {200: {"model": AdapterDetail, "description": "That very file is there already"}},
-    openapi_extra=_UPLOAD,
+    responses={
+        201: answered("Stored", examples.ADAPTER, ("Location",)),
+        200: {"model": AdapterDetail, **answered("That very file is there already", examples.ADAPTER, ("Location",))},
+        **problems(
+            *("MalformedBody", *WRITE_PROBLEMS, "BodyTooLarge", "InvalidAdapter", "BackboneMismatch", "InvalidRequest"),
+            *("QueueFull", "Stopping"),
+        ),
+    },
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    dependencies=[ADMIN_KEY],
 )
 async def upload(request: Request, response: Response) -> AdapterDetail:
     """Store an adapter file after checking it: its form, its backbone, and its probe replayed on this server."""
@@ -70,10 +64,22 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     version, new = await asyncio.to_thread(service.store.put, data, activate=activate)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/adapters/{adapter.spec.task}/versions/{version.short}/file"
-    return await asyncio.to_thread(_detail, service, adapter.spec.task)
+    try:
+        return await asyncio.to_thread(_detail, service, adapter.spec.task)
+    except (UnknownTask, UnknownVersion):  # another client deleted it in this very instant: it was stored all the same
+        summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
+        return detailed(service, Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries))
 
 
-@router.get("", response_model=list[AdapterListed] | list[AdapterInfo], responses=problems(422))
+@router.get(
+    "",
+    summary="List the adapters",
+    response_model=list[AdapterListed] | list[AdapterInfo],
+    responses={
+        200: answered("The tasks, by name", examples.ADAPTERS, ("X-Total-Count",)),
+        **problems("InvalidRequest"),
+    },
+)
 def list_adapters(
     request: Request,
     response: Response,
@@ -86,26 +92,35 @@ def list_adapters(
     service = service_of(request)
     entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
     response.headers["X-Total-Count"] = str(len(entries))
-    listed = []
+    found: list[AdapterInfo] = []
     for entry in entries[offset : None if limit is None else offset + limit]:
         # Deleted since the line above, or rotten on disk, which whoever asks for it is told: the others are listed.
         with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
-            listed.append(_listed(service, entry) if details else _info(service, entry))
-    return listed
+            found.append(listed(service, entry) if details else info(service, entry))
+    return found
 
 
-@router.get("/{task}", response_model=AdapterDetail, responses=problems(404))
-def show(request: Request, task: str) -> AdapterDetail:
+@router.get(
+    "/{task}",
+    summary="Show a task",
+    response_model=AdapterDetail,
+    responses={200: answered("The task", examples.ADAPTER), **problems("UnknownTask", "DamagedAdapter")},
+)
+def show(request: Request, task: Task) -> AdapterDetail:
     """One task: its spec and all its versions."""
     return _detail(service_of(request), task)
 
 
 @router.get(
     "/{task}/versions/{version}/file",
+    summary="Download a version",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 409)},
+    responses={
+        200: answered("The file", None, ("ETag", "Content-Disposition")) | {"content": {"application/octet-stream": {}}},
+        **problems("UnknownTask", "UnknownVersion", "AmbiguousVersion", "DamagedAdapter"),
+    },
 )
-def download(request: Request, task: str, version: str) -> Response:
+def download(request: Request, task: Task, version: Version) -> Response:
     """The adapter file itself, to the byte."""
     service = service_of(request)
     found = service.store.find(task, version)
@@ -122,11 +137,19 @@ def download(request: Request, task: str, version: str) -> Response:
 
 @router.post(
     "/{task}/activate",
+    summary="Roll forward or back",
     response_model=AdapterDetail,
-    responses=problems(400, 404, 409, *WRITE_PROBLEMS),
-    openapi_extra=_ACTIVATION,
+    responses={
+        200: answered("The task as it is now", examples.ADAPTER),
+        **problems(
+            *("MalformedBody", *WRITE_PROBLEMS, "UnknownTask", "UnknownVersion", "AmbiguousVersion", "BodyTooLarge"),
+            *("InvalidRequest", "DamagedAdapter"),
+        ),
+    },
+    openapi_extra={"requestBody": body_of(Activation, examples.ACTIVATION)},
+    dependencies=[ADMIN_KEY],
 )
-async def activate(request: Request, task: str) -> AdapterDetail:
+async def activate(request: Request, task: Task) -> AdapterDetail:
     """Serve a version from now on; rolling back is activating an older one."""
     service = service_of(request)
     service.guard.check_write(request.headers)
@@ -135,8 +158,14 @@ async def activate(request: Request, task: str) -> AdapterDetail:
     return await asyncio.to_thread(_detail, service, task)
 
 
-@router.delete("/{task}", status_code=204, responses=problems(404, *WRITE_PROBLEMS))
-async def delete_task(request: Request, task: str) -> None:
+@router.delete(
+    "/{task}",
+    summary="Delete a task",
+    status_code=204,
+    responses={204: answered("Deleted"), **problems("UnknownTask", *WRITE_PROBLEMS)},
+    dependencies=[ADMIN_KEY],
+)
+async def delete_task(request: Request, task: Task) -> None:
     """Delete a task with all its versions; requests under way are answered."""
     service = service_of(request)
     service.guard.check_write(request.headers)
@@ -146,10 +175,15 @@ async def delete_task(request: Request, task: str) -> None:
 
 @router.delete(
     "/{task}/versions/{version}",
+    summary="Delete a version",
     status_code=204,
-    responses=problems(404, 409, *WRITE_PROBLEMS),
+    responses={
+        204: answered("Deleted"),
+        **problems("UnknownTask", "UnknownVersion", "AmbiguousVersion", "VersionIsActive", *WRITE_PROBLEMS),
+    },
+    dependencies=[ADMIN_KEY],
 )
-async def delete_version(request: Request, task: str, version: str) -> None:
+async def delete_version(request: Request, task: Task, version: Version) -> None:
     """Delete one version that is not active."""
     service = service_of(request)
     service.guard.check_write(request.headers)
@@ -163,67 +197,19 @@ async def _form(request: Request) -> tuple[bytes, bool]:
     try:
         async with request.form(max_files=1, max_fields=4) as form:
             file, activate = form.get("file"), form.get("activate", "true")
+            unknown = sorted(set(form) - {"file", "activate"})
+            if unknown:  # a misspelt 'activate' must not be missed
+                raise InvalidRequest(f"the form has the field {shown(unknown[0])}; expected 'file' and perhaps 'activate'")
             if not isinstance(file, UploadFile):
                 raise MalformedBody("the form has no file 'file'; expected multipart/form-data with an adapter file")
-            try:
-                return await file.read(), TypeAdapter(bool).validate_python(activate)
-            except ValidationError:
-                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false") from None
+            if activate not in ("true", "false"):
+                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false")
+            return await file.read(), activate == "true"
     except RequestRefused:
         raise
     except HTTPException as error:
         raise MalformedBody(f"the body is not a form: {error.detail}; expected multipart/form-data") from None
 
 
-def _info(service: Service, entry: Entry) -> AdapterInfo:
-    return AdapterInfo(**_fields(service, entry))
-
-
-def _listed(service: Service, entry: Entry) -> AdapterListed:
-    spec = service.store.summary(entry.task, _shown_version(entry).digest).spec
-    requests = service.metrics.requests_of[entry.task]
-    return AdapterListed(**_fields(service, entry), dev_scores=_dev_scores(spec), requests=requests)
-
-
-def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
-    """What the trainer wrote into the file, as far as it is numbers: `training` is free text to the format."""
-    scores = spec.training.get("dev_scores")
-    named = scores.items() if isinstance(scores, dict) else ()
-    numbers = {name: float(value) for name, value in named if isinstance(value, int | float) and not isinstance(value, bool)}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
-
-
 def _detail(service: Service, task: str) -> AdapterDetail:
-    entry = service.store.entry(task)
-    versions = [
-        VersionInfo(version=v.short, bytes=v.bytes, created=_date(v), active=v.digest == entry.active)
-        for v in entry.versions
-    ]
-    spec = service.store.summary(task, _shown_version(entry).digest).spec
-    return AdapterDetail(**_fields(service, entry), spec=spec, versions=versions)
-
-
-def _fields(service: Service, entry: Entry) -> dict[str, Any]:
-    shown = _shown_version(entry)
-    summary = service.store.summary(entry.task, shown.digest)
-    spec = summary.spec
-    return {
-        "task": entry.task,
-        "version": entry.active_version.short if entry.active_version else None,
-        "labels": list(spec.labels),
-        "problem_type": spec.problem_type,
-        "text_pair": spec.text_pair,
-        "bytes": shown.bytes,
-        "parameters": summary.parameters,
-        "created": _date(shown),
-        "tier": service.tier(entry),
-    }
-
-
-def _shown_version(entry: Entry) -> Version:
-    """The active version, or the newest where none is."""
-    return entry.active_version or entry.versions[-1]
-
-
-def _date(version: Version) -> str:
-    return datetime.datetime.fromtimestamp(version.created, datetime.UTC).isoformat(timespec="seconds")
+    return detailed(service, service.store.entry(task))

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from adapters.file import Adapter
 from adapters.text import TextInput
-from service.routes import problems, schema_of
+from service import examples
+from service.openapi import PREDICT_PROBLEMS, answered, body_of, problems
+from service.routes import API_KEY
 from service.routes.prediction import admit, check_rows, counted, parse, predicted, read_body
 from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, read_inputs, scored
 from service.state import Service
@@ -19,40 +21,34 @@ router = APIRouter(tags=["predict"])
 # text-embeddings-inference and our contract do not.
 HUGGING_FACE_CLIENT = "hf_hub/"
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": schema_of(PredictRequest),
-                "examples": {
-                    "one text": {"value": {"inputs": "a charming and often affecting journey"}},
-                    "a pair": {"value": {"inputs": {"text": "A man is eating.", "text_pair": "Somebody eats."}}},
-                    "a batch": {"value": {"inputs": ["good", "bad"], "parameters": {"top_k": 1}}},
-                },
-            }
-        },
-    }
-}
-
 
 @router.post(
     "/predict",
+    summary="Classify or score texts",
     response_model=list[Score] | list[list[Score]] | dict[str, list[Score] | list[list[Score]]],
-    responses=problems(400, 401, 404, 409, 413, 422, 429, 503),
-    openapi_extra=_BODY,
+    responses={
+        200: answered("Labels and scores", examples.PREDICTED, ("X-Adapter-Version", "Server-Timing")),
+        **problems(*PREDICT_PROBLEMS),
+    },
+    openapi_extra={"requestBody": body_of(PredictRequest, examples.PREDICT)},
+    dependencies=[API_KEY],
 )
 async def predict(
     request: Request,
-    task: Annotated[list[str], Query(description="The task; several answer an object of one answer each.")],
+    task: Annotated[
+        list[str],
+        Query(
+            min_length=1,
+            description="The task; several answer an object of one answer each.",
+            openapi_examples=examples.TASKS,
+        ),
+    ],
     version: Annotated[
-        str | None, Query(description="A version or the beginning of one; by default the active one.")
+        str | None, Query(description="A version or the beginning of one, of a single task; by default the active one.")
     ] = None,
 ) -> Response:
-    """Classify or score texts.
-
-    The answer is `[{"label", "score"}, …]`, best first; for a list of inputs a list of those; for several tasks an object of
-    answers by task. `X-Adapter-Version` says which version answered, `Server-Timing` where the time went.
+    """The answer is `[{"label", "score"}, …]`, best first; for a list of inputs a list of those; for several tasks an
+    object of answers by task. `X-Adapter-Version` says which version answered, `Server-Timing` where the time went.
     """
     tasks = list(dict.fromkeys(task))
     with counted(request, tasks) as service:

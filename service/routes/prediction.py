@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from service.batcher import Outcome
 from service.engine import Row
 from service.errors import ClientClosed, MalformedBody, TooManyInputs, status_of
 from service.routes import service_of
-from service.schemas import InvalidRequest
+from service.schemas import InvalidRequest, NotFinite
 from service.state import Logits, Service
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ async def predicted(
     request: Request, service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool
 ) -> Prediction:
     """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, QueueFull,
-    Closed, or ClientClosed when nobody waits for the answer any more."""
+    Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
     tokenizing = time.perf_counter()
     rows: list[Row] = []
     for adapter, texts in wanted:
@@ -111,7 +112,19 @@ async def predicted(
     outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
     rest = iter(outcomes)
     logits = [[next(rest).value for _ in texts] for _, texts in wanted]
+    for (adapter, _), answers in zip(wanted, logits, strict=True):
+        _check_finite(adapter, answers, service.backbone.dtype)
     return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized, outcomes))
+
+
+def _check_finite(adapter: Adapter, answers: list[Logits], dtype: str) -> None:
+    """JSON has no NaN and no infinity: they would be answered as null."""
+    for i, row in enumerate(answers):
+        if not all(map(math.isfinite, row)):
+            raise NotFinite(
+                f"version {adapter.version} of task {adapter.spec.task!r} gives logits that are NaN or infinite "
+                f"for input {i}, in {dtype}; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
+            )
 
 
 async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:

@@ -6,13 +6,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from service import examples
+from service.openapi import answered, problems
 from service.routes import service_of
 from service.schemas import Storage
 
 router = APIRouter(tags=["storage"])
 
 
-@router.get("/storage", response_model=Storage)
+@router.get(
+    "/storage",
+    summary="What one backbone saves",
+    response_model=Storage,
+    responses={200: answered("Bytes, and how they add up", examples.STORAGE), **problems("InvalidRequest")},
+)
 def storage(
     request: Request,
     adapters: Annotated[bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")] = True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from service import tensors
+from service import examples, tensors
 from service.errors import MalformedBody
-from service.routes import problems, schema_of, service_of
+from service.openapi import ADMIT_PROBLEMS, PREDICT_PROBLEMS, VERSION_PROBLEMS, answered, body_of, problems
+from service.routes import API_KEY, Task, Version, service_of
 from service.routes.prediction import admit, check_rows, counted, parse, predicted, read_body
 from service.state import Service
 from service.v2 import (
@@ -28,48 +29,62 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 model = APIRouter()  # of one task: included once for its active version and once for a pinned one
 
-_EXAMPLE = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}]}
-_BODY = {
-    "parameters": [
-        {
-            "name": JSON_LENGTH,
-            "in": "header",
-            "required": False,
-            "description": "Where the JSON ends and binary tensors begin.",
-            "schema": {"type": "integer", "minimum": 0},
-        }
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": schema_of(InferRequest), "examples": {"two texts": {"value": _EXAMPLE}}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    },
-}
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BODY = body_of(InferRequest, examples.INFER)
+_BODY["content"] |= _BINARY
+_JSON_LENGTH = {
+    "name": JSON_LENGTH,
+    "in": "header",
+    "required": False,
+    "description": "Where the JSON ends and binary tensors begin.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_INFERRED = answered("The tensors", examples.INFERRED, ("X-Adapter-Version", "Server-Timing"))
+_INFERRED["content"] |= _BINARY
+_INFERRED["headers"][JSON_LENGTH] = {
+    "description": "Where the JSON ends, if binary tensors follow it.",
+    "schema": {"type": "integer", "minimum": 0},
+}
 
 
-@router.get("", response_model=ServerMetadata)
+@router.get(
+    "",
+    summary="Server metadata",
+    response_model=ServerMetadata,
+    responses={200: answered("The server", examples.SERVER)},
+)
 async def server_metadata(request: Request) -> ServerMetadata:
     """This server's name, version and extensions."""
     return ServerMetadata(name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS))
 
 
-@router.get("/health/live")
+@router.get("/health/live", summary="Server live", responses={200: answered("Alive", examples.one({"live": True}))})
 async def live() -> dict[str, bool]:
     """Whether the process is alive."""
     return {"live": True}
 
 
-@router.get("/health/ready", responses=problems(503))
+@router.get(
+    "/health/ready",
+    summary="Server ready",
+    responses={200: answered("Ready", examples.one({"ready": True})), **problems("Stopping")},
+)
 async def ready(request: Request) -> dict[str, bool]:
     """Whether the service can predict."""
     service_of(request).check_ready()
     return {"ready": True}
 
 
-@router.post("/repository/index", response_model=list[IndexEntry], responses=problems(400, 413, 422))
+@router.post(
+    "/repository/index",
+    summary="Repository index",
+    response_model=list[IndexEntry],
+    responses={
+        200: answered("The versions", examples.INDEX),
+        **problems("MalformedBody", "BodyTooLarge", "InvalidRequest"),
+    },
+    openapi_extra={"requestBody": body_of(IndexRequest, examples.one({"ready": True})) | {"required": False}},
+)
 async def index(request: Request) -> list[IndexEntry]:
     """Every version of every task: each can be asked for, so each is ready."""
     body = await read_body(request)
@@ -82,19 +97,24 @@ async def index(request: Request) -> list[IndexEntry]:
     ]
 
 
-def _version(request: Request) -> str | None:
+def _asked_version(request: Request) -> str | None:
     return request.path_params.get("version")
 
 
-def _pinned(version: Annotated[str, Path(description="A version or the beginning of one.")]) -> None:
-    """Documents what `_version` reads."""
+def _pinned(version: Version) -> None:
+    """Documents what `_asked_version` reads."""
 
 
-Version = Annotated[str | None, Depends(_version)]
+AskedVersion = Annotated[str | None, Depends(_asked_version)]
 
 
-@model.get("", response_model=ModelMetadata, responses=problems(404, 409, 503))
-def metadata(request: Request, task: str, version: Version) -> ModelMetadata:
+@model.get(
+    "",
+    summary="Model metadata",
+    response_model=ModelMetadata,
+    responses={200: answered("The model", examples.MODEL), **problems(*VERSION_PROBLEMS, "DamagedAdapter")},
+)
+def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetadata:
     """What a task takes and answers; its labels, in the order of the logits, are among the parameters."""
     store = service_of(request).store
     found = store.find(task, version)
@@ -102,8 +122,16 @@ def metadata(request: Request, task: str, version: Version) -> ModelMetadata:
     return model_metadata(store.summary(task, found.digest).spec, found.short, versions)
 
 
-@model.get("/ready", response_model=ModelReady, responses=problems(404, 409, 422, 503))
-async def model_ready(request: Request, task: str, version: Version) -> ModelReady:
+@model.get(
+    "/ready",
+    summary="Model ready",
+    response_model=ModelReady,
+    responses={
+        200: answered("Ready", examples.one({"name": "sst2", "ready": True})),
+        **problems(*ADMIT_PROBLEMS),
+    },
+)
+async def model_ready(request: Request, task: Task, version: AskedVersion) -> ModelReady:
     """Whether a task can predict: its file is read if it is not in memory yet."""
     service = service_of(request)
     service.check_ready()
@@ -113,11 +141,13 @@ async def model_ready(request: Request, task: str, version: Version) -> ModelRea
 
 @model.post(
     "/infer",
+    summary="Infer",
     response_model=InferResponse,
-    responses=problems(400, 401, 404, 409, 413, 422, 429, 503) | {200: {"content": _BINARY}},
-    openapi_extra=_BODY,
+    responses={200: _INFERRED, **problems(*PREDICT_PROBLEMS)},
+    openapi_extra={"parameters": [_JSON_LENGTH], "requestBody": _BODY},
+    dependencies=[API_KEY],
 )
-async def infer(request: Request, task: str, version: Version) -> Response:
+async def infer(request: Request, task: Task, version: AskedVersion) -> Response:
     """Classify or score the texts of `text`, or the pairs of `text` and `text_pair`.
 
     `label` and `score` are each row's best; `logits` has all. For a regression task `score` is the value, `label` its name.

@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 from adapters.store import Store
 from tests.browser.conftest import Tab
 from tests.browser.many import answer_as_if
-from tests.service.conftest import ADMIN_KEY, TASKS, running
+from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
 
 OpenTab = Callable[..., Tab]
 AdapterFile = Callable[..., Path]
@@ -322,3 +322,15 @@ def test_ten_thousand_tasks(open_tab: OpenTab) -> None:
     phone = open_tab(width=360, prepare=prepare).page
     expect(phone.locator("#rows tr")).to_have_count(10)
     assert overflow(phone) == 0
+
+
+def test_the_documentation_works_without_the_internet(open_tab: OpenTab, server: Server) -> None:
+    """/docs shows every operation and tries one, under a policy that allows no other origin and no inline code."""
+    page = open_tab().page
+    page.goto(f"{server.url}/docs")
+    paths = page.request.get(f"{server.url}/openapi.json").json()["paths"]
+    expect(page.locator(".opblock")).to_have_count(sum(map(len, paths.values())))
+    page.locator("#operations-operations-health .opblock-summary-control").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table .microlight").first).to_contain_text("alive")

@@ -150,6 +150,31 @@ def test_a_download_is_whole_or_refused_while_its_task_is_deleted(
     assert all(whole for _, whole in seen)
 
 
+def test_an_upload_is_acknowledged_though_its_task_is_deleted_at_once(
+    server: Server, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """An upload that was stored is answered as such, also when another client deletes its task in the same instant."""
+    data = adapter_bytes("snatched")
+    done = threading.Event()
+
+    def snatch() -> None:
+        with server.client() as own:
+            while not done.is_set():
+                own.delete("/adapters/snatched")
+
+    snatchers = [threading.Thread(target=snatch) for _ in range(4)]
+    for snatcher in snatchers:
+        snatcher.start()
+    with server.client() as client:
+        answers = [upload(client, data) for _ in range(100)]
+        done.set()
+        for snatcher in snatchers:
+            snatcher.join()
+        client.delete("/adapters/snatched")
+    assert {answer.status_code for answer in answers} == {201}
+    assert {answer.json()["version"] for answer in answers} == {sha256(data).hexdigest()[:12]}
+
+
 def edited(data: bytes, edit: Callable[[dict[str, Any]], None]) -> bytes:
     """The file with its header changed."""
     size = struct.unpack("<Q", data[:8])[0]
@@ -281,6 +306,14 @@ def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_byte
     ):
         answer = client.post("/adapters", files={"file": adapter_bytes("foreign")}, headers=headers)
         assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignPage")
+
+
+def test_an_upload_with_a_misspelt_field_is_refused(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
+    """A field that is neither `file` nor `activate` is refused by name: it would be missed silently."""
+    answer = upload(client, adapter_bytes("misspelt"), activte="false")
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "InvalidRequest")
+    assert "'activte'" in answer.json()["error"]
+    assert client.get("/adapters/misspelt").status_code == 404
 
 
 def test_the_list_in_pages(client: httpx2.Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from huggingface_hub import InferenceClient, constants
 
@@ -33,3 +35,26 @@ def test_text_embeddings_inferences_forms(server: Server) -> None:
         batch = client.post("/predict?task=sst2", json=body)
         assert [len(row) for row in batch.json()] == [2, 2]
         assert sum(entry["score"] for entry in batch.json()[0]) != pytest.approx(1)
+        defaults = {"truncate": None, "truncation_direction": "Left", "raw_scores": False}
+        assert client.post("/predict?task=sst2", json={"inputs": "good", **defaults}).status_code == 200
+
+
+TOO_LONG = "good " * 300
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"inputs": [["good"]] * 65}, 413, "65 inputs"),
+        ({"inputs": TOO_LONG}, 413, "tokens"),
+        ({"inputs": TOO_LONG, "truncate": True, "truncation_direction": "left"}, 422, "truncation_direction is 'left'"),
+        ({"inputs": [["a", "b", "c"]]}, 422, "3 texts"),
+    ],
+)
+def test_text_embeddings_inferences_errors(server: Server, body: dict[str, Any], status: int, word: str) -> None:
+    """What text-embeddings-inference refuses is refused with its keys and, where a request is too much, with its status."""
+    with server.client() as client:
+        answer = client.post("/predict?task=sst2", json=body)
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error", "error_type"}
+    assert word in answer.json()["error"]

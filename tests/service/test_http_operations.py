@@ -20,13 +20,17 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 import structlog
+import torch
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapters.backbone import Backbone
+from adapters.file import serialize
 from adapters.store import Store
 from service import errors
 from service.middleware import RequestContext
 from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
+from tests.tiny import random_adapter
 
 FILM = {"inputs": "it is a good film"}
 CONTRACT = {
@@ -101,9 +105,10 @@ def test_the_schema_documents_every_route(client: httpx2.Client) -> None:
 def test_the_schema_refers_to_nothing_that_is_not_there(client: httpx2.Client) -> None:
     """Every reference in the OpenAPI document leads to one of its own components."""
     text = client.get("/openapi.json").text
-    components = json.loads(text)["components"]["schemas"]
-    assert set(re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', text)) <= set(components)
-    assert text.count('"$ref"') == text.count("#/components/schemas/")
+    references = re.findall(r'"\$ref": ?"#/components/(\w+)/([^"]+)"', text)
+    assert text.count('"$ref"') == len(references) > 0
+    components = json.loads(text)["components"]
+    assert all(name in components[kind] for kind, name in references)
 
 
 def test_metrics_are_the_contracts(client: httpx2.Client) -> None:
@@ -248,6 +253,21 @@ def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Calla
         assert client.get("/metrics").status_code == client.get("/adapters").status_code == 200
 
 
+def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone) -> None:
+    """Logits that are infinite or NaN are a 503 that names the version, from /predict and from infer, and counted."""
+    spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"], dtype=torch.float32)
+    tensors["head.out.weight"] = tensors["head.out.weight"].sign() * 3e38
+    version, _ = Store(tmp_path / "store").put(serialize(spec, tensors))
+    infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
+    with running(tmp_path / "store") as server, server.client() as client:
+        for path, body in (("/predict?task=sst2", FILM), ("/v2/models/sst2/infer", infer)):
+            answer = client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error_type"]) == (503, "NotFinite")
+            for word in (version.short, "'sst2'", "NaN", "input 0", "float32", "ADAMIX_DTYPE"):
+                assert word in answer.json()["error"]
+        assert value(client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="unavailable") == 2
+
+
 def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
     """SIGTERM under load: every request that the server's log says it accepted got its whole answer."""
     answered: set[str] = set()
@@ -300,6 +320,24 @@ def test_a_wrong_setting_is_one_sentence(name: str, wrong: str, word: str) -> No
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert word in line
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
+        b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_broken_http_is_answered_in_our_form(server: Server, request_bytes: bytes) -> None:
+    """A connection that sends no HTTP gets a 400 with the error's JSON, and is closed."""
+    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head.lower()
+    assert json.loads(body)["error_type"] == "MalformedRequest"
 
 
 def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(server: Server) -> None:

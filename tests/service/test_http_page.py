@@ -27,15 +27,30 @@ def test_nothing_may_be_loaded_from_elsewhere(client: httpx2.Client, path: str) 
 def test_every_part_is_there(client: httpx2.Client) -> None:
     """What the page and its scripts name is served with its type, and no part names another host."""
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-    page = client.get("/").text
-    named = set(re.findall(r'/static/([^"]+)"', page))
-    assert named == {path.name for path in STATIC.iterdir()} - {"index.html"}
+    pages = client.get("/").text + client.get("/docs").text
+    named = set(re.findall(r'/static/([^"]+)"', pages))
+    assert named == {path.name for path in STATIC.iterdir()} - {"index.html", "docs.html"}
     for name in named:
         answer = client.get(f"/static/{name}")
         assert (answer.status_code, answer.text) == (200, (STATIC / name).read_text())
         assert answer.headers["Content-Type"].startswith(types[Path(name).suffix])
         assert set(re.findall(r'from "./([^"]+)"', answer.text)) <= named
         assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", answer.text)
+
+
+def test_the_documentation_names_no_other_origin(client: httpx2.Client) -> None:
+    """/docs and what it names come from this server, are not written inline, and may load nothing from anywhere else."""
+    page = client.get("/docs")
+    assert not re.findall(r"(?:https?:)?//", page.text)
+    assert not re.findall(r"<script>|<style|style=|onload=", page.text)
+    policy = page.headers["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    assert not re.findall(r"https?:|\*", policy)
+    named = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert [client.get(path).status_code for path in named] == [200] * 4
+    assert "openapi.json" in client.get("/static/docs.js").text
+    assert client.get("/docs/main.py").status_code == client.get("/redoc").status_code == 404
 
 
 @pytest.mark.parametrize("name", ["nonesuch.js", "index.html", "..%2f__main__.py", "%2e%2e%2fapp.py", "page.py", ".js"])

@@ -227,6 +227,14 @@ def test_no_task_and_unknown_paths_are_explained(client: httpx2.Client) -> None:
     assert "POST" in wrong.json()["error"]
 
 
+def test_a_wrong_method_is_told_all_that_are_right(client: httpx2.Client) -> None:
+    """A path that several routes share is answered with the methods of all of them, in the sentence and in Allow."""
+    for path, methods in (("/adapters", "GET, POST"), ("/adapters/sst2", "GET, DELETE"), ("/predict", "POST")):
+        answer = client.patch(path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
+        assert answer.json()["error"].endswith(f"expected {methods}")
+
+
 def test_versions_are_pinned_by_prefix(client: httpx2.Client, server: Server) -> None:
     """`version` takes a digest or its beginning, refuses an unknown one, and wants a single task."""
     version = Store(server.store).find("sst2")

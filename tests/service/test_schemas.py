@@ -283,7 +283,7 @@ def test_the_function(problem_type: ProblemType, body: dict[str, Any], function:
         {"inputs": "a", "parameters": {"function_to_apply": "tanh"}},
         {"inputs": "a", "parameters": {"top_k": "all"}},
         {"inputs": "a", "truncate": "perhaps"},
-        {"inputs": "a", "truncation_direction": "left"},
+        {"inputs": "a", "truncate": True, "truncation_direction": "left"},
     ],
 )
 def test_bodies_refused(body: dict[str, Any]) -> None:
