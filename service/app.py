@@ -6,10 +6,12 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
@@ -21,12 +23,15 @@ from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
 from service.metrics import Metrics, StateCollector
-from service.middleware import BodyLimit, RequestContext
+from service.middleware import PROBES, BodyLimit, RequestContext
 from service.routes import adapters, health, page, predict, storage, v2
 from service.settings import InvalidSettings, Settings
 from service.slots import Slots
 from service.state import ServedBackbone, Service
 from service.tokenizer import RequestTokenizer
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 16384
 
@@ -43,6 +48,8 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         service.stopping = True
         await service.batcher.close()
+        if service.tracing is not None:
+            await service.tracing.close()
         log.info("stopped")
 
     app = FastAPI(
@@ -50,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("adamix-serve"),
         summary="One frozen backbone, one AdaMix adapter per task, many tasks in one batch.",
         lifespan=lifespan,
+        telemetry=_telemetry(service.tracing),
     )
     app.state.service = service
     errors.install(app)
@@ -68,7 +76,14 @@ def wire(settings: Settings) -> Service:
     store = Store(settings.store, settings.host_cache_bytes)
     metrics = Metrics(CollectorRegistry())
     dtype = getattr(torch, settings.dtype)
-    slots = Slots(settings.slots, device, dtype, loaded=metrics.loaded, evicted=metrics.evictions.inc)
+    slots = Slots(
+        settings.slots,
+        device,
+        dtype,
+        loaded=metrics.loaded,
+        evicted=metrics.evictions.inc,
+        failed=metrics.load_failures.inc,
+    )
     engine = Engine(backbone, slots, device, dtype)
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
@@ -89,10 +104,37 @@ def wire(settings: Settings) -> Service:
         guard=_guard(settings),
         max_inputs=settings.max_inputs,
         device=str(device),
+        tracing=_tracing(settings),
     )
     metrics.registry.register(StateCollector(service.gauges))
     _seed(service, settings)
     return service
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.tracing:
+        return None
+    try:
+        from service.tracing import Tracing
+    except ModuleNotFoundError:
+        raise InvalidSettings(
+            "setting ADAMIX_TRACING is true, but OpenTelemetry's SDK is not installed; "
+            "expected pip install 'adamix-serve[tracing]'"
+        ) from None
+    return Tracing()
+
+
+def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    """What FastAPI itself tells OpenTelemetry: one span a request where tracing is on, and nothing but that."""
+    return {
+        "tracing": tracing is not None,
+        "tracer_provider": tracing.provider if tracing is not None else None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope["path"] in PROBES,
+    }
 
 
 def _device(name: str) -> torch.device:
