@@ -45,7 +45,7 @@ class Collector:
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  # http.server's own name
+        def do_POST(self) -> None:  # http.server's own name
             assert self.path == "/v1/traces"
             body = self.rfile.read(int(self.headers["Content-Length"]))
             for sender in ExportTraceServiceRequest.FromString(body).resource_spans:
