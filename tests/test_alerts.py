@@ -32,7 +32,7 @@ def test_alerts_are_raised_when_they_should_be() -> None:
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
 def test_an_alert_is_tested_and_explained(alert: str) -> None:
-    """Each alert has a severity, a summary and what to do, is raised once in the rules' tests and has its line in docs/operate.md."""
+    """Each alert has a severity, a summary and what to do, is raised in the rules' tests, and is in docs/operate.md."""
     (rule,) = (rule for rule in RULES if rule["alert"] == alert)
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"].keys() == {"summary", "description"}

@@ -30,7 +30,7 @@ PREDICTOR = {
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    """Against the oldest Kubernetes that it is meant for, and the newest whose schema is installed; unknown fields are errors."""
+    """By the oldest Kubernetes that it is meant for and the newest whose schema is installed; unknown fields are errors."""
     for version in ("1.30", kubernetes_validate.latest_version()):
         kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -82,7 +82,7 @@ def test_the_container_may_little(pod: dict[str, Any]) -> None:
 
 
 def test_kustomize_builds_the_base() -> None:
-    """`kubectl kustomize` renders all that the base lists, with the image's tag, and every name that is referred to exists."""
+    """`kubectl kustomize` renders all that the base lists, with the image's tag; every name referred to exists."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: apt-get install kubernetes-client")
     done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=False)
