@@ -121,7 +121,13 @@ def _tracing(settings: Settings) -> Tracing | None:
             "setting ADAMIX_TRACING is true, but OpenTelemetry's SDK is not installed; "
             "expected pip install 'adamix-serve[tracing]'"
         ) from None
-    return Tracing()
+    try:
+        return Tracing()
+    except ValueError as error:
+        raise InvalidSettings(
+            f"setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: {error}; "
+            "expected OTEL_… variables as its documentation lists them"
+        ) from None
 
 
 def _telemetry(tracing: Tracing | None) -> TelemetryConfig:

@@ -68,7 +68,7 @@ class Metrics:
         self.evictions = Counter("adamix_adapter_evictions", "Adapters that made room for another.", registry=registry)
         self.load_failures = Counter(
             "adamix_adapter_load_failures",
-            "Adapters that could not be read, did not fit the backbone or could not be put into a slot.",
+            "Loads that failed: of a file that cannot be read, for another backbone, or that the device does not take.",
             registry=registry,
         )
         self.load = histogram("adapter_load_duration_seconds", "Putting one adapter into a slot.", SHORT_SECONDS)

@@ -20,7 +20,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_ID_CHARACTERS = 128
 UPLOAD_PATH = "/adapters"
-PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds, for ever: logged at debug level only
+# Asked every few seconds, for ever: logged at debug level only, and not traced.
+PROBES = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 log = structlog.get_logger("service.access")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import subprocess
 import sys
@@ -186,14 +187,29 @@ def test_without_the_setting_there_is_no_trace(server: Server) -> None:
     assert not [line for line in server.lines if "trace_id" in line]
 
 
-def test_without_the_extra_it_is_one_sentence() -> None:
-    """Where OpenTelemetry's SDK is not installed, ADAMIX_TRACING ends the start with one sentence and exit code 2."""
-    script = "import sys, runpy; sys.modules['opentelemetry.sdk'] = None; runpy.run_module('service', run_name='__main__')"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ADAMIX_TRACING", "true")
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: setting ADAMIX_TRACING is true, but OpenTelemetry's SDK is not installed; "
-        "expected pip install 'adamix-serve[tracing]'\n"
+def start(before: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m service` with tracing on, in an interpreter that did something before."""
+    script = f"import sys, runpy; {before}; runpy.run_module('service', run_name='__main__')"
+    environment = {**os.environ, "ADAMIX_TRACING": "true", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def test_without_the_extra_it_is_one_sentence(tmp_path: Path) -> None:
+    """Where OpenTelemetry's SDK is not installed, ADAMIX_TRACING ends the start with one sentence and exit code 2."""
+    done = start("sys.modules['opentelemetry.sdk'] = None", ADAMIX_STORE=str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: setting ADAMIX_TRACING is true, but OpenTelemetry's SDK is not installed; "
+        "expected pip install 'adamix-serve[tracing]'\n",
+    )
+
+
+def test_a_wrong_variable_of_opentelemetry_is_one_sentence(tmp_path: Path) -> None:
+    """An OTEL_… variable that OpenTelemetry cannot read ends the start with one sentence and exit code 2."""
+    done = start("pass", OTEL_BSP_SCHEDULE_DELAY="soon", ADAMIX_STORE=str(tmp_path))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: ")
+    assert "'soon'" in line
