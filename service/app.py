@@ -116,13 +116,13 @@ def _tracing(settings: Settings) -> Tracing | None:
         return None
     try:
         from service.tracing import Tracing
+
+        return Tracing()
     except ModuleNotFoundError:
         raise InvalidSettings(
             "setting ADAMIX_TRACING is true, but OpenTelemetry's SDK is not installed; "
             "expected pip install 'adamix-serve[tracing]'"
         ) from None
-    try:
-        return Tracing()
     except ValueError as error:
         raise InvalidSettings(
             f"setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: {error}; "

@@ -191,9 +191,8 @@ def start(before: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m service` with tracing on, in an interpreter that did something before."""
     script = f"import sys, runpy; {before}; runpy.run_module('service', run_name='__main__')"
     environment = {**os.environ, "ADAMIX_TRACING": "true", **environment}
-    return subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_without_the_extra_it_is_one_sentence(tmp_path: Path) -> None:
@@ -208,8 +207,8 @@ def test_without_the_extra_it_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_wrong_variable_of_opentelemetry_is_one_sentence(tmp_path: Path) -> None:
     """An OTEL_… variable that OpenTelemetry cannot read ends the start with one sentence and exit code 2."""
-    done = start("pass", OTEL_BSP_SCHEDULE_DELAY="soon", ADAMIX_STORE=str(tmp_path))
+    done = start("pass", OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="soon", ADAMIX_STORE=str(tmp_path))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: ")
-    assert "'soon'" in line
+    assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in line
