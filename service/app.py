@@ -70,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def wire(settings: Settings) -> Service:
     """Every part of the service, from the settings."""
+    tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = _device(settings.device)
     backbone = backbones.load(settings.backbone)
@@ -104,7 +105,7 @@ def wire(settings: Settings) -> Service:
         guard=_guard(settings),
         max_inputs=settings.max_inputs,
         device=str(device),
-        tracing=_tracing(settings),
+        tracing=tracing,
     )
     metrics.registry.register(StateCollector(service.gauges))
     _seed(service, settings)
