@@ -14,6 +14,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from adapters.errors import BackboneMismatch, DamagedAdapter
 from adapters.file import Adapter
 from adapters.spec import first_problem
 from adapters.text import TextInput
@@ -81,11 +82,15 @@ async def admit(service: Service, task: str, version: str | None) -> Adapter:
     """The adapter that this request is admitted with; read off the event loop if it is not in memory."""
     found = service.store.find(task, version)
     load = service.store.get
-    if service.store.cached(found.digest):
-        adapter = load(task, found.digest)
-    else:
-        adapter = await asyncio.to_thread(load, task, found.digest)
-    service.check_fits(adapter)
+    try:
+        if service.store.cached(found.digest):
+            adapter = load(task, found.digest)
+        else:
+            adapter = await asyncio.to_thread(load, task, found.digest)
+        service.check_fits(adapter)
+    except (DamagedAdapter, BackboneMismatch):
+        service.metrics.load_failures.inc()
+        raise
     return adapter
 
 
@@ -103,18 +108,20 @@ async def predicted(
 ) -> Prediction:
     """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, QueueFull,
     Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
-    tokenizing = time.perf_counter()
+    started = time.monotonic()
     rows: list[Row] = []
     for adapter, texts in wanted:
         rows += await service.rows(adapter, texts, truncate=truncate)
-    tokenized = time.perf_counter() - tokenizing
-    service.metrics.tokenization.observe(tokenized)
+    tokenized = time.monotonic()
+    service.metrics.tokenization.observe(tokenized - started)
     outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
+    if service.tracing is not None:
+        service.tracing.stages(started, tokenized, rows, outcomes)
     rest = iter(outcomes)
     logits = [[next(rest).value for _ in texts] for _, texts in wanted]
     for (adapter, _), answers in zip(wanted, logits, strict=True):
         _check_finite(adapter, answers, service.backbone.dtype)
-    return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized, outcomes))
+    return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized - started, outcomes))
 
 
 def _check_finite(adapter: Adapter, answers: list[Logits], dtype: str) -> None:
@@ -148,7 +155,7 @@ async def _disconnected(request: Request) -> None:
 
 def _headers(adapters: list[Adapter], tokenized: float, outcomes: list[Outcome[Logits]]) -> dict[str, str]:
     queued = max(outcome.queued for outcome in outcomes)
-    ran = max(outcome.ran for outcome in outcomes)
+    ran = max(outcome.batch.seconds for outcome in outcomes)
     stages = {"queue": queued, "tokenize": tokenized, "inference": ran}
     return {
         "X-Adapter-Version": ", ".join(f"{adapter.spec.task}@{adapter.version}" for adapter in adapters),
