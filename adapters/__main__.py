@@ -2,107 +2,121 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import httpx2
-import torch
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from adapters import backbone as backbones
-from adapters.classifier import collate, from_adapter
-from adapters.convert import adamix, adapterhub
-from adapters.convert.assembly import Wanted, assemble
-from adapters.convert.export import write
-from adapters.convert.probe import read_probe
 from adapters.errors import AdaMixError
-from adapters.file import Adapter, load, save
-from adapters.parity import check_backbone, check_parity
 from adapters.spec import ProblemType, shown
-from adapters.text import encode
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: each command waits for what it needs, help for nothing
+    from adapters.file import Adapter
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, help=__doc__
+    add_completion=__name__ != "__main__",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Look at adapter files, check them, send them to a server, convert them from and to other makers'.",
+    epilog="**Exit codes:** 0, done; 2, something that you can mend, in one sentence on stderr; 1, a fault of ours.",
 )
 File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
+_unsaid = functools.partial(typer.Option, rich_help_panel="What the source may not say")
 BACKBONE = "`embedded`, a folder, or a Hugging Face id."
 
 
 @app.command()
-def inspect(file: File, as_json: Annotated[bool, typer.Option("--json", help="The whole spec as JSON.")] = False) -> None:
-    """Show what an adapter is for, what it was trained on, and what it scored."""
+def inspect(file: File, as_json: AsJson = False) -> None:
+    """Show what an adapter is for, what it was trained on, and what it scored.
+
+    For people, or for programs:
+
+    ```
+    python -m adapters inspect tickets.safetensors
+    python -m adapters inspect tickets.safetensors --json | jq .labels
+    ```
+    """
+    from adapters.card import card
+
     adapter = _load(file)
     if as_json:
         typer.echo(json.dumps({"version": adapter.digest, **adapter.spec.model_dump(mode="json")}, indent=2))
         return
-    spec = adapter.spec
-    rows = {
-        "task": spec.task,
-        "version": adapter.digest,
-        "labels": ", ".join(spec.labels),
-        "problem type": spec.problem_type + (", pairs of texts" if spec.text_pair else ""),
-        "pooling": spec.pooling,
-        **({"template": spec.template} if spec.template is not None else {}),
-        "max length": f"{spec.max_length} tokens",
-        "backbone": f"{spec.backbone.name} ({spec.backbone.num_layers} layers of {spec.backbone.hidden_size}, "
-        f"fingerprint {spec.backbone.fingerprint[:12]})",
-        "bottleneck": str(spec.bottleneck),
-        "size": f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters",
-        "dev scores": json.dumps(spec.training.get("dev_scores", {})),
-        "recipe": json.dumps(spec.training.get("recipe", {})),
-    }
+    rows = card(adapter)
+    if not (console := Console()).is_terminal:
+        typer.echo("\n".join(f"{name:<14}{value}" for name, value in rows.items()))
+        return
+    table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        typer.echo(f"{name:<14}{value}")
+        table.add_row(Text(name, "bold"), Text(value))
+    console.print(table)
 
 
 @app.command()
 def validate(
     file: File,
-    backbone: Annotated[str | None, typer.Option(help=f"Also replay the probe on this backbone: {BACKBONE}")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Also replay the probe on this backbone: {BACKBONE}")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Check a file against docs/adapter-format.md; exit code 2 and one sentence if it breaks a rule."""
+    """Check a file against docs/adapter-format.md; exit code 2 and one sentence if it breaks a rule.
+
+    The file alone, or also what it computes:
+
+    ```
+    python -m adapters validate tickets.safetensors
+    python -m adapters validate tickets.safetensors --backbone embedded
+    ```
+    """
     adapter = _load(file)
     if backbone is not None:
+        from adapters import backbone as backbones
+        from adapters.replay import replay
+
         try:
-            _check_fit(adapter, backbone)
+            replay(adapter, backbones.load(backbone))
         except AdaMixError as error:
             _fail(str(error))
-    typer.echo(f"{file}: a valid adapter for task {adapter.spec.task}, version {adapter.version}")
+    _say(adapter, f"{file}: a valid adapter for task {adapter.spec.task}, version {adapter.version}", as_json)
 
 
 @app.command()
 def push(
     file: File,
-    url: Annotated[str, typer.Option(help="The server, such as http://localhost:8000.")],
-    key: Annotated[str | None, typer.Option(envvar="ADAMIX_ADMIN_KEY", help="The server's admin key.")] = None,
+    url: Annotated[str, typer.Option(metavar="URL", help="The server, such as http://localhost:8000.")],
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="ADAMIX_ADMIN_KEY", help="The server's admin key.")
+    ] = None,
     activate: Annotated[bool, typer.Option(help="Serve this version from now on.")] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Upload an adapter to a running server.
+    """Upload an adapter to a running server; what is there already is left as it is.
 
-    Example: `python -m adapters push sst2.safetensors --url http://localhost:8000`
+    Served from now on, or only stored:
+
+    ```
+    python -m adapters push tickets.safetensors --url http://localhost:8000
+    python -m adapters push tickets.safetensors --no-activate \\
+        --url https://models.example.org --key …
+    ```
     """
+    from adapters.upload import upload
+
     adapter = _load(file)
     try:
-        answer = httpx2.post(
-            f"{url.rstrip('/')}/adapters",
-            files={"file": (file.name, file.read_bytes())},
-            data={"activate": "true" if activate else "false"},
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=60,
-        )
-    except UnicodeEncodeError:
-        _fail("the key holds a character that no header takes; expected ASCII")
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        _fail(f"{url} cannot be reached: {error}")
-    if answer.status_code not in (200, 201):
-        try:
-            reason = answer.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            reason = answer.text[:200]
-        _fail(f"{url} answered {answer.status_code}: {reason}")
-    known = "uploaded" if answer.status_code == 201 else "was there already"
-    typer.echo(f"{adapter.spec.task}@{adapter.version} {known}{' and is active' if activate else ''}")
+        created = upload(file, url, key, activate)
+    except AdaMixError as error:
+        _fail(str(error))
+    known = f"{'uploaded' if created else 'was there already'}{' and is active' if activate else ''}"
+    _say(adapter, f"{adapter.spec.task}@{adapter.version} {known}", as_json, created=created)
 
 
 @app.command()
@@ -110,34 +124,54 @@ def convert(
     source: Annotated[
         Path, typer.Argument(help="An AdaMix checkpoint, or the folder of an AdapterHub adapter and its head.")
     ],
-    out: Annotated[Path, typer.Option(help="The adapter file to write.")],
-    backbone: Annotated[str, typer.Option(help=f"What it was trained on: {BACKBONE}")],
-    task: Annotated[str, typer.Option(help="The task's name.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The adapter file to write.")],
+    backbone: Annotated[str, typer.Option(metavar="NAME", help=f"What it was trained on: {BACKBONE}")],
+    task: Annotated[str, typer.Option(metavar="NAME", help="What clients will ask for.")],
     labels: Annotated[
         str | None,
-        typer.Option(help="Names of the head's rows, in order: `a,b,c` or a JSON list. By default, as the source says."),
+        _unsaid(metavar="A,B,…", help="Names of the head's rows, in order; or a JSON list. By default as the source says."),
     ] = None,
     problem_type: Annotated[
-        ProblemType | None, typer.Option(help="By default as the source says, or else regression for one row.")
+        ProblemType | None,
+        _unsaid(
+            metavar="NAME",
+            help="`single_label_classification`, `multi_label_classification` or `regression`; else as the source says.",
+        ),
     ] = None,
-    text_pair: Annotated[bool, typer.Option(help="The task takes pairs of texts.")] = False,
-    max_length: Annotated[int, typer.Option(help="Tokens of the longest input.")] = 128,
+    text_pair: Annotated[bool, _unsaid("--text-pair", help="The task takes pairs of texts.")] = False,
+    max_length: Annotated[int, _unsaid(help="Tokens of the longest input.")] = 128,
     probe: Annotated[
         Path | None,
-        typer.Option(help="JSON lines with `text`, perhaps `text_pair`: the first 8 go into the file with their logits."),
+        typer.Option(
+            metavar="FILE",
+            help="JSON lines with `text`, perhaps `text_pair`: the first 8 go into the file with their logits.",
+        ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the weights in the file.")
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(metavar="NAME", help="Of the weights in the file: `float32`, `float16` or `bfloat16`."),
     ] = "float32",
+    as_json: AsJson = False,
 ) -> None:
     """Make an adapter file of another maker's: docs/convert.md says which.
 
     A server compares an adapter's fingerprint and replays its probe, so the backbone is loaded here and computes the probe's
     logits, on neutral sentences unless `--probe` has better ones. Code that a checkpoint holds is never run.
 
-    Example: `python -m adapters convert pytorch_model_sst2_expert_soup.bin --backbone roberta-large --task sst2
-    --labels negative,positive --out sst2.safetensors`
+    ```
+    python -m adapters convert pytorch_model_sst2_expert_soup.bin \\
+        --backbone roberta-large --task sst2 --labels negative,positive \\
+        --out sst2.safetensors
+    ```
     """
+    import torch
+
+    from adapters import backbone as backbones
+    from adapters.convert import adamix, adapterhub
+    from adapters.convert.assembly import Wanted, assemble
+    from adapters.convert.probe import read_probe
+    from adapters.file import save
+
     try:
         foreign = adapterhub.read(source) if source.is_dir() else adamix.read(source)
         wanted = Wanted(
@@ -152,7 +186,7 @@ def convert(
         adapter = save(out, *assemble(foreign, backbones.load(backbone), wanted))
     except (AdaMixError, OSError) as error:
         _fail(f"{source} cannot be converted: {error}")
-    typer.echo(f"{out}: an adapter for task {task}, version {adapter.version}")
+    _say(adapter, f"{out}: an adapter for task {task}, version {adapter.version}", as_json)
 
 
 @app.command()
@@ -160,13 +194,28 @@ def export(
     file: File,
     folder: Annotated[Path, typer.Argument(help="Where to write; not there yet, or empty.")],
 ) -> None:
-    """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)` computes the same logits."""
+    """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)` computes the same logits.
+
+    Into a folder that is not there yet, or empty:
+
+    ```
+    python -m adapters export sst2.safetensors sst2-adapterhub
+    ```
+    """
+    from adapters.convert.export import write
+
     adapter = _load(file)
     try:
         write(adapter, folder)
     except (AdaMixError, OSError) as error:
         _fail(f"{file} cannot be exported: {error}")
     typer.echo(f"{folder}: adapter {adapter.spec.task!r} for AdapterHub")
+
+
+def _say(adapter: Adapter, sentence: str, as_json: bool, **more: Any) -> None:
+    """What was done, for people or for programs."""
+    said = {"task": adapter.spec.task, "version": adapter.version, **more}
+    typer.echo(json.dumps(said) if as_json else sentence)
 
 
 def _names(labels: str) -> tuple[str, ...]:
@@ -182,27 +231,14 @@ def _names(labels: str) -> tuple[str, ...]:
 
 
 def _load(file: Path) -> Adapter:
+    from adapters.file import load
+
     try:
         return load(file)
     except AdaMixError as error:
         _fail(f"{file}: {error}")
     except OSError as error:
         _fail(f"{file} cannot be read: {error.strerror}")
-
-
-def _check_fit(adapter: Adapter, name: str) -> None:
-    backbone = backbones.load(name)
-    check_backbone(
-        adapter,
-        backbone.reference,
-        max_length=backbone.max_length,
-        has_pooler=backbone.has_pooler,
-        has_mask=backbone.mask_token is not None,
-    )
-    spec = adapter.spec
-    prompt = backbone.prompt(spec.template, spec.max_length)
-    rows = encode(backbone.tokenizer, spec.probe.inputs, spec.max_length, prompt)  # type: ignore[arg-type]  # 1 or 2 texts
-    check_parity(adapter, from_adapter(backbone, adapter)(collate(rows)).tolist(), "float32")
 
 
 def _fail(message: str) -> NoReturn:

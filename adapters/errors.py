@@ -6,6 +6,7 @@
     │   └── InvalidPrompt       a template that breaks the format, or that the backbone has no use for
     ├── BackboneError           a backbone cannot be found, read or served
     ├── CannotConvert           a file of another maker that is damaged, or does not compute what ours can
+    ├── CannotUpload            a server that cannot be reached, or does not take a file
     ├── InvalidText             an input text that no tokeniser should see
     └── StoreError              the store cannot do what was asked
         ├── UnknownTask
@@ -41,6 +42,10 @@ class BackboneError(AdaMixError):
 
 class CannotConvert(AdaMixError):
     """A file of another maker that is damaged, or does not compute what an adapter file can say; or the other way round."""
+
+
+class CannotUpload(AdaMixError):
+    """A server that cannot be reached, or does not take a file."""
 
 
 class InvalidText(AdaMixError):

@@ -1,4 +1,4 @@
-"""The site holds docs/ alone: a link to another file of the repository leads somewhere there, and keeps only its text here."""
+"""The site holds docs/ alone: a link to another file of the repository keeps only its text there."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
@@ -15,26 +15,46 @@ import uvicorn
 
 from adapters.errors import AdaMixError
 from service import logs
-from service.app import create_app
 from service.protocol import Protocol
 from service.settings import Settings, read_settings
-from service.state import Service
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
+    from service.state import Service
 
 log = structlog.get_logger("service")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+EXIT_CODES = "**Exit codes:** 0, asked to stop; 2, something that you can mend, which stderr says; 1, a fault of ours."
+app = typer.Typer(add_completion=__name__ != "__main__", rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def main(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; else ADAMIX_HOST or 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; else ADAMIX_PORT or 8000.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Else ADAMIX_BACKBONE or `embedded`.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Else ADAMIX_STORE or var/store.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="To listen on; else `ADAMIX_HOST` or 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Else `ADAMIX_PORT` or 8000.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="`embedded`, a folder, or a Hugging Face id; else `ADAMIX_BACKBONE` or `embedded`."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of the adapters; else `ADAMIX_STORE` or var/store.")
+    ] = None,
 ) -> None:
-    """Serve AdaMix adapters over one frozen backbone.
+    """Serve AdaMix adapters over one frozen backbone, until SIGTERM: that answers what is under way, then exits.
 
-    Every other setting is an ADAMIX_… variable; the README lists them. SIGTERM answers what is under way, then exits.
+    With the shipped adapters, on http://127.0.0.1:8000, where there is a page:
+
+        python -m service
+
+    For others, who need the admin key to write; on another backbone:
+
+        ADAMIX_ADMIN_KEY=… python -m service --host 0.0.0.0 --port 80
+        python -m service --backbone roberta-large --store var/large
+
+    Every other setting is an `ADAMIX_…` variable: docs/settings.md lists them.
     """
     given = {"host": host, "port": port, "backbone": backbone, "store": store}
     try:
@@ -47,6 +67,8 @@ def main(
 
 
 def _serve(settings: Settings) -> int:
+    from service.app import create_app
+
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # uvicorn answers what is under way, then raises the signal again: being asked to stop is no failure.
@@ -65,7 +87,10 @@ def _serve(settings: Settings) -> int:
         server_header=False,
     )
     server = _Server(config, application.state.service)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
+        return 2 if ended.code else 0
     return 0 if server.started else 1
 
 

@@ -67,6 +67,19 @@ def test_validate(file: Path, bert_folder: Path) -> None:
     assert invoke("validate", file, "--backbone", bert_folder).stdout == sentence
 
 
+def test_validate_json(file: Path) -> None:
+    """Validate as JSON says for which task the file is and which version it is."""
+    assert json.loads(invoke("validate", file, "--json").stdout) == {"task": "sst2", "version": load(file).version}
+
+
+def test_inspect_on_a_terminal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, inspect shows the same as a table."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = invoke("inspect", file).stdout
+    assert "\x1b[1mtask" in shown
+    assert load(file).digest in shown
+
+
 def test_validate_on_another_backbone(file: Path, tmp_path: Path) -> None:
     """A file for another backbone is refused by the fingerprints."""
     other = tiny_backbone(tmp_path / "other", "bert", seed=1)
@@ -154,6 +167,15 @@ def test_push(file: Path, server: Server, status: int, options: list[str], said:
     assert (path, authorization) == ("/adapters", "Bearer secret")
     assert file.read_bytes() in body
     assert b'name="activate"\r\n\r\n' + activate in body
+
+
+def test_push_json(file: Path, server: Server) -> None:
+    """A push as JSON says whether the file was new to the server."""
+    url = f"http://127.0.0.1:{server.server_port}"
+    for status, created in ((201, True), (200, False)):
+        server.answer = (status, b"{}")
+        said = json.loads(invoke("push", file, "--url", url, "--json").stdout)
+        assert said == {"task": "sst2", "version": load(file).version, "created": created}
 
 
 def test_the_key_from_the_environment(file: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,19 @@ def test_a_run(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
     assert checked.stdout == f"{out}: a valid adapter for task toy, version {adapter.version}\n"
 
 
+def test_a_run_as_json(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
+    """With --json stdout is one JSON line, the run with its scores, recipe and version; the rest is told on stderr."""
+    out = tmp_path / "toy.safetensors"
+    result = invoke(rows, out, bert_folder, "--json")
+    assert result.exit_code == 0, result.output
+    run = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    assert (run["task"], run["version"]) == ("toy", load(out).version)
+    assert run["metrics"] == load(out).spec.training["dev_scores"]
+    assert "step 1/2" in result.stderr
+    assert "merged adapter" in result.stderr
+
+
 def test_a_run_of_the_program(rows: Path, tmp_path: Path) -> None:
     """The program itself, on the embedded backbone, learns a separable task; its log has no line broken in two."""
     out = tmp_path / "toy.safetensors"

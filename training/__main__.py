@@ -2,85 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
 
-from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
 from training import config, data, tasks
-from training import words as label_words
 from training.errors import TrainingError
-from training.folder import Folders
-from training.processes import Processes, join, speaks_for_machine
-from training.runs import Runs
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=__name__ != "__main__", rich_markup_mode="markdown", pretty_exceptions_enable=False)
+_data = functools.partial(typer.Option, rich_help_panel="Task and data")
+_results = functools.partial(typer.Option, rich_help_panel="Results")
+_adapter = functools.partial(typer.Option, rich_help_panel="Adapter")
+_steps = functools.partial(typer.Option, rich_help_panel="Training")
+_few = functools.partial(typer.Option, rich_help_panel="Few-shot and ablations")
+_machine = functools.partial(typer.Option, rich_help_panel="Machine")
+
+EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2, something that you can
+mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def main(
-    task: Annotated[str, typer.Option(help="Name of the task: what clients will ask for (`?task=…`).")],
+    task: Annotated[str, _data(metavar="NAME", help="What clients will ask for (`?task=…`).")],
     train: Annotated[
         Path | None,
-        typer.Option(
-            help=f"Training file: .jsonl, .csv (quoted) or .tsv (unquoted). Needed but for {', '.join(tasks.TASKS)}."
-        ),
+        _data(metavar="FILE", help=f".jsonl, .csv (quoted) or .tsv (unquoted); needed but for {', '.join(tasks.TASKS)}."),
     ] = None,
-    dev: Annotated[Path | None, typer.Option(help="File that the result is evaluated on; it chooses nothing.")] = None,
+    dev: Annotated[Path | None, _data(metavar="FILE", help="What the result is evaluated on; it chooses nothing.")] = None,
     glue_dir: Annotated[
         Path,
-        typer.Option(
+        _data(
+            metavar="FOLDER",
             envvar="GLUE_DIR",
             help="Where TASK/train.jsonl and dev.jsonl of a task known by its name lie, or else: on the hub.",
         ),
     ] = tasks.FOLDER,
+    problem_type: Annotated[
+        ProblemType | None,
+        _data(
+            metavar="NAME",
+            help="`single_label_classification`, `multi_label_classification` or `regression`; by default from the data.",
+        ),
+    ] = None,
+    text_column: Annotated[str, _data(metavar="COLUMN")] = "text",
+    pair_column: Annotated[str | None, _data(metavar="COLUMN", help="Second text; by default `text_pair` if there.")] = None,
+    label_column: Annotated[str, _data(metavar="COLUMN")] = "label",
+    label_separator: Annotated[
+        str, _data(metavar="TEXT", help="Between the labels of a multi-label row in CSV or TSV.")
+    ] = "|",
     out: Annotated[
-        Path | None, typer.Option(help="Where to write the adapter, a .safetensors file: `adamix` and `adapter` only.")
+        Path | None, _results(metavar="FILE", help="Where to write the adapter (.safetensors); `adamix` and `adapter` only.")
     ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder for all of a run: recipe, environment, metrics, TensorBoard events, checkpoint, adapter."),
+        _results(
+            metavar="FOLDER", help="For all of a run: recipe, environment, metrics, TensorBoard events, checkpoint, adapter."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in `--run-dir`, as if never stopped.")] = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints in `--run-dir`.")] = 500,
-    scores: Annotated[Path | None, typer.Option(help="Append each run's scores to this file, a JSON line a run.")] = None,
-    backbone: Annotated[str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")] = backbones.EMBEDDED,
+    resume: Annotated[bool, _results("--resume", help="Go on in `--run-dir`, as if never stopped.")] = False,
+    checkpoint_every: Annotated[int, _results(help="Steps between checkpoints in `--run-dir`.")] = 500,
+    scores: Annotated[Path | None, _results(help="Append each run's scores to this file, a JSON line a run.")] = None,
+    as_json: Annotated[
+        bool, _results("--json", help="Print each finished run as a JSON line, and tell the rest on stderr.")
+    ] = False,
+    metric: Annotated[
+        str | None,
+        _results(help="The `score` in --scores: `accuracy`, `f1`, `matthews`, `pearson` …"),
+    ] = None,
+    positive: Annotated[str | None, _results(help="The label whose F1 is reported.")] = None,
     method: Annotated[
         config.Method,
-        typer.Option(
+        _adapter(
             metavar="NAME",
             help="`adamix` (routed, then merged), `adapter` (a single one); to compare: `houlsby` (two a layer), `lora` "
             "(its rank matches the adapter's size), `bitfit` (biases), `head` (frozen encoder), `full` (full fine-tuning).",
         ),
     ] = "adamix",
-    experts: Annotated[int, typer.Option(help="Experts in each layer's mixture.")] = 4,
-    share_down: Annotated[bool, typer.Option(help="One project-down for all experts.")] = False,
-    share_up: Annotated[bool, typer.Option(help="One project-up for all experts.")] = True,
-    bottleneck: Annotated[int, typer.Option(help="Width of the bottleneck.")] = 16,
-    consistency: Annotated[float, typer.Option(help="Weight of the consistency loss; 0 for none.")] = 1.0,
-    epochs: Annotated[int, typer.Option()] = 10,
-    batch_size: Annotated[int, typer.Option(help="Rows in a mini-batch.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak, after the warm-up; `full` wants some 5e-5.")] = 1e-3,
-    warmup: Annotated[float, typer.Option(help="Share of all steps.")] = 0.06,
-    weight_decay: Annotated[float, typer.Option()] = 0.1,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
-    max_length: Annotated[int, typer.Option(help="Tokens; longer texts are cut.")] = 128,
+    backbone: Annotated[str, _adapter(help="`embedded`, a folder, or a Hugging Face id.")] = "embedded",
+    experts: Annotated[int, _adapter(help="Experts in each layer's mixture.")] = 4,
+    share_down: Annotated[bool, _adapter(help="One project-down for all experts.")] = False,
+    share_up: Annotated[bool, _adapter(help="One project-up for all experts.")] = True,
+    bottleneck: Annotated[int, _adapter(help="Width of the bottleneck.")] = 16,
     pooling: Annotated[
         Literal["mean", "cls", "pooler"] | None,
-        typer.Option(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
+        _adapter(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
     ] = None,
     dense_head: Annotated[
-        bool | None, typer.Option(help="A hidden layer in the head; by default as the backbone's family.")
+        bool | None, _adapter(help="A hidden layer in the head; by default as the backbone's family.")
+    ] = None,
+    consistency: Annotated[float, _adapter(help="Weight of the consistency loss; 0 for none.")] = 1.0,
+    epochs: Annotated[int, _steps()] = 10,
+    batch_size: Annotated[int, _steps(help="Rows in a mini-batch.")] = 32,
+    learning_rate: Annotated[float, _steps(help="Peak, after the warm-up; `full` wants some 5e-5.")] = 1e-3,
+    warmup: Annotated[float, _steps(help="Share of all steps.")] = 0.06,
+    weight_decay: Annotated[float, _steps()] = 0.1,
+    clip: Annotated[float, _steps(help="Largest gradient norm.")] = 1.0,
+    max_length: Annotated[int, _steps(help="Tokens; longer texts are cut.")] = 128,
+    seed: Annotated[int, _steps()] = 0,
+    seeds: Annotated[
+        str | None, _steps(metavar="N,N,…", help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.")
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(
+        _few(
             metavar="TEMPLATE",
             help="Score label words by the backbone's own masked-language-model head, at the mask of a template such as "
             "`{text} It was {mask}.` or, for pairs, `{text}? {mask}, {text_pair}`.",
@@ -88,53 +121,51 @@ def main(
     ] = None,
     words: Annotated[
         str | None,
-        typer.Option(metavar="LABEL=WORD,…", help="The prompt's word for each label; or a JSON object."),
+        _few(metavar="LABEL=WORD,…", help="The prompt's word for each label; or a JSON object."),
     ] = None,
-    problem_type: Annotated[
-        ProblemType | None,
-        typer.Option(
-            metavar="NAME",
-            help="`single_label_classification`, `multi_label_classification` or `regression`; by default from the data.",
-        ),
-    ] = None,
-    positive: Annotated[str | None, typer.Option(help="The label whose F1 is reported.")] = None,
-    text_column: Annotated[str, typer.Option()] = "text",
-    pair_column: Annotated[str | None, typer.Option(help="Second text; by default `text_pair` if there.")] = None,
-    label_column: Annotated[str, typer.Option()] = "label",
-    label_separator: Annotated[str, typer.Option(help="Between the labels of a multi-label row in CSV or TSV.")] = "|",
-    metric: Annotated[
-        str | None,
-        typer.Option(help="The `score` in --scores: `accuracy`, `f1`, `matthews`, `pearson` …"),
+    shots: Annotated[
+        int | None, _few(help="Few-shot: this many examples in all, drawn by the seed, classes balanced.")
     ] = None,
     evaluate: Annotated[
         config.Evaluation,
-        typer.Option(
+        _few(
             metavar="NAME",
             help="Of `adamix`: `merged`, or for ablations the mixture by `random` routes (a draw a batch), by `fixed` ones "
             "(the first expert), or the `ensemble` of its experts' logits.",
         ),
     ] = "merged",
-    shots: Annotated[
-        int | None, typer.Option(help="Few-shot: this many examples in all, drawn by the seed, classes balanced.")
-    ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="N,N,…", help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.")
-    ] = None,
-    precision: Annotated[
-        config.Precision, typer.Option(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")
-    ] = "auto",
-    dtype: Annotated[config.FileDtype, typer.Option(help="Of the file: `float16`, `bfloat16` or `float32`.")] = "float16",
-    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")] = None,
+    precision: Annotated[config.Precision, _machine(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")] = "auto",
+    dtype: Annotated[config.FileDtype, _machine(help="Of the file: `float16`, `bfloat16` or `float32`.")] = "float16",
+    device: Annotated[str | None, _machine(help="`cpu` or `cuda`; by default the GPU if there is one.")] = None,
 ) -> None:
     """Train an AdaMix adapter: a mixture by random routing in a frozen backbone, merged into one small file.
 
-    Example: `python -m training --task mrpc --train train.jsonl --dev dev.jsonl --out mrpc.safetensors`
+    Your own data:
 
-    Several GPUs: `accelerate launch -m training …`; each mini-batch is split over them, `--precision` stays this one's.
+        python -m training --task tickets --train train.csv --dev dev.csv \\
+            --out tickets.safetensors
 
-    Without `--out` any method is trained and scored: `… --method lora --seeds 0,1,2 --scores scores.jsonl`
+    A task known by its name; a long run that can go on after a kill:
+
+        python -m training --task sst2 --run-dir runs/sst2
+        python -m training --task sst2 --run-dir runs/sst2 --resume
+
+    Another method, three seeds, a JSON line each:
+
+        python -m training --task mrpc --method lora --seeds 0,1,2 --json
+
+    Four GPUs, each mini-batch split over them:
+
+        accelerate launch --multi_gpu --num_processes 4 -m training …
     """
+    # torch and transformers take seconds to import, which help and completion do not wait for.
+    from adapters import backbone as backbones
+    from training import words as label_words
+    from training.folder import Folders
+    from training.hardware import device_of
+    from training.processes import join, speaks_for_machine
+    from training.runs import Runs
+
     try:
         processes = join()
         known = tasks.named(task, train, dev)
@@ -170,9 +201,16 @@ def main(
             raise TrainingError("--resume stands without --run-dir; expected the folder to go on in")
         runs = Runs(task, out, scores, metric or (known.metric if known else None), folders)
         runs.check(recipe, numbers)
-        sets, subset = _sets(task, train, dev, glue_dir, columns, problem_type)
-        recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
-        runs.run(_backbone(backbone, _device(device, processes)), sets, recipes, subset)
+        # Of several processes only the main one may say anything: what the others would, `join` has silenced.
+        with contextlib.redirect_stdout(sys.stderr) if as_json and processes.main else contextlib.nullcontext():
+            sets, subset = _sets(task, train, dev, glue_dir, columns, problem_type)
+            recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
+            target = device_of(device, processes)
+            model = backbones.load(backbone)
+            model.encoder.to(target)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
+            lines = runs.run(model, sets, recipes, subset)
+        if as_json:
+            typer.echo("\n".join(json.dumps(line) for line in lines), nl=bool(lines))
     except AdaMixError as error:
         if speaks_for_machine():
             typer.echo(f"error: {error}", err=True)
@@ -203,29 +241,6 @@ def _seeds(text: str) -> list[int]:
     if len(set(numbers)) != len(numbers):
         raise TrainingError(f"--seeds is {text!r}, which names a seed twice; expected different ones")
     return numbers
-
-
-def _backbone(name: str, device: torch.device) -> backbones.Backbone:
-    backbone = backbones.load(name)
-    backbone.encoder.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
-    return backbone
-
-
-def _device(name: str | None, processes: Processes) -> torch.device:
-    if processes.device is not None:
-        if name is not None:
-            raise TrainingError(
-                f"device is {name!r}, but there are {processes.count} processes; expected no --device: each is given its own"
-            )
-        return processes.device
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise TrainingError(f"device is {name!r}; expected cpu or cuda")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; expected cpu or cuda") from None
 
 
 if __name__ == "__main__":

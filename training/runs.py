@@ -8,6 +8,7 @@ import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -54,27 +55,35 @@ class Runs:
         if self.folders is not None:
             self.folders.prepare(seeds)
 
-    def run(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe], subset: str = "") -> None:
-        """Train, tell and write, one recipe after the other; they differ by their seed. Raises TrainingError.
+    def run(
+        self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe], subset: str = ""
+    ) -> list[dict[str, Any]]:
+        """Train, tell and write, one recipe after the other; they differ by their seed. Answers a record of each that was
+        not ended early. Raises TrainingError.
 
         `subset` says what the data lack of the published ones.
         """
         metric = main_metric(sets[0].problem_type, recipes[0].positive, self.metric)
         if recipes[0].shots is not None:
             shots.check(sets[0], recipes[0].shots)
-        results = []
+        lines: list[dict[str, Any]] = []
         for recipe in recipes:
-            measured = self._one(backbone, sets, recipe, subset)
-            results.append(measured.scores)
+            measured, version = self._one(backbone, sets, recipe, subset)
             if measured.done.step != measured.done.steps:
-                return  # Ctrl-C is meant for the whole command, and half a run is no result
+                return lines  # Ctrl-C is meant for the whole command, and half a run is no result
+            line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
+            lines.append({**line, "subset": subset, "version": version})
             if self.scores is not None and current().main:
-                line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
-                append(self.scores, {**line, "subset": subset})
-        if len(results) > 1:
+                append(self.scores, lines[-1])
+        if len(lines) > 1:
+            results = [line["metrics"] for line in lines]
             typer.echo(f"mean and standard deviation of {len(results)} seeds: {_spread(results)}")
+        return lines
 
-    def _one(self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe, subset: str) -> Measured:
+    def _one(
+        self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe, subset: str
+    ) -> tuple[Measured, str | None]:
+        """The run, and the version of the adapter that it wrote."""
         labels, rows = sets[0].labels, recipe.shots or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
         typer.echo(f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named}; {backbone.encoder.device}")
@@ -104,10 +113,11 @@ class Runs:
             typer.echo(f"stopped early, after {done.step} of {done.steps} steps{kept}")
         shown = "  ".join(f"{metric} {value:.4f}" for metric, value in measured.scores.items())
         typer.echo(f"dev ({len(sets[1].texts)} rows, {_judged(recipe)}): {shown}")
+        version = None
         if trained is not None and current().main:
             for out in outs:
-                _write(out, trained)
-        return measured
+                version = _write(out, trained)
+        return measured, version
 
 
 def _servable(recipe: Recipe) -> bool:
@@ -145,9 +155,10 @@ def _spread(results: list[dict[str, float]]) -> str:
     return "  ".join(parts)
 
 
-def _write(out: Path, trained: Trained) -> None:
+def _write(out: Path, trained: Trained) -> str:
     try:
         adapter = save(out, trained.spec, trained.tensors)
     except OSError as error:
         raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
     typer.echo(f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,} parameters")
+    return adapter.version

@@ -1,0 +1,26 @@
+"""What people want to know of an adapter file, as names and values."""
+
+from __future__ import annotations
+
+import json
+
+from adapters.file import Adapter
+
+
+def card(adapter: Adapter) -> dict[str, str]:
+    spec = adapter.spec
+    return {
+        "task": spec.task,
+        "version": adapter.digest,
+        "labels": ", ".join(spec.labels),
+        "problem type": spec.problem_type + (", pairs of texts" if spec.text_pair else ""),
+        "pooling": spec.pooling,
+        **({"template": spec.template} if spec.template is not None else {}),
+        "max length": f"{spec.max_length} tokens",
+        "backbone": f"{spec.backbone.name} ({spec.backbone.num_layers} layers of {spec.backbone.hidden_size}, "
+        f"fingerprint {spec.backbone.fingerprint[:12]})",
+        "bottleneck": str(spec.bottleneck),
+        "size": f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters",
+        "dev scores": json.dumps(spec.training.get("dev_scores", {})),
+        "recipe": json.dumps(spec.training.get("recipe", {})),
+    }

@@ -1,0 +1,24 @@
+"""The probe replayed: does an adapter compute on this backbone what its file says?"""
+
+from __future__ import annotations
+
+from adapters.backbone import Backbone
+from adapters.classifier import collate, from_adapter
+from adapters.file import Adapter
+from adapters.parity import check_backbone, check_parity
+from adapters.text import encode
+
+
+def replay(adapter: Adapter, backbone: Backbone) -> None:
+    """Raises BackboneMismatch where it does not fit, InvalidAdapter where it computes something else."""
+    check_backbone(
+        adapter,
+        backbone.reference,
+        max_length=backbone.max_length,
+        has_pooler=backbone.has_pooler,
+        has_mask=backbone.mask_token is not None,
+    )
+    spec = adapter.spec
+    prompt = backbone.prompt(spec.template, spec.max_length)
+    rows = encode(backbone.tokenizer, spec.probe.inputs, spec.max_length, prompt)  # type: ignore[arg-type]  # 1 or 2 texts
+    check_parity(adapter, from_adapter(backbone, adapter)(collate(rows)).tolist(), "float32")
