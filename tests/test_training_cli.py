@@ -250,6 +250,17 @@ def test_refusals_of_the_program(rows: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_without_the_extra(rows: Path, tmp_path: Path) -> None:
+    """Where what training needs is not installed, one sentence says how to install it."""
+    program = "import sys; sys.modules['torch'] = None; from training.__main__ import app; app()"
+    command = [sys.executable, "-c", program, *arguments(rows, tmp_path / "out.safetensors", "embedded")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: torch is not installed; ")
+    assert run.stderr.endswith("pip install -c constraints.txt -e '.[train]'\n")
+    assert run.stderr.count("\n") == 1
+
+
 def test_ctrl_c(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
     """Ctrl-C during the training ends it early: the adapter so far is merged, written and says so."""
     out = tmp_path / "out.safetensors"

@@ -158,13 +158,16 @@ def main(
 
         accelerate launch --multi_gpu --num_processes 4 -m training …
     """
-    # torch and transformers take seconds to import, which help and completion do not wait for.
-    from adapters import backbone as backbones
-    from training import words as label_words
-    from training.folder import Folders
-    from training.hardware import device_of
-    from training.processes import join, speaks_for_machine
-    from training.runs import Runs
+    try:  # here, since torch and transformers take seconds to import, which help and completion do not wait for
+        from adapters import backbone as backbones
+        from training import words as label_words
+        from training.folder import Folders
+        from training.hardware import device_of
+        from training.processes import join, speaks_for_machine
+        from training.runs import Runs
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {error.name} is not installed; expected pip install -c constraints.txt -e '.[train]'", err=True)
+        raise typer.Exit(2) from None
 
     try:
         processes = join()
