@@ -1,4 +1,4 @@
-"""Settings: every choice of an operator, from the environment (`ADAMIX_…`); the README lists them."""
+"""Settings: every choice of an operator, from the environment (`ADAMIX_…`); docs/settings.md lists them."""
 
 from __future__ import annotations
 
