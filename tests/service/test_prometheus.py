@@ -29,7 +29,7 @@ EXPRESSIONS = {
     for panel in DASHBOARD["panels"]
     for target in panel.get("targets", [])
 }
-DOCUMENTS = ("README.md", "docs/operate.md")
+DOCUMENTS = ("docs/settings.md", "docs/operate.md")
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
