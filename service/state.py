@@ -11,7 +11,7 @@ from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
 from adapters.store import Store
-from adapters.text import TextInput
+from adapters.text import TextInput, Tokens
 from service.auth import Guard
 from service.batcher import Batcher, Closed, Outcome
 from service.engine import Row
@@ -71,7 +71,13 @@ class Service:
         """Tokenised rows of one adapter. Raises InputTooLong."""
         spec = adapter.spec
         tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=truncate)
-        return [Row(adapter, row.ids, row.types, row.mask) for row in tokens]
+        return _rows(adapter, tokens)
+
+    async def windows(self, adapter: Adapter, texts: Sequence[TextInput], stride: int | None, limit: int) -> list[list[Row]]:
+        """Each text as one row or as windows, at most `limit` rows in all. Raises InvalidWindow or TooManyWindows."""
+        spec = adapter.spec
+        tokens = await self.tokenizer.windows(texts, spec.max_length, spec.template, stride=stride, limit=limit)
+        return [_rows(adapter, windows) for windows in tokens]
 
     async def self_test(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not the trainer's."""
@@ -116,3 +122,7 @@ class Service:
         values: dict[str, float] = {name: getattr(storage, name) for name in names}
         tiers = [(entry.task, self.tier(entry)) for entry in self.store.entries()]
         return {"queue_rows": self.batcher.queued_rows, **values}, tiers
+
+
+def _rows(adapter: Adapter, tokens: Sequence[Tokens]) -> list[Row]:
+    return [Row(adapter, row.ids, row.types, row.mask) for row in tokens]

@@ -23,6 +23,7 @@ from service.errors import ClientClosed, MalformedBody, TooManyInputs, status_of
 from service.routes import service_of
 from service.schemas import InvalidRequest, NotFinite
 from service.state import Logits, Service
+from service.windows import Window, joined
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -99,28 +100,50 @@ def check_rows(service: Service, inputs: int, tasks: int = 1) -> None:
 
 
 async def predicted(
-    request: Request, service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool
+    request: Request,
+    service: Service,
+    wanted: Sequence[tuple[Adapter, Sequence[TextInput]]],
+    *,
+    truncate: bool,
+    window: Window | None,
 ) -> Prediction:
-    """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, QueueFull,
-    Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
+    """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, InvalidWindow,
+    TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
     tokenizing = time.perf_counter()
-    rows: list[Row] = []
-    for adapter, texts in wanted:
-        rows += await service.rows(adapter, texts, truncate=truncate)
+    if window is None:
+        rows = [[[row] for row in await service.rows(adapter, texts, truncate=truncate)] for adapter, texts in wanted]
+    else:
+        rows = await _windows(service, wanted, window)
     tokenized = time.perf_counter() - tokenizing
     service.metrics.tokenization.observe(tokenized)
-    outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
+    flat = [row for texts in rows for windows in texts for row in windows]
+    outcomes = await _unless_client_leaves(request, service.batcher.submit(flat))
     rest = iter(outcomes)
-    logits = [[next(rest).value for _ in texts] for _, texts in wanted]
-    for (adapter, _), answers in zip(wanted, logits, strict=True):
+    aggregate = "mean" if window is None else window.aggregate
+    logits: list[list[Logits]] = []
+    for (adapter, _), texts in zip(wanted, rows, strict=True):
+        answers = [[next(rest).value for _ in windows] for windows in texts]
         _check_finite(adapter, answers, service.backbone.dtype)
+        logits.append([joined(windows, aggregate, adapter.spec.problem_type) for windows in answers])
     return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized, outcomes))
 
 
-def _check_finite(adapter: Adapter, answers: list[Logits], dtype: str) -> None:
+async def _windows(
+    service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], window: Window
+) -> list[list[list[Row]]]:
+    """Of each adapter, each text's rows: in all at most as many as a request may have inputs."""
+    spare = service.max_inputs - sum(len(texts) for _, texts in wanted)
+    rows = []
+    for adapter, texts in wanted:
+        rows.append(await service.windows(adapter, texts, window.stride, spare + len(texts)))
+        spare -= sum(map(len, rows[-1])) - len(texts)
+    return rows
+
+
+def _check_finite(adapter: Adapter, answers: list[list[Logits]], dtype: str) -> None:
     """JSON has no NaN and no infinity: they would be answered as null."""
-    for i, row in enumerate(answers):
-        if not all(map(math.isfinite, row)):
+    for i, rows in enumerate(answers):
+        if not all(math.isfinite(value) for row in rows for value in row):
             raise NotFinite(
                 f"version {adapter.version} of task {adapter.spec.task!r} gives logits that are NaN or infinite "
                 f"for input {i}, in {dtype}; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
