@@ -15,6 +15,7 @@ from adapters.text import TextInput, Tokens
 from service.auth import Guard
 from service.batcher import Batcher, Closed, Outcome
 from service.engine import Row
+from service.loader import Loader
 from service.metrics import Metrics
 from service.schemas import AdapterBytes, Storage
 from service.slots import Slots
@@ -42,6 +43,7 @@ class Service:
 
     backbone: ServedBackbone
     store: Store
+    loader: Loader
     slots: Slots
     tokenizer: RequestTokenizer
     batcher: Batcher[Row, Logits]

@@ -79,13 +79,8 @@ def parse(body: bytes, model: type[Model], what: str, expected: str) -> Model:
 
 
 async def admit(service: Service, task: str, version: str | None) -> Adapter:
-    """The adapter that this request is admitted with; read off the event loop if it is not in memory."""
-    found = service.store.find(task, version)
-    load = service.store.get
-    if service.store.cached(found.digest):
-        adapter = load(task, found.digest)
-    else:
-        adapter = await asyncio.to_thread(load, task, found.digest)
+    """The adapter that this request is admitted with."""
+    adapter = await service.loader.load(task, service.store.find(task, version).digest)
     service.check_fits(adapter)
     return adapter
 

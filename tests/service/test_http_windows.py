@@ -65,7 +65,10 @@ def test_a_text_that_fits_has_the_answer_without_windows(client: httpx2.Client) 
 def test_one_request_of_many_windows_is_counted_once(client: httpx2.Client) -> None:
     """A windowed request is one request, whose windows are rows of its batches."""
     requests = ("adamix_requests", "adamix_requests_total")
-    before = [value(client, *requests, task="sst2", outcome="ok"), value(client, "adamix_batch_rows", "adamix_batch_rows_sum")]
+    before = [
+        value(client, *requests, task="sst2", outcome="ok"),
+        value(client, "adamix_batch_rows", "adamix_batch_rows_sum"),
+    ]
     answer = predict(client, "sst2", [LONG, "good"], parameters={"window": {"stride": 0}, "top_k": 1})
     assert [len(scores) for scores in answer] == [1, 1]
     assert value(client, *requests, task="sst2", outcome="ok") == before[0] + 1
