@@ -30,7 +30,7 @@ def test_windows_are_transformers(family: str, row: TextInput, length: int, stri
     lengths = [len(theirs(text, add_special_tokens=False)["input_ids"]) for text in row]
     around = len(theirs(*row)["input_ids"]) - sum(lengths)
     fits = sum(lengths) + around <= length
-    if stride >= length - around or not fits and length - around - sum(lengths) + max(lengths) <= stride:
+    if stride >= length - around or (not fits and length - around - sum(lengths) + max(lengths) <= stride):
         with pytest.raises(InvalidWindow):
             windows(ours, [row], length, stride=stride, limit=LIMIT)
         return
@@ -68,7 +68,7 @@ def test_every_window_stands_in_the_template(bert: Backbone, template: str) -> N
 
 
 def test_no_more_windows_than_are_left(embedded: Backbone) -> None:
-    """Windows beyond the limit are refused with the numbers, whichever text brings them, and a book is not read to its end."""
+    """Windows beyond the limit are refused with the numbers, whichever text brings them; a book is not read to its end."""
     rows: list[TextInput] = [("red " * 100,), ("good",), ("blue " * 100,)]
     assert sum(map(len, windows(embedded.tokenizer, rows, 32, stride=10, limit=11))) == 11
     with pytest.raises(TooManyWindows, match=r"^input 2 has 100 tokens and takes 5 windows; expected at most 4, the rows"):

@@ -56,20 +56,20 @@ def test_a_slow_file_holds_up_nobody_else(tmp_path: Path, adapter_bytes: Callabl
     store.put(adapter_bytes("topics"))
     store.put(adapter_bytes("mrpc"))
     path = store.path("sst2", version.digest)
-    with running(tmp_path / "store") as server:
-        with server.client(limits=httpx2.Limits(max_connections=WAITING)) as slow, server.client() as client:
-            assert status(client, "topics") == 200
-            path.unlink()
-            os.mkfifo(path)
-            with ThreadPoolExecutor(WAITING) as pool:
-                waiting = [pool.submit(status, slow, "sst2") for _ in range(WAITING)]
-                with path.open("wb") as file:  # opens once the server has begun to read
-                    assert status(client, "topics") == 200
-                    assert client.post("/predict?task=mrpc", json=PAIR).status_code == 200
-                    assert client.post("/adapters", files={"file": adapter_bytes("topics")}).status_code == 200
-                    assert not any(answer.done() for answer in waiting)
-                    file.write(data)
-                assert {answer.result(timeout=60) for answer in waiting} == {200}
+    many = httpx2.Limits(max_connections=WAITING)
+    with running(tmp_path / "store") as server, server.client(limits=many) as slow, server.client() as client:
+        assert status(client, "topics") == 200
+        path.unlink()
+        os.mkfifo(path)
+        with ThreadPoolExecutor(WAITING) as pool:
+            waiting = [pool.submit(status, slow, "sst2") for _ in range(WAITING)]
+            with path.open("wb") as file:  # opens once the server has begun to read
+                assert status(client, "topics") == 200
+                assert client.post("/predict?task=mrpc", json=PAIR).status_code == 200
+                assert client.post("/adapters", files={"file": adapter_bytes("topics")}).status_code == 200
+                assert not any(answer.done() for answer in waiting)
+                file.write(data)
+            assert {answer.result(timeout=60) for answer in waiting} == {200}
 
 
 def test_a_slow_write_holds_up_no_reader(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
