@@ -37,7 +37,8 @@ EOF
 COPY pyproject.toml ./
 RUN --mount=type=cache,target=/root/.cache/pip <<'EOF'
 set -eu
-python -c "import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)['project']['dependencies'], sep='\n')" \
+python -c "import sys, tomllib; project = tomllib.load(sys.stdin.buffer)['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['tracing'], sep='\n')" \
   <pyproject.toml >requirements.txt
 pip install --constraint constraints.txt --requirement requirements.txt
 # Its weights only: the library that it asks for, sentence-transformers, is not needed.

@@ -47,7 +47,7 @@ $(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/serve.done
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,hub,bench,dev]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,hub,tracing,bench,dev]'
 	@touch $@
 
 $(VENV)/browser.done: $(VENV)/dev.done

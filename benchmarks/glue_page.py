@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cells as stored
+from benchmarks import plot
 from training.tasks import lacking
 
 Cells = list[dict[str, Any]]
@@ -71,9 +72,9 @@ def _group(
         _unmerged(group, shown),
     ]
     plots = {"methods": _methods_plot, "routing": _routing_plot, "experts": _experts_plot}
-    for kind, plot in plots.items():
+    for kind, draw in plots.items():
         file = out.parent / f"{name}-{kind}.svg"
-        caption = plot(group, shown, ran, file)
+        caption = draw(group, shown, ran, file)
         if caption:
             parts.append(f"![{caption}]({file.name})\n\n{caption}\n")
     return parts
@@ -154,12 +155,12 @@ def _methods_plot(group: Cells, tasks: list[str], methods: list[str], file: Path
     averages = {method: values for method, values in averages.items() if values}
     if not averages:
         return ""
-    figure, axes = _figure()
+    figure, axes = plot.figure()
     order = sorted(averages, key=lambda method: statistics.mean(averages[method]))
     means, spreads = ([f(averages[m]) for m in order] for f in (statistics.mean, _deviation))
     axes.errorbar(means, order, xerr=spreads, fmt="o", capsize=4)
     axes.set_xlabel(f"average of {', '.join(common)}")
-    _save(figure, file)
+    plot.save(figure, file)
     return f"Methods by their average, mean and standard deviation over {_count(averages.values())}."
 
 
@@ -169,7 +170,7 @@ def _routing_plot(group: Cells, tasks: list[str], _methods: list[str], file: Pat
     shown = [task for task in tasks if any(cell["task"] == task for cell in routed)]
     if not shown:
         return ""
-    figure, axes = _figure()
+    figure, axes = plot.figure()
     draws = [[d for cell in routed if cell["task"] == task for d in cell["routing"]["random"]] for task in shown]
     merged = [_scores(routed, task) for task in shown]
     axes.violinplot(draws, positions=range(len(shown)), showextrema=False)
@@ -178,7 +179,7 @@ def _routing_plot(group: Cells, tasks: list[str], _methods: list[str], file: Pat
     axes.set_xticks(range(len(shown)), shown)
     axes.set_ylabel("score")
     axes.legend()
-    _save(figure, file)
+    plot.save(figure, file)
     per = len(routed[0]["routing"]["random"])
     return f"Random routing ({per} draws a run, the violins) against the merged adapter (a dot a run); {_count(merged)}."
 
@@ -191,14 +192,14 @@ def _experts_plot(group: Cells, tasks: list[str], _methods: list[str], file: Pat
     common = [task for task in tasks if all(any(c["task"] == task for c in found) for found in own.values())]
     if len(own) < 2 or not common:
         return ""
-    figure, axes = _figure()
+    figure, axes = plot.figure()
     values = {n: _averages(found, common) for n, found in own.items()}
     axes.errorbar(
         list(values), [*map(statistics.mean, values.values())], yerr=[*map(_deviation, values.values())], fmt="o-", capsize=4
     )
     axes.set_xlabel("experts")
     axes.set_ylabel(f"average of {', '.join(common)}")
-    _save(figure, file)
+    plot.save(figure, file)
     return f"AdaMix by its number of experts, mean and standard deviation over {_count(values.values())}."
 
 
@@ -233,21 +234,3 @@ def _deviation(values: list[float]) -> float:
 def _count(groups: Iterable[list[float]]) -> str:
     counts = sorted({len(values) for values in groups})
     return f"{' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seed{'s' if counts[-1] > 1 else ''}"
-
-
-def _figure() -> tuple[Any, Any]:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "adamix"  # the same plot is the same file
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(7, 4), layout="constrained")
-
-
-def _save(figure: Any, file: Path) -> None:
-    from matplotlib import pyplot
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)

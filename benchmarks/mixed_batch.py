@@ -34,14 +34,13 @@ from rich.table import Table
 
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
-from adapters.file import Adapter, expected_shapes, parse, serialize
-from adapters.spec import AdapterSpec, Probe
+from adapters.file import parse
 from adapters.text import encode
+from benchmarks.stores import MAX_LENGTH, random_file
 from service.engine import Engine, Row
 from service.slots import Slots
 from training.hardware import hardware
 
-MAX_LENGTH = 128
 Batch = list[tuple[int, str]]  # (task, text)
 
 
@@ -83,7 +82,7 @@ class Systems:
 
     def __init__(self, backbone: Backbone, tasks: int) -> None:
         self.backbone = backbone
-        self.adapters = [random_adapter(backbone, f"task-{i}", seed=i) for i in range(tasks)]
+        self.adapters = [parse(random_file(backbone, f"task-{i}", seed=i)) for i in range(tasks)]
         device = torch.device("cpu")
         self.engine = Engine(backbone, Slots(tasks, device, torch.float32), device, torch.float32)
         config = copy.deepcopy(backbone.config)
@@ -181,30 +180,6 @@ def timed_call(run: Callable[[Batch], object], batch: Batch) -> float:
             started = time.perf_counter()
             result.run()
     return time.perf_counter() - started
-
-
-def random_adapter(backbone: Backbone, task: str, seed: int) -> Adapter:
-    """A valid adapter of bottleneck 16 and two labels, through its file's bytes."""
-    spec = AdapterSpec(
-        task=task,
-        labels=("no", "yes"),
-        problem_type="single_label_classification",
-        text_pair=False,
-        max_length=MAX_LENGTH,
-        pooling="mean",
-        backbone=backbone.reference,
-        bottleneck=16,
-        activation="gelu",
-        training={},
-        probe=Probe(inputs=(("a text",),), logits=((0.0, 0.0),)),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: torch.randn(shape, generator=generator).mul_(0.02).half()
-        for name, shape in expected_shapes(spec).items()
-        if not name.startswith("head.dense")
-    }
-    return parse(serialize(spec, tensors))
 
 
 def read_texts(path: Path | None, rng: random.Random) -> list[str]:

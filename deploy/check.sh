@@ -70,6 +70,11 @@ check_prometheus() {
   expect "Prometheus' up{job=\"adamix\"}" 1 "$up"
   [[ $(query adamix_backbone_bytes) =~ ^[1-9] ]] || fail "Prometheus has no adamix_backbone_bytes"
   pass "Prometheus' adamix_backbone_bytes: $(query adamix_backbone_bytes)"
+  local rules
+  rules=$(ask "$prometheus/api/v1/rules")
+  expect "alerts that Prometheus has loaded" "$(grep -c -- '- alert:' deploy/alerts.yml)" \
+    "$(grep -o '"name":"AdaMix[A-Za-z]*"' <<<"$rules" | wc -l)"
+  expect "alerts that it cannot evaluate" 0 "$(grep -o '"health":"err"' <<<"$rules" | wc -l)"
 }
 
 check_stop() {

@@ -6,12 +6,13 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import torch
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
@@ -24,12 +25,15 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.loader import Loader
 from service.metrics import Metrics, StateCollector
-from service.middleware import BodyLimit, RequestContext
+from service.middleware import PROBES, BodyLimit, RequestContext
 from service.routes import adapters, docs, health, page, predict, storage, v2
 from service.settings import InvalidSettings, Settings
 from service.slots import Slots
 from service.state import ServedBackbone, Service
 from service.tokenizer import RequestTokenizer
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 16384
 
@@ -46,6 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         service.stopping = True
         await service.batcher.close()
+        if service.tracing is not None:
+            await service.tracing.close()
         log.info("stopped")
 
     app = _App(
@@ -59,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # both would load their scripts from the internet
         redoc_url=None,
+        telemetry=_telemetry(service.tracing),
     )
     app.state.service = service
     errors.install(app)
@@ -87,13 +94,21 @@ def _operation_id(route: APIRoute) -> str:
 
 def wire(settings: Settings) -> Service:
     """Every part of the service, from the settings."""
+    tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = _device(settings.device)
     backbone = backbones.load(settings.backbone)
     store = Store(settings.store, settings.host_cache_bytes)
     metrics = Metrics(CollectorRegistry())
     dtype = getattr(torch, settings.dtype)
-    slots = Slots(settings.slots, device, dtype, loaded=metrics.loaded, evicted=metrics.evictions.inc)
+    slots = Slots(
+        settings.slots,
+        device,
+        dtype,
+        loaded=metrics.loaded,
+        evicted=metrics.evictions.inc,
+        failed=metrics.load_failures.inc,
+    )
     engine = Engine(backbone, slots, device, dtype)
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
@@ -120,10 +135,43 @@ def wire(settings: Settings) -> Service:
         guard=_guard(settings),
         max_inputs=settings.max_inputs,
         device=str(device),
+        tracing=tracing,
     )
     metrics.registry.register(StateCollector(service.gauges))
     _seed(service, settings)
     return service
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.tracing:
+        return None
+    try:
+        from service.tracing import Tracing
+
+        return Tracing()
+    except ModuleNotFoundError:
+        raise InvalidSettings(
+            "setting ADAMIX_TRACING is true, but OpenTelemetry's SDK is not installed; "
+            "expected pip install 'adamix-serve[tracing]'"
+        ) from None
+    except ValueError as error:
+        raise InvalidSettings(
+            f"setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: {error}; "
+            "expected OTEL_… variables as its documentation lists them"
+        ) from None
+
+
+def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    """What FastAPI itself tells OpenTelemetry: one span a request where tracing is on, and nothing but that."""
+    return {
+        "tracing": tracing is not None,
+        "tracer_provider": tracing.provider if tracing is not None else None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope["path"] in PROBES,
+    }
 
 
 def _device(name: str) -> torch.device:

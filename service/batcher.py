@@ -40,20 +40,21 @@ class Closed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[T]):
-    """One row's result, and how long it waited and its batch ran, in seconds."""
+    """One row's result, how many seconds it waited, and the batch that it was in."""
 
     value: T
     queued: float
-    ran: float
+    batch: BatchReport
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one batch was; `waits` has each row's seconds in the queue."""
+    """What one batch was, and when (`started` is time.monotonic's); `waits` has each row's seconds in the queue."""
 
     rows: int
     tokens: int
     tasks: int
+    started: float
     seconds: float
     waits: list[float]
 
@@ -95,7 +96,7 @@ class Batcher(Generic[R, T]):
     ) -> None:
         self._run = run
         self._max_tokens = max_tokens
-        self._max_queue_rows = max_queue_rows
+        self.max_queue_rows = max_queue_rows
         self._max_adapters = max_adapters
         self._observe = observe
         self._queues: OrderedDict[str, deque[_Entry[R, T]]] = OrderedDict()
@@ -122,7 +123,7 @@ class Batcher(Generic[R, T]):
         """
         if self._closing:
             raise Closed
-        if self._queued_rows + len(rows) > self._max_queue_rows:
+        if self._queued_rows + len(rows) > self.max_queue_rows:
             raise QueueFull
         if not rows:
             return []
@@ -211,12 +212,12 @@ class Batcher(Generic[R, T]):
                 if not entry.request.done.done():
                     entry.request.done.set_exception(error)
             return
-        ran = time.monotonic() - started
-        for entry, value in answers:
-            self._answer(entry, Outcome(value, started - entry.arrived, ran))
+        seconds = time.monotonic() - started
         waits = [started - entry.arrived for entry in batch]
         tasks = len({row.task for row in rows})
-        report = BatchReport(len(rows), sum(row.tokens for row in rows), tasks, ran, waits)
+        report = BatchReport(len(rows), sum(row.tokens for row in rows), tasks, started, seconds, waits)
+        for (entry, value), wait in zip(answers, waits, strict=True):
+            self._answer(entry, Outcome(value, wait, report))
         # As a callback of its own: what goes wrong in it is logged by the event loop and stops no batch.
         asyncio.get_running_loop().call_soon(self._observe, report)
 

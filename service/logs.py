@@ -44,7 +44,7 @@ def configure(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("uvicorn.error").setLevel("WARNING")  # its start-up lines say less than ours
-    for chatty in ("httpx2", "httpcore2", "asyncio", "python_multipart"):
+    for chatty in ("httpx2", "httpcore2", "asyncio", "python_multipart", "urllib3"):
         logging.getLogger(chatty).setLevel("WARNING")
 
 

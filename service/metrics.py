@@ -66,6 +66,11 @@ class Metrics:
         self._batch_tasks = histogram("batch_tasks", "Distinct tasks in a batch.", ROWS)
         self.loads = Counter("adamix_adapter_loads", "Adapters put into a device slot.", registry=registry)
         self.evictions = Counter("adamix_adapter_evictions", "Adapters that made room for another.", registry=registry)
+        self.load_failures = Counter(
+            "adamix_adapter_load_failures",
+            "Loads that failed: of a file that cannot be read, for another backbone, or that the device does not take.",
+            registry=registry,
+        )
         self.load = histogram("adapter_load_duration_seconds", "Putting one adapter into a slot.", SHORT_SECONDS)
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         Info("adamix_build", "Versions of this service and what it runs on.", registry=registry).info(
@@ -127,6 +132,7 @@ class StateCollector(Collector):
 
 GAUGES = {
     "queue_rows": "Rows waiting for a batch.",
+    "queue_max_rows": "Rows that may wait; a request that would exceed them is refused.",
     "backbone_bytes": "The one frozen backbone.",
     "adapters_bytes": "All active adapters.",
     "full_copies_bytes": "What a full copy per task would take.",

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
+from opentelemetry import trace
 
 from service.errors import BodyTooLarge, problem
 
@@ -19,14 +20,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_ID_CHARACTERS = 128
 UPLOAD_PATH = "/adapters"
-PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds, for ever: logged at debug level only
+# Asked every few seconds, for ever: logged at debug level only, and not traced.
+PROBES = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 log = structlog.get_logger("service.access")
 
 
 class RequestContext:
-    """Gives each request an id (the client's X-Request-ID if it is printable and short), binds it to the log, answers
-    it in the header, and logs one line when the answer is sent."""
+    """Gives each request an id (the client's X-Request-ID if it is printable and short), binds it and its trace's to the
+    log, answers it in the header, and logs one line when the answer is sent."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -37,7 +39,7 @@ class RequestContext:
             return
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id, **_trace_ids())
         log.debug("accepted", method=scope["method"], path=scope["path"])
         started = time.perf_counter()
         status = 0
@@ -99,3 +101,11 @@ def _request_id(scope: Scope) -> str:
     text: str = given.decode("latin-1")
     usable = text.isascii() and text.isprintable() and 0 < len(text) <= MAX_ID_CHARACTERS
     return text if usable else uuid.uuid4().hex
+
+
+def _trace_ids() -> dict[str, str]:
+    """The ids of the request's span; none where tracing is off."""
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return {}
+    return {"trace_id": trace.format_trace_id(span.trace_id), "span_id": trace.format_span_id(span.span_id)}

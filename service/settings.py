@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     drain_seconds: int = Field(30, ge=0, description="how long SIGTERM waits for requests under way")
     api_key: SecretStr | None = Field(None, description="if set, /predict and V2's infer want it as a bearer token")
     admin_key: SecretStr | None = Field(None, description="who bears it may write; made at first start where one is needed")
+    tracing: bool = Field(False, description="spans to OpenTelemetry, as its own OTEL_… variables say; needs the extra")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug tells of probes, too")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
 

@@ -43,10 +43,12 @@ class Slots:
         *,
         loaded: Callable[[float], None] = lambda _: None,
         evicted: Callable[[], None] = lambda: None,
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`loaded` is told the seconds of each load, `evicted` of each adapter that made room."""
+        """`loaded` is told the seconds of each load, `evicted` of each adapter that made room, `failed` of each load that
+        raised."""
         self._capacity, self._device, self._dtype = capacity, device, dtype
-        self._loaded, self._evicted = loaded, evicted
+        self._loaded, self._evicted, self._failed = loaded, evicted, failed
         self._residents: OrderedDict[str, Resident] = OrderedDict()
 
     def resident(self, digest: str) -> bool:
@@ -62,7 +64,7 @@ class Slots:
         for digest, adapter in wanted.items():
             if digest not in self._residents:
                 self._make_room()
-                self._residents[digest] = self._load(adapter)
+                self._residents[digest] = self._put(adapter)
         return {digest: self._residents[digest] for digest in wanted}
 
     def _make_room(self) -> None:
@@ -71,16 +73,24 @@ class Slots:
             self._residents.popitem(last=False)
             self._evicted()
 
-    def _load(self, adapter: Adapter) -> Resident:
+    def _put(self, adapter: Adapter) -> Resident:
         started = time.monotonic()
+        try:
+            resident = self._load(adapter)
+        except Exception:  # the device is out of memory, say
+            self._failed()
+            raise
+        self._loaded(time.monotonic() - started)
+        return resident
 
+    def _load(self, adapter: Adapter) -> Resident:
         def move(name: str, dtype: torch.dtype = self._dtype) -> Tensor:
             return adapter.tensors[name].to(self._device, dtype)
 
         def pair(name: str) -> tuple[Tensor, Tensor]:
             return move(f"{name}.weight", torch.float32), move(f"{name}.bias", torch.float32)
 
-        resident = Resident(
+        return Resident(
             spec=adapter.spec,
             down=move("down.weight").transpose(1, 2).contiguous(),
             down_bias=move("down.bias"),
@@ -90,5 +100,3 @@ class Slots:
             norm=pair("head.norm") if "head.norm.weight" in adapter.tensors else None,
             out=pair("head.out"),
         )
-        self._loaded(time.monotonic() - started)
-        return resident

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from adapters.entry import Entry
 from adapters.file import Adapter
@@ -20,6 +20,9 @@ from service.metrics import Metrics
 from service.schemas import AdapterBytes, Storage
 from service.slots import Slots
 from service.tokenizer import RequestTokenizer
+
+if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
+    from service.tracing import Tracing
 
 Logits = list[float]
 Tier = Literal["device", "host", "disk"]
@@ -51,6 +54,7 @@ class Service:
     guard: Guard
     max_inputs: int
     device: str
+    tracing: Tracing | None
     stopping: bool = False
 
     def check_ready(self) -> None:
@@ -123,7 +127,8 @@ class Service:
         names = ("backbone_bytes", "adapters_bytes", "full_copies_bytes", "saved_bytes")
         values: dict[str, float] = {name: getattr(storage, name) for name in names}
         tiers = [(entry.task, self.tier(entry)) for entry in self.store.entries()]
-        return {"queue_rows": self.batcher.queued_rows, **values}, tiers
+        queue = {"queue_rows": self.batcher.queued_rows, "queue_max_rows": self.batcher.max_queue_rows}
+        return {**queue, **values}, tiers
 
 
 def _rows(adapter: Adapter, tokens: Sequence[Tokens]) -> list[Row]:

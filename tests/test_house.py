@@ -24,6 +24,7 @@ SERVICE_MAY = {
     "fastapi, starlette": (WEB, {"app", "errors", "routes"}),
     "torch": ({"torch"}, {"engine", "encoder", "slots", "heads", "app"}),  # app picks the device and the dtype
     "transformers": ({"transformers"}, {"encoder"}),
+    "OpenTelemetry": ({"opentelemetry"}, {"middleware", "tracing"}),
     "the settings": ({"service.settings"}, {"app", "__main__"}),
     "the metrics": ({"service.metrics"}, {"app", "routes", "state"}),
     "the application": ({"service.app"}, {"__main__"}),

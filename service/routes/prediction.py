@@ -14,6 +14,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from adapters.errors import BackboneMismatch, DamagedAdapter
 from adapters.file import Adapter
 from adapters.spec import first_problem
 from adapters.text import TextInput
@@ -80,8 +81,13 @@ def parse(body: bytes, model: type[Model], what: str, expected: str) -> Model:
 
 async def admit(service: Service, task: str, version: str | None) -> Adapter:
     """The adapter that this request is admitted with."""
-    adapter = await service.loader.load(task, service.store.find(task, version).digest)
-    service.check_fits(adapter)
+    digest = service.store.find(task, version).digest
+    try:
+        adapter = await service.loader.load(task, digest)
+        service.check_fits(adapter)
+    except (DamagedAdapter, BackboneMismatch):
+        service.metrics.load_failures.inc()
+        raise
     return adapter
 
 
@@ -104,29 +110,30 @@ async def predicted(
 ) -> Prediction:
     """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, InvalidWindow,
     TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
-    tokenizing = time.perf_counter()
-    if window is None:
-        rows = [[[row] for row in await service.rows(adapter, texts, truncate=truncate)] for adapter, texts in wanted]
-    else:
-        rows = await _windows(service, wanted, window)
-    tokenized = time.perf_counter() - tokenizing
-    service.metrics.tokenization.observe(tokenized)
-    flat = [row for texts in rows for windows in texts for row in windows]
-    outcomes = await _unless_client_leaves(request, service.batcher.submit(flat))
+    started = time.monotonic()
+    nested = await _rows(service, wanted, truncate=truncate, window=window)
+    rows = [row for texts in nested for windows in texts for row in windows]
+    tokenized = time.monotonic()
+    service.metrics.tokenization.observe(tokenized - started)
+    outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
+    if service.tracing is not None:
+        service.tracing.stages(started, tokenized, rows, outcomes)
     rest = iter(outcomes)
     aggregate = "mean" if window is None else window.aggregate
     logits: list[list[Logits]] = []
-    for (adapter, _), texts in zip(wanted, rows, strict=True):
+    for (adapter, _), texts in zip(wanted, nested, strict=True):
         answers = [[next(rest).value for _ in windows] for windows in texts]
         _check_finite(adapter, answers, service.backbone.dtype)
         logits.append([joined(windows, aggregate, adapter.spec.problem_type) for windows in answers])
-    return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized, outcomes))
+    return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized - started, outcomes))
 
 
-async def _windows(
-    service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], window: Window
+async def _rows(
+    service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool, window: Window | None
 ) -> list[list[list[Row]]]:
-    """Of each adapter, each text's rows: in all at most as many as a request may have inputs."""
+    """Of each adapter, each text's rows: one, or its windows, in all at most as many as a request may have inputs."""
+    if window is None:
+        return [[[row] for row in await service.rows(adapter, texts, truncate=truncate)] for adapter, texts in wanted]
     spare = service.max_inputs - sum(len(texts) for _, texts in wanted)
     rows = []
     for adapter, texts in wanted:
@@ -166,7 +173,7 @@ async def _disconnected(request: Request) -> None:
 
 def _headers(adapters: list[Adapter], tokenized: float, outcomes: list[Outcome[Logits]]) -> dict[str, str]:
     queued = max(outcome.queued for outcome in outcomes)
-    ran = max(outcome.ran for outcome in outcomes)
+    ran = max(outcome.batch.seconds for outcome in outcomes)
     stages = {"queue": queued, "tokenize": tokenized, "inference": ran}
     return {
         "X-Adapter-Version": ", ".join(f"{adapter.spec.task}@{adapter.version}" for adapter in adapters),

@@ -325,9 +325,9 @@ async def test_timings() -> None:
         outcomes = await request
         elapsed = time.monotonic() - began
     for earlier, later in itertools.pairwise(outcomes):
-        assert later.queued >= earlier.queued + earlier.ran - 1e-6
-    assert all(outcome.queued >= 0 and outcome.ran > 0 for outcome in outcomes)
-    assert outcomes[-1].queued + outcomes[-1].ran <= elapsed + 1e-6
+        assert later.queued >= earlier.queued + earlier.batch.seconds - 1e-6
+    assert all(outcome.queued >= 0 and outcome.batch.seconds > 0 for outcome in outcomes)
+    assert outcomes[-1].queued + outcomes[-1].batch.seconds <= elapsed + 1e-6
 
 
 @in_loop
@@ -344,7 +344,7 @@ async def test_reports() -> None:
     assert [(report.rows, report.tokens, report.tasks) for report in reports] == [(1, 1, 1), (3, 9, 2), (1, 8, 1)]
     assert sorted(reports[1].waits) == sorted(outcome.queued for outcome in outcomes[:3])
     assert reports[2].waits == [outcomes[3].queued]
-    assert [report.seconds for report in reports[1:]] == [outcomes[0].ran, outcomes[3].ran]
+    assert [outcomes[0].batch, outcomes[3].batch] == reports[1:]
 
 
 @in_loop

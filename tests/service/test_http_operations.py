@@ -43,9 +43,11 @@ CONTRACT = {
     "adamix_batch_tokens": "histogram",
     "adamix_batch_tasks": "histogram",
     "adamix_queue_rows": "gauge",
+    "adamix_queue_max_rows": "gauge",
     "adamix_adapter_loaded": "gauge",
     "adamix_adapter_loads": "counter",
     "adamix_adapter_evictions": "counter",
+    "adamix_adapter_load_failures": "counter",
     "adamix_adapter_load_duration_seconds": "histogram",
     "adamix_backbone_bytes": "gauge",
     "adamix_adapters_bytes": "gauge",
@@ -249,6 +251,7 @@ def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Calla
         answer = client.post("/predict?task=sst2", json=FILM)
         assert (answer.status_code, answer.json()["error_type"]) == (503, "DamagedAdapter")
         assert "damaged on disk" in answer.json()["error"]
+        assert value(client, "adamix_adapter_load_failures", "adamix_adapter_load_failures_total") == 1
         assert client.post("/predict?task=topics", json=FILM).status_code == 200
         assert client.get("/metrics").status_code == client.get("/adapters").status_code == 200
 

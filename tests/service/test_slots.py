@@ -38,14 +38,19 @@ class Counts:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.evictions = 0
+        self.failures = 0
 
     def evicted(self) -> None:
         self.evictions += 1
 
+    def failed(self) -> None:
+        self.failures += 1
 
-def counted(capacity: int, dtype: torch.dtype = torch.float32) -> tuple[Slots, Counts]:
+
+def counted(capacity: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> tuple[Slots, Counts]:
     counts = Counts()
-    return Slots(capacity, CPU, dtype, loaded=counts.seconds.append, evicted=counts.evicted), counts
+    told = {"loaded": counts.seconds.append, "evicted": counts.evicted, "failed": counts.failed}
+    return Slots(capacity, device, dtype, **told), counts
 
 
 def on_device(slots: Slots, adapters: dict[str, Adapter]) -> str:
@@ -119,6 +124,15 @@ def test_keyed_by_digest(bert: Backbone) -> None:
     residents = slots.acquire([parse(old), parse(new), parse(old)])
     assert set(residents) == {parse(old).digest, parse(new).digest}
     assert len(counts.seconds) == 2
+
+
+def test_a_load_that_fails_takes_no_slot(adapters: dict[str, Adapter]) -> None:
+    """An adapter that the device does not take is counted as a failure, not as a load, and is not resident."""
+    slots, counts = counted(2, device=torch.device("cuda:99"))
+    with pytest.raises((RuntimeError, AssertionError)):
+        acquire(slots, adapters, "a")
+    assert on_device(slots, adapters) == ""
+    assert (len(counts.seconds), counts.failures) == (0, 1)
 
 
 def test_more_adapters_than_slots(adapters: dict[str, Adapter]) -> None:
