@@ -8,6 +8,8 @@
     ├── CannotConvert           a file of another maker that is damaged, or does not compute what ours can
     ├── CannotUpload            a server that cannot be reached, or does not take a file
     ├── InvalidText             an input text that no tokeniser should see
+    ├── InvalidWindow           a stride, or a pair's shorter text, that leaves a window no room
+    ├── TooManyWindows          a text whose windows are more than the rows that are left to it
     └── StoreError              the store cannot do what was asked
         ├── UnknownTask
         ├── UnknownVersion
@@ -50,6 +52,14 @@ class CannotUpload(AdaMixError):
 
 class InvalidText(AdaMixError):
     """An input text that is empty, unprintable or not encodable."""
+
+
+class InvalidWindow(AdaMixError):
+    """A stride, or a pair's shorter text, that leaves a window no room."""
+
+
+class TooManyWindows(AdaMixError):
+    """A text whose windows are more than the rows that are left to it."""
 
 
 class StoreError(AdaMixError):

@@ -35,6 +35,10 @@ class Prompt:
         """Tokens of a row that are not the texts'."""
         return sum(map(len, self.chunks))
 
+    def spaced(self, texts: Sequence[str]) -> list[str]:
+        """The texts of an input as they are tokenised."""
+        return [space + text for space, text in zip(self.spaces, texts, strict=True)]
+
     def fill(self, texts: Sequence[list[int]]) -> tuple[list[int], int]:
         """The ids of a row with these texts, and the mask's place among them."""
         ids: list[int] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -62,9 +63,8 @@ class Store:
         return task in self._entries
 
     def entries(self) -> list[Entry]:
-        """Every task, by name."""
-        with self._lock:
-            return sorted(self._entries.values(), key=lambda entry: entry.task)
+        """Every task, by name. As all that is known without the disk it waits for no writer, who may wait for the disk."""
+        return sorted(list(self._entries.values()), key=lambda entry: entry.task)  # noqa: C414  # copied in one step
 
     def entry(self, task: str) -> Entry:
         """One task. Raises UnknownTask with the names that are closest."""
@@ -97,7 +97,10 @@ class Store:
         found = self.find(task, version)
         adapter = self._cache.get(found.digest)
         if adapter is None:
-            adapter = self._load(task, found)
+            try:
+                adapter = parse(self.read(task, found))
+            except InvalidAdapter as error:  # put there by another program, under its true digest
+                raise DamagedAdapter(f"version {found.short} of task {task!r} is damaged on disk: {error}") from None
             self._cache.put(adapter)
         return adapter
 
@@ -114,12 +117,20 @@ class Store:
         return summaries[digest]
 
     def read(self, task: str, version: Version) -> bytes:
-        """A version's file. Raises DamagedAdapter, or as `find` if it was deleted meanwhile."""
+        """A version's file, as its digest says. Raises DamagedAdapter, or as `find` if it was deleted meanwhile."""
         try:
-            return self.path(task, version.digest).read_bytes()
+            data = self.path(task, version.digest).read_bytes()
         except OSError as error:
             self.find(task, version.digest)  # deleted just now: say that, not that it is damaged
             raise DamagedAdapter(f"version {version.short} of task {task!r} cannot be read: {error.strerror}") from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != version.digest:
+            raise DamagedAdapter(f"version {version.short} of task {task!r} is damaged on disk: its sha256 is {found[:12]}…")
+        return data
+
+    def held(self, digest: str) -> Adapter | None:
+        """The parsed adapter, if it is in memory."""
+        return self._cache.get(digest)
 
     def cached(self, digest: str) -> bool:
         """Whether the parsed adapter is in memory."""
@@ -216,18 +227,6 @@ class Store:
 
     def _point(self, task: str, digest: str) -> None:
         write_atomically(self.folder / task / ACTIVE, f"{digest}\n".encode())
-
-    def _load(self, task: str, version: Version) -> Adapter:
-        data = self.read(task, version)
-        try:
-            adapter = parse(data)
-        except Exception as error:
-            raise DamagedAdapter(f"version {version.short} of task {task!r} is damaged on disk: {error}") from None
-        if adapter.digest != version.digest:
-            raise DamagedAdapter(
-                f"version {version.short} of task {task!r} is damaged on disk: its sha256 is {adapter.version}…"
-            )
-        return adapter
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

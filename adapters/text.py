@@ -102,20 +102,25 @@ def _enough(encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], ma
 
 def _prompted(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt) -> list[Tokens]:
     """Every text by itself between the template's tokens; one segment, as masked language models read their own input."""
-    parts = [space + part for text in inputs for space, part in zip(prompt.spaces, text, strict=True)]
-    heads = [_head(part, max_length) for part in parts]
-    tokens = [encoding.ids for encoding in tokenizer.encode_batch_fast(heads, add_special_tokens=False)]
-    for i, (part, head) in enumerate(zip(parts, heads, strict=True)):
-        if head != part and len(tokens[i]) < max_length + SPARE_TOKENS // 2:
-            tokens[i], heads[i] = tokenizer.encode(part, add_special_tokens=False).ids, part
+    parts, whole = read(tokenizer, [part for text in inputs for part in prompt.spaced(text)], max_length)
     rows = []
     for first in range(0, len(parts), len(prompt.spaces)):
         row = slice(first, first + len(prompt.spaces))
-        lengths = [len(ids) for ids in tokens[row]]
+        lengths = [len(part.ids) for part in parts[row]]
         kept = _kept(lengths, max_length - prompt.length)
-        ids, mask = prompt.fill([ids[:n] for ids, n in zip(tokens[row], kept, strict=True)])
-        rows.append(Tokens(ids, [0] * len(ids), prompt.length + sum(lengths), heads[row] == parts[row], mask))
+        ids, mask = prompt.fill([part.ids[:n] for part, n in zip(parts[row], kept, strict=True)])
+        rows.append(Tokens(ids, [0] * len(ids), prompt.length + sum(lengths), all(whole[row]), mask))
     return rows
+
+
+def read(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[list[Encoding], list[bool]]:
+    """Each text by itself, without special tokens, as far as its first `length` tokens need it; and whether that is all."""
+    heads = [_head(text, length) for text in texts]
+    parts: list[Encoding] = tokenizer.encode_batch_fast(heads, add_special_tokens=False)
+    for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
+        if head != text and len(parts[i].ids) < length + SPARE_TOKENS // 2:
+            parts[i], heads[i] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0], text
+    return parts, [head == text for head, text in zip(heads, texts, strict=True)]
 
 
 def _cut(tokenizer: Tokenizer, text: tuple[str, ...], max_length: int, *, exact: bool) -> Tokens:

@@ -23,6 +23,7 @@ from service import errors, openapi
 from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
+from service.loader import Loader
 from service.metrics import Metrics, StateCollector
 from service.middleware import PROBES, BodyLimit, RequestContext
 from service.routes import adapters, docs, health, page, predict, storage, v2
@@ -120,6 +121,7 @@ def wire(settings: Settings) -> Service:
             engine.encoder.bytes,
         ),
         store=store,
+        loader=Loader(store),
         slots=slots,
         tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
         batcher=Batcher(

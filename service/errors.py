@@ -81,6 +81,8 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.StoreError, 503),
     (adapter_errors.InvalidAdapter, 422),
     (adapter_errors.InvalidText, 422),
+    (adapter_errors.InvalidWindow, 422),
+    (adapter_errors.TooManyWindows, 413),
     (InvalidRequest, 422),
     (NotFinite, 503),  # as a damaged adapter: no fault of the request, and another replica or dtype may answer it
     (InputTooLong, 413),

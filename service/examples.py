@@ -40,6 +40,10 @@ PREDICT = {
     "tasks": _shown("One pair for several tasks, ?task=mrpc&task=stsb", {"inputs": _PAIR}),
     "pinned": _shown("A version, ?task=sst2&version=1c9a", {"inputs": "a charming and often affecting journey"}),
     "long": _shown("What is too long is cut, for ?task=sst2", {"inputs": "word " * 20, "truncate": True}),
+    "window": _shown(
+        "What is too long is answered by windows that share 32 tokens, for ?task=sst2",
+        {"inputs": "a charming journey " * 50, "parameters": {"window": {"stride": 32, "aggregate": "mean"}}},
+    ),
     "tei": _shown(
         "As text-embeddings-inference's clients ask", {"inputs": [["good"], ["bad"]], "raw_scores": False, "truncate": True}
     ),
@@ -67,6 +71,10 @@ INFER = {
             "outputs": [{"name": "score", "parameters": {"classification": 2}}],
             "parameters": {"truncate": True},
         },
+    ),
+    "window": _shown(
+        "A long text, for sst2, by windows",
+        {"inputs": [_tensor("text", "a charming journey " * 50)], "parameters": {"window_aggregate": "max"}},
     ),
 }
 _LOGITS = [-3.063621759414673, 3.0991601943969727, 2.66093111038208, -2.7455413341522217]

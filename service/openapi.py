@@ -67,8 +67,14 @@ PROBLEMS: dict[str, tuple[int, str]] = {
         413,
         'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2 in its parameters)',
     ),
+    "TooManyWindows": (
+        413,
+        "input 0 has 30000 tokens or more and takes 322 windows or more; "
+        "expected at most 256, the rows that the request has left for it",
+    ),
     "InvalidRequest": (422, "inputs is an empty list; expected at least one text"),
     "InvalidText": (422, "inputs is empty; expected a text"),
+    "InvalidWindow": (422, "the window's stride is 126; expected less than 126, its tokens of the text"),
     "InvalidAdapter": (422, "the file has 0 bytes; expected a safetensors file, which has at least 8"),
     "BackboneMismatch": (
         422,
@@ -93,7 +99,7 @@ VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActi
 ADMIT_PROBLEMS = (*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping")
 PREDICT_PROBLEMS = (
     *("MalformedBody", "MissingKey", *ADMIT_PROBLEMS, "BodyTooLarge", "TooManyInputs", "InputTooLong"),
-    *("InvalidRequest", "InvalidText", "QueueFull", "NotFinite"),
+    *("TooManyWindows", "InvalidWindow", "InvalidRequest", "InvalidText", "QueueFull", "NotFinite"),
 )
 WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, WithJso
 from adapters.errors import AdaMixError
 from adapters.spec import AdapterSpec, ProblemType, shown
 from adapters.text import TextInput, check_text
+from service.windows import TRUNCATED, Window
 
 
 class InvalidRequest(AdaMixError):
@@ -48,7 +49,7 @@ _INPUTS = {
 
 
 class Parameters(BaseModel):
-    """Hugging Face's parameters of text classification."""
+    """Hugging Face's parameters of text classification, and `window`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,6 +59,7 @@ class Parameters(BaseModel):
     function_to_apply: Function | None = Field(
         None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
     )
+    window: Window | None = None
 
 
 class PredictRequest(BaseModel):
@@ -74,8 +76,14 @@ class PredictRequest(BaseModel):
     )
     options: dict[str, JsonValue] | None = Field(None, description="Hugging Face's API options: taken, not used.")
 
+    @property
+    def window(self) -> Window | None:
+        return self.parameters.window if self.parameters is not None else None
+
     @model_validator(mode="after")
     def _cut_on_the_right(self) -> Self:
+        if self.truncate and self.window is not None:
+            raise ValueError(TRUNCATED)
         if self.truncate and self.truncation_direction in ("Left", "left"):
             raise ValueError(
                 f"truncation_direction is {self.truncation_direction!r}; expected 'right' where truncate is true"

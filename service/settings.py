@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         None, ge=16, description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU"
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
-    max_inputs: int = Field(256, ge=1, description="rows (inputs × tasks) in one request")
+    max_inputs: int = Field(256, ge=1, description="rows (inputs × tasks, windows counted) in one request")
     max_body_bytes: int = Field(2 << 20, ge=1024, description="of a /predict or infer request")
     max_upload_bytes: int = Field(64 << 20, ge=1024, description="of an uploaded adapter")
     slots: int = Field(256, ge=1, description="adapters resident on the device at once")

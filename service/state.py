@@ -11,10 +11,11 @@ from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
 from adapters.store import Store
-from adapters.text import TextInput
+from adapters.text import TextInput, Tokens
 from service.auth import Guard
 from service.batcher import Batcher, Closed, Outcome
 from service.engine import Row
+from service.loader import Loader
 from service.metrics import Metrics
 from service.schemas import AdapterBytes, Storage
 from service.slots import Slots
@@ -45,6 +46,7 @@ class Service:
 
     backbone: ServedBackbone
     store: Store
+    loader: Loader
     slots: Slots
     tokenizer: RequestTokenizer
     batcher: Batcher[Row, Logits]
@@ -75,7 +77,13 @@ class Service:
         """Tokenised rows of one adapter. Raises InputTooLong."""
         spec = adapter.spec
         tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=truncate)
-        return [Row(adapter, row.ids, row.types, row.mask) for row in tokens]
+        return _rows(adapter, tokens)
+
+    async def windows(self, adapter: Adapter, texts: Sequence[TextInput], stride: int | None, limit: int) -> list[list[Row]]:
+        """Each text as one row or as windows, at most `limit` rows in all. Raises InvalidWindow or TooManyWindows."""
+        spec = adapter.spec
+        tokens = await self.tokenizer.windows(texts, spec.max_length, spec.template, stride=stride, limit=limit)
+        return [_rows(adapter, windows) for windows in tokens]
 
     async def self_test(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not the trainer's."""
@@ -121,3 +129,7 @@ class Service:
         tiers = [(entry.task, self.tier(entry)) for entry in self.store.entries()]
         queue = {"queue_rows": self.batcher.queued_rows, "queue_max_rows": self.batcher.max_queue_rows}
         return {**queue, **values}, tiers
+
+
+def _rows(adapter: Adapter, tokens: Sequence[Tokens]) -> list[Row]:
+    return [Row(adapter, row.ids, row.types, row.mask) for row in tokens]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from adapters.prompt import fitted
+from adapters.prompt import Prompt, fitted
 from adapters.text import TextInput, Tokens, encode
+from adapters.windows import windows
+
+T = TypeVar("T")
 
 INLINE_CHARACTERS = 4096  # about a millisecond of work: a thread's hand-over costs a tenth of that
 THREADS = 2  # so that a flood of long texts waits here, and takes neither all cores nor all memory
@@ -30,12 +35,8 @@ class RequestTokenizer:
         self, texts: Sequence[TextInput], max_length: int, template: str | None, *, truncate: bool
     ) -> list[Tokens]:
         """Tokenise a request's rows. Raises InputTooLong, or InvalidPrompt for a template that this backbone cannot use."""
-        prompt = None if template is None else fitted(template, self._tokenizer, self._mask_token, max_length)
-        if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
-            rows = encode(self._tokenizer, texts, max_length, prompt)
-        else:
-            loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self._threads, encode, self._tokenizer, texts, max_length, prompt)
+        prompt = self._prompt(template, max_length)
+        rows = await self._run(texts, partial(encode, self._tokenizer, texts, max_length, prompt))
         if not truncate:
             for i, row in enumerate(rows):
                 if row.full_length > max_length:
@@ -45,3 +46,19 @@ class RequestTokenizer:
                         '(or "truncate": true in the request; for V2 in its parameters)'
                     )
         return rows
+
+    async def windows(
+        self, texts: Sequence[TextInput], max_length: int, template: str | None, *, stride: int | None, limit: int
+    ) -> list[list[Tokens]]:
+        """Tokenise a request's texts, each to one row or to its windows. Raises as `windows`, and InvalidPrompt."""
+        prompt = self._prompt(template, max_length)
+        work = partial(windows, self._tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt)
+        return await self._run(texts, work)
+
+    def _prompt(self, template: str | None, max_length: int) -> Prompt | None:
+        return None if template is None else fitted(template, self._tokenizer, self._mask_token, max_length)
+
+    async def _run(self, texts: Sequence[TextInput], work: Callable[[], T]) -> T:
+        if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)

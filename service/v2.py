@@ -6,11 +6,12 @@ Unknown *parameters* are taken and not used, as the protocol leaves them to exte
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.spec import AdapterSpec, ProblemType
+from service.windows import AGGREGATE, STRIDE, TRUNCATED, Aggregate, Window
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "parameters")
 PLATFORM = "adamix_adapter"
@@ -59,7 +60,21 @@ class RequestedOutput(_Object):
 
 class RequestParameters(_Parameters):
     truncate: bool | None = Field(None, description="Cut texts that are too long instead of refusing them.")
+    window_stride: int | None = Field(None, ge=0, description=f"With windows, as window_aggregate. {STRIDE}")
+    window_aggregate: Aggregate | None = Field(None, description=f"Answer long texts by windows. {AGGREGATE}")
     binary_data_output: bool | None = Field(None, description="Answer every tensor after the JSON unless it says otherwise.")
+
+    @property
+    def window(self) -> Window | None:
+        if self.window_stride is None and self.window_aggregate is None:
+            return None
+        return Window(stride=self.window_stride, aggregate=self.window_aggregate or "mean")
+
+    @model_validator(mode="after")
+    def _windows_or_cuts(self) -> Self:
+        if self.truncate and self.window is not None:
+            raise ValueError(TRUNCATED)
+        return self
 
 
 class InferRequest(_Object):
@@ -75,6 +90,10 @@ class InferRequest(_Object):
     @property
     def truncate(self) -> bool:
         return self.parameters is not None and bool(self.parameters.truncate)
+
+    @property
+    def window(self) -> Window | None:
+        return self.parameters.window if self.parameters is not None else None
 
     @property
     def binary_by_default(self) -> bool:

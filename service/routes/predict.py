@@ -69,7 +69,7 @@ async def _predict(request: Request, service: Service, tasks: list[str], version
         check_rows(service, len(texts), len(tasks))
         wanted.append((adapter, texts))
         lists.append(several)
-    prediction = await predicted(request, service, wanted, truncate=bool(body.truncate))
+    prediction = await predicted(request, service, wanted, truncate=bool(body.truncate), window=body.window)
 
     answers: dict[str, Any] = {}
     always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")

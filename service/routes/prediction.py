@@ -24,6 +24,7 @@ from service.errors import ClientClosed, MalformedBody, TooManyInputs, status_of
 from service.routes import service_of
 from service.schemas import InvalidRequest, NotFinite
 from service.state import Logits, Service
+from service.windows import Window, joined
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -79,14 +80,10 @@ def parse(body: bytes, model: type[Model], what: str, expected: str) -> Model:
 
 
 async def admit(service: Service, task: str, version: str | None) -> Adapter:
-    """The adapter that this request is admitted with; read off the event loop if it is not in memory."""
-    found = service.store.find(task, version)
-    load = service.store.get
+    """The adapter that this request is admitted with."""
+    digest = service.store.find(task, version).digest
     try:
-        if service.store.cached(found.digest):
-            adapter = load(task, found.digest)
-        else:
-            adapter = await asyncio.to_thread(load, task, found.digest)
+        adapter = await service.loader.load(task, digest)
         service.check_fits(adapter)
     except (DamagedAdapter, BackboneMismatch):
         service.metrics.load_failures.inc()
@@ -104,30 +101,51 @@ def check_rows(service: Service, inputs: int, tasks: int = 1) -> None:
 
 
 async def predicted(
-    request: Request, service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool
+    request: Request,
+    service: Service,
+    wanted: Sequence[tuple[Adapter, Sequence[TextInput]]],
+    *,
+    truncate: bool,
+    window: Window | None,
 ) -> Prediction:
-    """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, QueueFull,
-    Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
+    """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, InvalidWindow,
+    TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
     started = time.monotonic()
-    rows: list[Row] = []
-    for adapter, texts in wanted:
-        rows += await service.rows(adapter, texts, truncate=truncate)
+    nested = await _rows(service, wanted, truncate=truncate, window=window)
+    rows = [row for texts in nested for windows in texts for row in windows]
     tokenized = time.monotonic()
     service.metrics.tokenization.observe(tokenized - started)
     outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
     if service.tracing is not None:
         service.tracing.stages(started, tokenized, rows, outcomes)
     rest = iter(outcomes)
-    logits = [[next(rest).value for _ in texts] for _, texts in wanted]
-    for (adapter, _), answers in zip(wanted, logits, strict=True):
+    aggregate = "mean" if window is None else window.aggregate
+    logits: list[list[Logits]] = []
+    for (adapter, _), texts in zip(wanted, nested, strict=True):
+        answers = [[next(rest).value for _ in windows] for windows in texts]
         _check_finite(adapter, answers, service.backbone.dtype)
+        logits.append([joined(windows, aggregate, adapter.spec.problem_type) for windows in answers])
     return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized - started, outcomes))
 
 
-def _check_finite(adapter: Adapter, answers: list[Logits], dtype: str) -> None:
+async def _rows(
+    service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool, window: Window | None
+) -> list[list[list[Row]]]:
+    """Of each adapter, each text's rows: one, or its windows, in all at most as many as a request may have inputs."""
+    if window is None:
+        return [[[row] for row in await service.rows(adapter, texts, truncate=truncate)] for adapter, texts in wanted]
+    spare = service.max_inputs - sum(len(texts) for _, texts in wanted)
+    rows = []
+    for adapter, texts in wanted:
+        rows.append(await service.windows(adapter, texts, window.stride, spare + len(texts)))
+        spare -= sum(map(len, rows[-1])) - len(texts)
+    return rows
+
+
+def _check_finite(adapter: Adapter, answers: list[list[Logits]], dtype: str) -> None:
     """JSON has no NaN and no infinity: they would be answered as null."""
-    for i, row in enumerate(answers):
-        if not all(map(math.isfinite, row)):
+    for i, rows in enumerate(answers):
+        if not all(math.isfinite(value) for row in rows for value in row):
             raise NotFinite(
                 f"version {adapter.version} of task {adapter.spec.task!r} gives logits that are NaN or infinite "
                 f"for input {i}, in {dtype}; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"

@@ -164,7 +164,7 @@ async def _infer(request: Request, service: Service, task: str, version: str | N
     wanted = tensors.wanted_outputs(body, adapter.spec)
     check_rows(service, tensors.count_rows(body, adapter.spec))
     texts = tensors.read_texts(body, binary, adapter.spec)
-    prediction = await predicted(request, service, [(adapter, texts)], truncate=body.truncate)
+    prediction = await predicted(request, service, [(adapter, texts)], truncate=body.truncate, window=body.window)
 
     (logits,) = prediction.logits
     head = {"model_name": task, "model_version": adapter.version} | ({} if body.id is None else {"id": body.id})

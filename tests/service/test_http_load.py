@@ -88,13 +88,31 @@ def test_replacing_under_load_is_never_half_done(server: Server, adapter_bytes: 
         assert client.delete("/adapters/swapped").status_code == 204
 
 
-def test_more_tasks_than_slots_still_answer(filled_store: Path) -> None:
-    """With a single slot, requests for all tasks are answered, adapters making room for each other."""
-    with running(filled_store, slots=1) as server, server.client() as client:
-        fan_out = client.post("/predict?task=mrpc&task=mnli&task=stsb", json={"inputs": {"text": "a", "text_pair": "b"}})
-        assert set(fan_out.json()) == {"mrpc", "mnli", "stsb"}
-        assert scores(client.post("/predict?task=sst2", json={"inputs": "good"}))
-        assert "adamix_adapter_evictions_total 3.0" in client.get("/metrics").text
+@pytest.mark.parametrize("slots", [1, 2])
+def test_more_tasks_than_slots_still_answer(slots: int, filled_store: Path, server: Server) -> None:
+    """With fewer slots than tasks every row of interleaved requests, fan-outs too, gets the answer that many slots give."""
+    rng = random.Random(slots)
+    pairs = {f"?{'&'.join(f'task={task}' for task in order)}" for order in itertools.permutations(FOUR_TASKS[1:])}
+    calls = [(query, some_inputs(rng, "mrpc")) for query in sorted(pairs)] * 3
+    calls += [("?task=sst2", [some_inputs(rng, "sst2") for _ in range(8)]) for _ in range(9)]
+    rng.shuffle(calls)
+    with running(filled_store, slots=slots) as few, few.client() as crowded, server.client() as roomy:
+
+        def call(client: httpx2.Client, of: tuple[str, Any]) -> list[float]:
+            answer = client.post(f"/predict{of[0]}", json={"inputs": of[1]})
+            assert answer.status_code == 200, answer.text
+            groups = answer.json().values() if isinstance(answer.json(), dict) else answer.json()
+            assert len(groups) == (3 if isinstance(answer.json(), dict) else 8)
+            return [score["score"] for group in groups for score in sorted(group, key=lambda score: str(score["label"]))]
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda of: call(crowded, of), calls))
+        for of, scores_of in zip(calls, answers, strict=True):
+            assert scores_of == pytest.approx(call(roomy, of), abs=1e-4)
+        metrics = crowded.get("/metrics").text
+    assert metrics.count(',tier="device"} 1.0') <= slots
+    rows = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("adamix_batch_tasks"))
+    assert rows[f'adamix_batch_tasks_bucket{{le="{slots}.0"}}'] == rows["adamix_batch_tasks_count"]
 
 
 def test_rows_of_clients_that_left_are_dropped(filled_store: Path) -> None:

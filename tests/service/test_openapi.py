@@ -113,6 +113,12 @@ PROVOKED: dict[str, Provoke] = {
     "BodyTooLarge": lambda c, *_: c.post("/predict?task=sst2", content=b"x" * 10_000_014),
     "TooManyInputs": lambda c, *_: c.post("/predict?task=sst2", json={"inputs": ["a"] * 300}),
     "InputTooLong": lambda c, *_: c.post("/predict?task=sst2", json={"inputs": "go " * 300}),
+    "TooManyWindows": lambda c, *_: c.post(
+        "/predict?task=sst2", json={"inputs": "good " * 100_000, "parameters": {"window": {}}}
+    ),
+    "InvalidWindow": lambda c, *_: c.post(
+        "/predict?task=sst2", json={"inputs": "a", "parameters": {"window": {"stride": 126}}}
+    ),
     "InvalidRequest": lambda c, *_: c.post("/predict?task=sst2", json={"inputs": []}),
     "InvalidText": lambda c, *_: c.post("/predict?task=sst2", json={"inputs": ""}),
     "InvalidAdapter": lambda c, *_: c.post("/adapters", files={"file": b""}),
