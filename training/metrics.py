@@ -42,11 +42,15 @@ class Metrics:
             self._board.close()
 
     def _begin(self, step: int) -> None:
-        """Take back what a killed run wrote after its last checkpoint."""
+        """Take back what a killed run wrote after its last checkpoint; what stays is drawn anew, since TensorBoard tells the
+        order of two files by the second."""
+        kept: list[bytes] = []
         try:
             if self._lines.exists():
                 kept = [line for line in self._lines.read_bytes().splitlines(keepends=True) if _step(line) < step]
                 write_atomically(self._lines, b"".join(kept))
+            for file in self._folder.glob("events.out.tfevents.*"):
+                file.unlink()
         except OSError as error:
             raise TrainingError(f"{self._lines} cannot be written: {error.strerror}") from None
         try:
@@ -54,13 +58,20 @@ class Metrics:
         except ImportError:
             typer.echo("there are no TensorBoard events: the package tensorboard is not installed")
             return
-        self._board = SummaryWriter(str(self._folder), purge_step=step, flush_secs=10)
+        self._board = SummaryWriter(str(self._folder), flush_secs=10)
+        for line in kept:
+            self._draw(json.loads(line))
 
     def _write(self, step: int, words: dict[str, str], numbers: dict[str, float]) -> None:
-        append(self._lines, {"step": step, **words, **numbers})
+        line = {"step": step, **words, **numbers}
+        append(self._lines, line)
+        self._draw(line)
+
+    def _draw(self, line: dict[str, Any]) -> None:
         if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
+            for name, value in line.items():
+                if name != "step" and not isinstance(value, str):
+                    self._board.add_scalar(name, value, line["step"])
 
 
 def _step(line: bytes) -> float:
