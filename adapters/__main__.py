@@ -23,7 +23,13 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Look at adapter files, check them, send them to a server, convert them from and to other makers'.",
+    help="""Look at adapter files, check them, send them to a server, convert them from and to other makers'.
+
+    ```
+    python -m adapters inspect tickets.safetensors
+    python -m adapters push tickets.safetensors --url http://localhost:8000
+    ```
+    """,
     epilog="**Exit codes:** 0, done; 2, something that you can mend, in one sentence on stderr; 1, a fault of ours.",
 )
 File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]

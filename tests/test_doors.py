@@ -19,6 +19,7 @@ SCRIPTS: dict[str, str] = tomllib.loads((Path(__file__).parent.parent / "pyproje
 COMMANDS = [
     ("adamix-train",),
     ("adamix-serve",),
+    ("adamix",),
     *(("adamix", command) for command in ("inspect", "validate", "push", "convert", "export")),
 ]
 
