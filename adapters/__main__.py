@@ -26,10 +26,8 @@ app = typer.Typer(
     help="""Look at adapter files, check them, send them to a server, convert them from and to other makers'.
 
     ```
-    python -m adapters inspect tickets.safetensors
     python -m adapters push tickets.safetensors --url http://localhost:8000
-    ```
-    """,
+    ```""",
     epilog="**Exit codes:** 0, done; 2, something that you can mend, in one sentence on stderr; 1, a fault of ours.",
 )
 File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]
@@ -41,8 +39,6 @@ BACKBONE = "`embedded`, a folder, or a Hugging Face id."
 @app.command()
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what an adapter is for, what it was trained on, and what it scored.
-
-    For people, or for programs:
 
     ```
     python -m adapters inspect tickets.safetensors
@@ -201,8 +197,6 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write; not there yet, or empty.")],
 ) -> None:
     """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)` computes the same logits.
-
-    Into a folder that is not there yet, or empty:
 
     ```
     python -m adapters export sst2.safetensors sst2-adapterhub
