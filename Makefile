@@ -15,7 +15,7 @@ help: ## Show this list
 serve: $(VENV)/serve.done ## Serve on http://127.0.0.1:8000 with the embedded backbone and the shipped adapters
 	@$(BIN)/python -m service
 
-test: $(VENV)/dev.done ## Run the tests (under six minutes on two cores)
+test: $(VENV)/dev.done ## Run the tests (about seven minutes on two cores)
 	@$(BIN)/python -m pytest
 
 test-browser: $(VENV)/browser.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
