@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from adapters.prompt import Prompt, fitted
+from adapters.prompt import fitted
 from adapters.text import TextInput, Tokens, encode
 from adapters.windows import windows
 
 T = TypeVar("T")
 
 INLINE_CHARACTERS = 4096  # about a millisecond of work: a thread's hand-over costs a tenth of that
+TEMPLATES = 1024  # kept as tokens: making them takes longer than a short text does
 THREADS = 2  # so that a flood of long texts waits here, and takes neither all cores nor all memory
 
 
@@ -28,7 +29,10 @@ class RequestTokenizer:
     """The backbone's tokeniser, shared by all requests."""
 
     def __init__(self, tokenizer: Tokenizer, mask_token: str | None) -> None:
-        self._tokenizer, self._mask_token = tokenizer, mask_token
+        self._tokenizer = tokenizer
+        self._prompt = lru_cache(TEMPLATES)(
+            lambda template, max_length: None if template is None else fitted(template, tokenizer, mask_token, max_length)
+        )
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
 
     async def encode(
@@ -54,9 +58,6 @@ class RequestTokenizer:
         prompt = self._prompt(template, max_length)
         work = partial(windows, self._tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt)
         return await self._run(texts, work)
-
-    def _prompt(self, template: str | None, max_length: int) -> Prompt | None:
-        return None if template is None else fitted(template, self._tokenizer, self._mask_token, max_length)
 
     async def _run(self, texts: Sequence[TextInput], work: Callable[[], T]) -> T:
         if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
