@@ -25,7 +25,8 @@ def row(page: Page, task: str) -> Locator:
 
 
 def choose(page: Page, *tasks: str) -> None:
-    """Tick these tasks and no others."""
+    """Tick these tasks and no others, once the page has listed the tasks and ticked its own first choice."""
+    expect(page.locator("#chosen .chip").first).to_be_visible()
     for box in page.locator("#rows input[type=checkbox]").all():
         if box.is_enabled():
             box.set_checked(box.get_attribute("data-task") in tasks)
