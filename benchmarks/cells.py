@@ -9,10 +9,11 @@ from typing import Any
 
 from training.record import append
 
+Cells = list[dict[str, Any]]
 KEY = ("task", "method", "seed", "cap", "backbone", "search")
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> Cells:
     """All cells; a line that a killed run left half-written is no cell."""
     found = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -46,7 +47,7 @@ def add(path: Path, cell: dict[str, Any]) -> dict[str, Any]:
     return cell
 
 
-def rates(cells: list[dict[str, Any]], backbone: str, cap: int | None, method: str) -> dict[float, dict[str, float]]:
+def rates(cells: Cells, backbone: str, cap: int | None, method: str) -> dict[float, dict[str, float]]:
     """What a search found for a method: held-out score by learning rate and task."""
     found: dict[float, dict[str, float]] = {}
     for cell in cells:
@@ -67,3 +68,22 @@ def best_rate(folder: Path, backbone: str, cap: int | None, method: str, grid: t
             f"the search for {method} lacks {', '.join(lacking)}; expected it whole: python -m benchmarks.glue search"
         )
     return max(found, key=lambda rate: statistics.mean(found[rate].values()))
+
+
+def common(group: Cells, tasks: list[str], methods: list[str]) -> list[str]:
+    """The tasks of which each of the methods has cells."""
+    there = {(cell["method"], cell["task"]) for cell in group}
+    return [task for task in tasks if all((method, task) in there for method in methods)]
+
+
+def averages(own: Cells, tasks: list[str]) -> list[float]:
+    """One average a seed, of the seeds that have every task."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for cell in own:
+        by_seed.setdefault(cell["seed"], {})[cell["task"]] = cell["score"]
+    return [statistics.mean(s[t] for t in tasks) for s in by_seed.values() if tasks and set(tasks) <= set(s)]
+
+
+def scores(own: Cells, task: str) -> list[float]:
+    """A task's scores, a cell each."""
+    return [cell["score"] for cell in own if cell["task"] == task]

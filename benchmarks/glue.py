@@ -9,7 +9,7 @@ that lacks. Data are JSON lines, `GLUE_DIR/TASK/train.jsonl` and `dev.jsonl`; al
 
 Settings are the same for all methods (`COMMON`, and `BUDGETS` of glue_data.py) but for the learning rate, for which each has
 the same budget: the three of `RATES`, tried with seed 0 on `SEARCH_ROWS` training rows and judged on a fifth of them all,
-held out. Variants of AdaMix take AdaMix's.
+held out. Variants of a method take its rate.
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ DRAWS = 20  # random routings that a mixture is judged under
 SEARCH_ROWS = 1600
 
 
-# A row of the table is a recipe: a method, or AdaMix with one thing changed.
+# The rows with so many times the epochs: each of four experts has a step in four.
+LONG, LONGER = 4, {f"{name}-long": {"method": name} for name in ("full", "adamix", "adapter")}
+
+# A row of the table is a recipe: a method, or one with one thing changed.
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in ("full", "adamix", "adapter", "lora", "houlsby", "bitfit", "head")},
     "adamix-no-consistency": {"method": "adamix", "consistency": 0.0},
     "adamix-no-sharing": {"method": "adamix", "share_up": False},
     **{f"adamix-{n}-experts": {"method": "adamix", "experts": n} for n in (1, 2, 8)},
+    **LONGER,
 }
 RATES: dict[str, tuple[float, ...]] = {
     "full": (3e-5, 1e-4, 3e-4),
@@ -182,7 +186,7 @@ def recipe_of(task: str, method: str, rate: float, seed: int, epochs: int | None
         COMMON,
         **METHODS[method],
         learning_rate=rate,
-        epochs=epochs or BUDGETS[task].epochs,
+        epochs=(epochs or BUDGETS[task].epochs) * (LONG if method in LONGER else 1),
         positive=TASKS[task].positive,
         seed=seed,
         precision=precision,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from benchmarks import cells as stored
-from benchmarks import plot
+from benchmarks import glue_plots
+from benchmarks.cells import Cells
 from training.tasks import lacking
 
-Cells = list[dict[str, Any]]
 MAIN = ("full", "adamix", "adapter", "lora", "houlsby", "bitfit", "head")
 INTRO = """# Results
 
@@ -58,23 +56,25 @@ def _group(
     shown = [task for task in tasks if any(cell["task"] == task for cell in group)]
     ran = [method for method in methods if any(cell["method"] == method for cell in group)]
     capped = "" if cap is None else f", at most {cap} rows of each file: a look, no result"
+    main = [method for method in ran if method in MAIN]
     seeds = ", ".join(map(str, sorted({cell["seed"] for cell in group})))
     parts = [
         f"## Backbone {backbone}{capped}\n",
         f"Seeds {seeds}; hardware: {'; '.join(sorted({cell['hardware'] for cell in group}))}.\n",
-        _table(group, shown, ran),
+        _table(group, shown, main),
         *(
             f"† {task}: {_lacking(group, task)}, so its scores are no measure of the published task."
             for task in shown
             if _lacking(group, task)
         ),
         "",
+        _paired(group, main),
+        _variants(group, shown, ran),
         _unmerged(group, shown),
     ]
-    plots = {"methods": _methods_plot, "routing": _routing_plot, "experts": _experts_plot}
-    for kind, draw in plots.items():
+    for kind, draw in glue_plots.PLOTS.items():
         file = out.parent / f"{name}-{kind}.svg"
-        caption = draw(group, shown, ran, file)
+        caption = draw(group, shown, main, file)
         if caption:
             parts.append(f"![{caption}]({file.name})\n\n{caption}\n")
     return parts
@@ -82,14 +82,19 @@ def _group(
 
 def _table(group: Cells, tasks: list[str], methods: list[str]) -> str:
     """Methods × tasks. The average is over tasks that every method here has, so that all are of the same."""
-    common = _common(group, tasks, methods)
+    common = stored.common(group, tasks, methods)
     head = ["method", "parameters", "s a run", *(_heading(group, task) for task in tasks), f"average of {len(common)}"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for method in methods:
         own = [cell for cell in group if cell["method"] == method]
         seconds = statistics.mean(cell["seconds"] for cell in own)
-        row = [method, f"{own[0]['parameters']:,}", f"{seconds:,.0f}", *(_spread(_scores(own, task)) for task in tasks)]
-        lines.append("| " + " | ".join([*row, _spread(_averages(own, common))]) + " |")
+        row = [
+            method,
+            f"{own[0]['parameters']:,}",
+            f"{seconds:,.0f}",
+            *(_spread(stored.scores(own, task)) for task in tasks),
+        ]
+        lines.append("| " + " | ".join([*row, _spread(stored.averages(own, common))]) + " |")
     said = ", ".join(common) or "no task, for none has cells of every method"
     return "\n".join(
         [
@@ -99,6 +104,40 @@ def _table(group: Cells, tasks: list[str], methods: list[str]) -> str:
             "",
         ]
     )
+
+
+def _paired(group: Cells, methods: list[str]) -> str:
+    """AdaMix's cells less each other method's, the same task and seed."""
+    scores = {(cell["method"], cell["task"], cell["seed"]): cell["score"] for cell in group}
+    lines = []
+    for method in methods:
+        pairs = [(score, scores.get((method, task, seed))) for (of, task, seed), score in scores.items() if of == "adamix"]
+        gains = [score - other for score, other in pairs if other is not None]
+        if method != "adamix" and gains:
+            better = sum(gain > 0 for gain in gains)
+            lines.append(f"- {method}: {100 * statistics.mean(gains):+.1f} points, better in {better} of {len(gains)} cells")
+    return "\n".join(["AdaMix against each, cell by cell (the same task and seed):\n", *lines, ""]) if lines else ""
+
+
+def _variants(group: Cells, tasks: list[str], methods: list[str]) -> str:
+    """Rows with one thing changed, each under the method it was changed from, on the tasks and seeds that it has."""
+    lines: list[str] = []
+    for method in [method for method in methods if method not in MAIN]:
+        own = [cell for cell in group if cell["method"] == method]
+        cells = {(cell["task"], cell["seed"]) for cell in own}
+        of = own[0]["recipe"]["method"]
+        unchanged = [cell for cell in group if cell["method"] == of and (cell["task"], cell["seed"]) in cells]
+        lines += [_row(of, unchanged, tasks), _row(method, own, tasks)]
+    if not lines:
+        return ""
+    said = (
+        "One thing changed, below the same method unchanged, on the same tasks and seeds (`-long`: four times the epochs).\n"
+    )
+    return "\n".join([said, "| variant | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|", *lines, ""])
+
+
+def _row(name: str, own: Cells, tasks: list[str]) -> str:
+    return "| " + " | ".join([name, *(_spread(stored.scores(own, task)) for task in tasks)]) + " |"
 
 
 def _heading(group: Cells, task: str) -> str:
@@ -147,90 +186,8 @@ def _search(cells: Cells, backbone: str, cap: int | None, grid: dict[str, tuple[
     return "\n".join([*lines, ""])
 
 
-def _methods_plot(group: Cells, tasks: list[str], methods: list[str], file: Path) -> str:
-    """Methods by their average, with error bars."""
-    main = [method for method in methods if method in MAIN]
-    common = _common(group, tasks, main)
-    averages = {m: _averages([cell for cell in group if cell["method"] == m], common) for m in main}
-    averages = {method: values for method, values in averages.items() if values}
-    if not averages:
-        return ""
-    figure, axes = plot.figure()
-    order = sorted(averages, key=lambda method: statistics.mean(averages[method]))
-    means, spreads = ([f(averages[m]) for m in order] for f in (statistics.mean, _deviation))
-    axes.errorbar(means, order, xerr=spreads, fmt="o", capsize=4)
-    axes.set_xlabel(f"average of {', '.join(common)}")
-    plot.save(figure, file)
-    return f"Methods by their average, mean and standard deviation over {_count(averages.values())}."
-
-
-def _routing_plot(group: Cells, tasks: list[str], _methods: list[str], file: Path) -> str:
-    """The paper's violins: random routing's scores, with the merged adapter as a dot."""
-    routed = [cell for cell in group if cell["method"] == "adamix" and "routing" in cell]
-    shown = [task for task in tasks if any(cell["task"] == task for cell in routed)]
-    if not shown:
-        return ""
-    figure, axes = plot.figure()
-    draws = [[d for cell in routed if cell["task"] == task for d in cell["routing"]["random"]] for task in shown]
-    merged = [_scores(routed, task) for task in shown]
-    axes.violinplot(draws, positions=range(len(shown)), showextrema=False)
-    for i, values in enumerate(merged):
-        axes.scatter([i] * len(values), values, color="tab:red", zorder=3, label="merged" if i == 0 else None)
-    axes.set_xticks(range(len(shown)), shown)
-    axes.set_ylabel("score")
-    axes.legend()
-    plot.save(figure, file)
-    per = len(routed[0]["routing"]["random"])
-    return f"Random routing ({per} draws a run, the violins) against the merged adapter (a dot a run); {_count(merged)}."
-
-
-def _experts_plot(group: Cells, tasks: list[str], _methods: list[str], file: Path) -> str:
-    """Score against the number of experts."""
-    names = {1: "adamix-1-experts", 2: "adamix-2-experts", 4: "adamix", 8: "adamix-8-experts"}
-    own = {n: [cell for cell in group if cell["method"] == name] for n, name in names.items()}
-    own = {n: found for n, found in own.items() if found}
-    common = [task for task in tasks if all(any(c["task"] == task for c in found) for found in own.values())]
-    if len(own) < 2 or not common:
-        return ""
-    figure, axes = plot.figure()
-    values = {n: _averages(found, common) for n, found in own.items()}
-    axes.errorbar(
-        list(values), [*map(statistics.mean, values.values())], yerr=[*map(_deviation, values.values())], fmt="o-", capsize=4
-    )
-    axes.set_xlabel("experts")
-    axes.set_ylabel(f"average of {', '.join(common)}")
-    plot.save(figure, file)
-    return f"AdaMix by its number of experts, mean and standard deviation over {_count(values.values())}."
-
-
-def _common(group: Cells, tasks: list[str], methods: list[str]) -> list[str]:
-    there = {(cell["method"], cell["task"]) for cell in group}
-    return [task for task in tasks if all((method, task) in there for method in methods)]
-
-
-def _averages(own: Cells, tasks: list[str]) -> list[float]:
-    """One average a seed, of the seeds that have every task."""
-    by_seed: dict[int, dict[str, float]] = {}
-    for cell in own:
-        by_seed.setdefault(cell["seed"], {})[cell["task"]] = cell["score"]
-    return [statistics.mean(s[t] for t in tasks) for s in by_seed.values() if tasks and set(tasks) <= set(s)]
-
-
-def _scores(own: Cells, task: str) -> list[float]:
-    return [cell["score"] for cell in own if cell["task"] == task]
-
-
 def _spread(values: list[float]) -> str:
     if not values:
         return "–"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread} ({len(values)})"
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _count(groups: Iterable[list[float]]) -> str:
-    counts = sorted({len(values) for values in groups})
-    return f"{' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seed{'s' if counts[-1] > 1 else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_the_table(data: Path, bert_folder: Path) -> None:
     assert "(2)" in page
     assert again["hardware"] in page
     assert "average of 2" in page
+    assert re.search(r"^- full: [+-][0-9.]+ points, better in [0-4] of 4 cells$", page, re.M)
+    of, variant = page.split("| variant |")[1].splitlines()[2:4]
+    assert of.startswith("| adamix |")
+    assert variant.startswith("| adamix-2-experts |")
+
+
+def test_longer(data: Path, bert_folder: Path) -> None:
+    """A `-long` row is its method with four times the epochs, at that method's learning rate."""
+    assert invoke("run", data, bert_folder, "--methods", "full-long", "--seeds", "0").exit_code == 0
+    recipe = found(data)[-1]["recipe"]
+    assert (recipe["method"], recipe["epochs"]) == ("full", 4)
 
 
 def test_another_recipe(data: Path, bert_folder: Path) -> None:
