@@ -132,11 +132,19 @@ class AdapterInfo(BaseModel):
     tier: Literal["device", "host", "disk"]
 
 
+class Latency(BaseModel):
+    """In seconds, of a task's last 256 answers, each from the request's body to its answer."""
+
+    p50: float
+    p99: float
+
+
 class AdapterListed(AdapterInfo):
-    """What `details=true` adds to a list: the trainer's word in the file, and this server's count since it started."""
+    """What `details=true` adds to a list: the trainer's word in the file, and what this server saw since it started."""
 
     dev_scores: dict[str, float]
     requests: int
+    latency: Latency | None = Field(description="null until the task has answered.")
 
 
 class AdapterDetail(AdapterInfo):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,20 @@ def test_throughput_of_the_last_minute(open_tab: OpenTab) -> None:
     page.get_by_role("button", name="Predict").click()
     expect(page.locator("#chart")).to_contain_text("highest")
     expect(page.locator("#figures")).to_contain_text("ms")
+
+
+def test_latency_of_each_task(open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """A task in the list has a p50 and a p99 once it has answered, and a dash before."""
+    page = open_tab().page
+    page.get_by_label("Admin key").fill(ADMIN_KEY)
+    page.locator("#file").set_input_files(adapter_file("timed"))
+    latency = row(page, "timed").locator("[data-name=Latency]")
+    expect(latency).to_have_text("–")
+    choose(page, "timed")
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    page.get_by_role("searchbox").fill("timed")  # so that it is listed anew
+    expect(latency).to_have_text(re.compile(r"^[\d.]+(\sm?s)? · [\d.]+\sm?s$"))
 
 
 def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
