@@ -340,6 +340,24 @@ def test_ten_thousand_tasks(open_tab: OpenTab) -> None:
     assert overflow(phone) == 0
 
 
+def test_one_task_too_many_is_said_to_be(open_tab: OpenTab) -> None:
+    """Of 33 ticked tasks the last one stays unticked, which is said where it is seen, until another one is left out."""
+    page = open_tab(prepare=lambda page: answer_as_if(page, 10_000)).page
+    choose(page, *(f"team-{i:05d}" for i in range(25)))
+    page.get_by_role("button", name="Next").click()
+    for i in range(25, 32):
+        page.get_by_label(f"Try team-{i:05d}").check()
+    full, one_more = page.locator("#full"), page.get_by_label("Try team-00049")
+    expect(full).to_be_hidden()
+    one_more.click()
+    expect(one_more).not_to_be_checked()
+    expect(full).to_contain_text("team-00049 is not ticked: a text is tried on at most 32 tasks at once")
+    expect(full).to_be_in_viewport()
+    page.get_by_role("button", name="Leave team-00000 out").click()
+    expect(full).to_be_hidden()
+    one_more.check()
+
+
 def test_the_documentation_works_without_the_internet(open_tab: OpenTab, server: Server) -> None:
     """/docs shows every operation and tries one, under a policy that allows no other origin and no inline code."""
     page = open_tab().page
