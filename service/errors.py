@@ -146,7 +146,8 @@ def _allowed(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
 
-    return [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if fits(method)]
+    allowed = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if fits(method)]
+    return ["GET", "HEAD", *allowed[1:]] if "GET" in allowed else allowed
 
 
 async def _answer_validation(_request: Request, error: Exception) -> Response:

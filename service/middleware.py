@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, a limit on its body, a line in the log. Plain ASGI: no framework is needed for it."""
+"""What surrounds every request: an id, a line in the log, HEAD as GET, a limit on its body. Plain ASGI: no framework."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ class RequestContext:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info
             tell("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1e3, 3))
+
+
+class HeadAsGet:
+    """Answers HEAD wherever there is a GET, as that one: the server sends the head of the answer alone."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        as_get = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if as_get else scope, receive, send)
 
 
 class BodyLimit:

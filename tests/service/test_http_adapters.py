@@ -330,6 +330,16 @@ def test_the_list_in_pages(client: httpx2.Client) -> None:
         assert client.get(f"/adapters?{wrong}").status_code == 422
 
 
+def test_of_many_tasks_some_are_named(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+) -> None:
+    """A request that names no task is told how many there are, and at most five of them."""
+    upload(client, adapter_bytes(made("one-more")))
+    tasks = [entry["task"] for entry in client.get("/adapters").json()]
+    sentence = client.post("/predict", json=FILM).json()["error"]
+    assert sentence.endswith(f"({len(tasks)} tasks: {', '.join(map(repr, tasks[:5]))}, …)")
+
+
 def test_the_list_with_details(
     client: httpx2.Client, embedded: Backbone, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
 ) -> None:
