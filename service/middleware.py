@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from opentelemetry import trace
 
-from service.errors import BodyTooLarge, problem
+from service.errors import BodyTooLarge, error_type, problem
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -88,7 +88,8 @@ class BodyLimit:
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if announced.isdigit() and int(announced) > limit:
             refusal = _too_large(int(announced), limit)
-            await problem(413, refusal.detail, "BodyTooLarge", {"Connection": "close"})(scope, receive, send)
+            answer = problem(refusal.status, refusal.detail, error_type(BodyTooLarge), {"Connection": "close"})
+            await answer(scope, receive, send)
             return
         received = 0
 

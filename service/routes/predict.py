@@ -10,10 +10,11 @@ from fastapi import APIRouter, Query, Request, Response
 from adapters.file import Adapter
 from adapters.text import TextInput
 from service import examples
+from service.inputs import read_inputs
 from service.openapi import PREDICT_PROBLEMS, answered, body_of, problems
 from service.routes import API_KEY, service_of
 from service.routes.prediction import admit, check_rows, counted, parse, predicted, read_body
-from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, read_inputs, scored
+from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, scored
 from service.state import Service
 
 router = APIRouter(tags=["predict"])
