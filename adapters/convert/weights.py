@@ -55,7 +55,7 @@ def _load(path: Path) -> object:
     if head.startswith(PICKLE) and TORCH_BEFORE_1_6 not in head:
         raise CannotConvert(
             f"{path.name} is a plain pickle, which is a program, and was not opened; expected what torch.save or "
-            "safetensors wrote: if you trust its maker, load it and write its tensors by name with safetensors.torch.save_file"
+            "safetensors wrote: if you trust its maker, load it and write its tensors with safetensors.torch.save_file"
         )
     try:
         if head[8:9] == b"{":  # safetensors begins with a length of eight bytes and a JSON object
