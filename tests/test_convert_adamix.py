@@ -152,6 +152,15 @@ def test_the_format_of_old_versions(bert: Backbone, tmp_path: Path) -> None:
     assert (tmp_path / "out.safetensors").read_bytes() == expected
 
 
+def test_safetensors_of_any_length(bert: Backbone, tmp_path: Path) -> None:
+    """A safetensors file whose header has a length that begins as a pickle does is still a safetensors file."""
+    like_a_pickle = b"\x80"
+    padded = (safetensors.torch.save(checkpoint(bert), {"pad": "x" * n}) for n in range(256))
+    source = tmp_path / "soup.bin"
+    source.write_bytes(next(data for data in padded if data.startswith(like_a_pickle)))
+    assert convert(source, bert).exit_code == 0
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_safetensors_and_whole_models(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A safetensors file, and a checkpoint that carries the unchanged backbone, convert to the very same file."""

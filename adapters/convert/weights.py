@@ -52,13 +52,14 @@ def refuse_rest(weights: dict[str, Tensor], known: str) -> None:
 def _load(path: Path) -> object:
     with path.open("rb") as file:
         head = file.read(32)
-    if head.startswith(PICKLE) and TORCH_BEFORE_1_6 not in head:
+    safe = head[8:9] == b"{"  # safetensors begins with a length of eight bytes and a JSON object
+    if not safe and head.startswith(PICKLE) and TORCH_BEFORE_1_6 not in head:
         raise CannotConvert(
             f"{path.name} is a plain pickle, which is a program, and was not opened; expected what torch.save or "
             "safetensors wrote: if you trust its maker, load it and write its tensors with safetensors.torch.save_file"
         )
     try:
-        if head[8:9] == b"{":  # safetensors begins with a length of eight bytes and a JSON object
+        if safe:
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols: whatever cannot be read is refused below
