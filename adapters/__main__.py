@@ -144,10 +144,7 @@ def convert(
     max_length: Annotated[int, _unsaid(help="Tokens of the longest input.")] = 128,
     probe: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSON lines with `text`, perhaps `text_pair`: the first 8 go into the file with their logits.",
-        ),
+        typer.Option(metavar="FILE", help="JSON lines with `text`, perhaps `text_pair`: 8 go into the file, with logits."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"],
@@ -195,6 +192,7 @@ def convert(
 def export(
     file: File,
     folder: Annotated[Path, typer.Argument(help="Where to write; not there yet, or empty.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)` computes the same logits.
 
@@ -209,7 +207,7 @@ def export(
         write(adapter, folder)
     except (AdaMixError, OSError) as error:
         _fail(f"{file} cannot be exported: {error}")
-    typer.echo(f"{folder}: adapter {adapter.spec.task!r} for AdapterHub")
+    _say(adapter, f"{folder}: adapter {adapter.spec.task!r} for AdapterHub", as_json)
 
 
 def _say(adapter: Adapter, sentence: str, as_json: bool, **more: Any) -> None:

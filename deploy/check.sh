@@ -20,7 +20,8 @@ main() {
 }
 
 check_container() {
-  expect "the container's health" healthy "$(container '{{.State.Health.Status}}')"
+  expect "the service's health" healthy "$(health service)"
+  expect "Prometheus' health" healthy "$(health prometheus)"
   expect "root in the container" no "$(in_service sh -c '[ "$(id -u)" = 0 ] && echo yes || echo no')"
   expect "a writable root file system" no "$(in_service sh -c 'touch /app/x 2>/dev/null && echo yes || echo no')"
   expect "sentence-transformers in the image" no \
@@ -86,12 +87,12 @@ check_stop() {
   pass "stopped after $((SECONDS - started)) s"
   wait $!
   expect "a request under way at the stop" 200 "$(<"$scratch/under-way")"
-  expect "the exit status" 0 "$(container '{{.State.ExitCode}}')"
+  expect "the exit status" 0 "$(docker inspect --format '{{.State.ExitCode}}' "$(docker compose ps --all --quiet service)")"
   service_log >"$scratch/log"
   expect "the log's last event" stopped "$(tail -n 1 "$scratch/log" | sed -nE 's/.*"event": ?"([^"]*)".*/\1/p')"
   docker compose --progress quiet start service
   started=$SECONDS
-  until [ "$(container '{{.State.Health.Status}}')" = healthy ]; do
+  until [ "$(health service)" = healthy ]; do
     [ $((SECONDS - started)) -lt $SECONDS_TO_START ] || fail "not healthy $SECONDS_TO_START s after the start"
     sleep 0.5
   done
@@ -117,7 +118,7 @@ expect() { # what, expected, found
   pass "$1: $3"
 }
 
-container() { docker inspect --format "$1" "$(docker compose ps --all --quiet service)"; }
+health() { docker inspect --format '{{.State.Health.Status}}' "$(docker compose ps --all --quiet "$1")"; }
 in_service() { docker compose exec -T service "$@"; }
 # `docker compose logs` of compose 2.26 puts escape codes among the lines.
 service_log() { docker logs "$(docker compose ps --all --quiet service)" 2>&1; }

@@ -25,7 +25,7 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.loader import Loader
 from service.metrics import Metrics, StateCollector
-from service.middleware import PROBES, BodyLimit, RequestContext
+from service.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
 from service.routes import adapters, docs, health, page, predict, storage, v2
 from service.settings import InvalidSettings, Settings
 from service.slots import Slots
@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (predict, v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestContext)
     return app
 

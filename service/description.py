@@ -9,7 +9,7 @@ from typing import Any
 from adapters.entry import Entry, Version
 from adapters.file import Summary
 from adapters.spec import AdapterSpec
-from service.schemas import AdapterDetail, AdapterInfo, AdapterListed, VersionInfo
+from service.schemas import AdapterDetail, AdapterInfo, AdapterListed, Latency, VersionInfo
 from service.state import Service
 
 
@@ -21,8 +21,14 @@ def info(service: Service, entry: Entry) -> AdapterInfo:
 def listed(service: Service, entry: Entry) -> AdapterListed:
     """As listed with details. Raises as `Store.summary`."""
     spec = _summary(service, entry).spec
-    requests = service.metrics.requests_of[entry.task]
-    return AdapterListed(**_fields(service, entry), dev_scores=_dev_scores(spec), requests=requests)
+    metrics = service.metrics
+    quantiles = metrics.latencies.quantiles(entry.task, 0.5, 0.99)
+    return AdapterListed(
+        **_fields(service, entry),
+        dev_scores=_dev_scores(spec),
+        requests=metrics.requests_of[entry.task],
+        latency=None if quantiles is None else Latency(p50=quantiles[0], p99=quantiles[1]),
+    )
 
 
 def detailed(service: Service, entry: Entry) -> AdapterDetail:

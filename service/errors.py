@@ -5,12 +5,12 @@ is a 500 that says so and nothing else; its traceback goes to the log.
 
     HTTPException
     └── RequestRefused
-        ├── MalformedBody     400   not JSON, not a form
-        ├── MissingKey        401   no or a wrong bearer token
-        ├── ForeignPage       403   a browser page of another origin tries to write
-        ├── BodyTooLarge      413
-        ├── TooManyInputs     413
-        └── ClientClosed      499   the client left; nobody reads the answer
+        ├── MalformedBody     not JSON, not a form
+        ├── MissingKey        no or a wrong bearer token
+        ├── ForeignPage       a browser page of another origin tries to write
+        ├── BodyTooLarge
+        ├── TooManyInputs
+        └── ClientClosed      the client left; nobody reads the answer
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from adapters.spec import shown
 from service.batcher import Closed, QueueFull
 from service.schemas import InvalidRequest, NotFinite
 from service.tokenizer import InputTooLong
+
+QUEUE_FULL = "the queue is full; expected fewer rows at once: try again in a second"
+STOPPING = "the service is stopping; expected requests to go to another replica"
 
 log = structlog.get_logger("service")
 
@@ -71,7 +74,7 @@ class ClientClosed(RequestRefused):
     status = 499
 
 
-# The first entry that an error is an instance of decides.
+# Of all that are not a RequestRefused: the first entry that an error is an instance of decides.
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.UnknownTask, 404),
     (adapter_errors.UnknownVersion, 404),
@@ -94,9 +97,19 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
 
 def status_of(error: BaseException) -> int:
     """The HTTP status that an error is answered with."""
-    if isinstance(error, HTTPException):
-        return error.status_code
-    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+    return error.status_code if isinstance(error, HTTPException) else status_of_kind(type(error))
+
+
+def status_of_kind(kind: type[BaseException]) -> int:
+    """The same, of every error of a kind."""
+    if issubclass(kind, RequestRefused):
+        return kind.status
+    return next((status for known, status in STATUS if issubclass(kind, known)), 500)
+
+
+def error_type(kind: type[BaseException]) -> str:
+    """What an answer calls the errors of a kind."""
+    return "Stopping" if kind is Closed else kind.__name__
 
 
 def install(app: FastAPI) -> None:
@@ -115,21 +128,20 @@ def problem(status: int, message: str, error_type: str, headers: dict[str, str] 
 
 
 async def _answer_ours(_request: Request, error: Exception) -> Response:
-    status = status_of(error)
+    status, name = status_of(error), error_type(type(error))
     if isinstance(error, QueueFull):
-        message = "the queue is full; expected fewer rows at once: try again in a second"
-        return problem(status, message, "QueueFull", {"Retry-After": "1"})
+        return problem(status, QUEUE_FULL, name, {"Retry-After": "1"})
     if isinstance(error, Closed):
-        return problem(status, "the service is stopping; expected requests to go to another replica", "Stopping")
+        return problem(status, STOPPING, name)
     if status == 503:
-        log.error("unavailable", error=str(error), error_type=type(error).__name__)
-    return problem(status, str(error), type(error).__name__)
+        log.error("unavailable", error=str(error), error_type=name)
+    return problem(status, str(error), name)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error, RequestRefused):
-        return problem(error.status_code, error.detail, type(error).__name__, dict(error.headers or {}))
+        return problem(error.status_code, error.detail, error_type(type(error)), dict(error.headers or {}))
     if error.status_code == 404:
         return problem(404, f"there is no {request.url.path!r}; expected a path that /docs lists", "UnknownPath")
     if error.status_code == 405:
@@ -146,7 +158,8 @@ def _allowed(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
 
-    return [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if fits(method)]
+    allowed = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if fits(method)]
+    return ["GET", "HEAD", *allowed[1:]] if "GET" in allowed else allowed
 
 
 async def _answer_validation(_request: Request, error: Exception) -> Response:

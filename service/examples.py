@@ -170,9 +170,10 @@ ADAPTER = one(
         "versions": [{"version": VERSION, "bytes": 451796, "created": _CREATED, "active": True}],
     }
 )
+_DETAILS = {"dev_scores": {"accuracy": 0.892202}, "requests": 3, "latency": {"p50": 0.0163, "p99": 0.0412}}
 ADAPTERS = {
     "plain": _shown("The list", [_ADAPTER]),
-    "details": _shown("With details=true", [{**_ADAPTER, "dev_scores": {"accuracy": 0.892202}, "requests": 1}]),
+    "details": _shown("With details=true", [{**_ADAPTER, **_DETAILS}]),
 }
 ACTIVATION = one({"version": VERSION})
 STORAGE = one(

@@ -21,6 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.batcher import BatchReport
+from service.latency import Latencies
 
 # From half a millisecond: a short text on a GPU takes about one.
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -54,9 +55,9 @@ class Metrics:
         self._requests = Counter(
             "adamix_requests", "Predict requests by task and outcome.", ["task", "outcome"], registry=registry
         )
-        self.requests_of: collections.Counter[str] = (
-            collections.Counter()
-        )  # by task; the counter's own is not readable by one
+        # By task, for the list of tasks: the counter's own are not readable one by one, and latencies are no metric.
+        self.requests_of: collections.Counter[str] = collections.Counter()
+        self.latencies = Latencies()
         self._request = histogram("request_duration_seconds", "A predict request, from its body to its answer.", SECONDS)
         self._queue = histogram("queue_duration_seconds", "A row's time in the queue.", SECONDS)
         self.tokenization = histogram("tokenization_duration_seconds", "Tokenising one request.", SHORT_SECONDS)
@@ -82,6 +83,8 @@ class Metrics:
         for task in tasks:
             self._requests.labels(task, outcome(status)).inc()
             self.requests_of[task] += 1
+            if status < 400:  # a refusal is quick, and no answer
+                self.latencies.add(task, seconds)
         self._request.observe(seconds)
 
     def batch(self, report: BatchReport) -> None:
@@ -103,6 +106,7 @@ class Metrics:
         for name in OUTCOMES:
             self._requests.remove(task, name)
         del self.requests_of[task]
+        self.latencies.forget(task)
 
 
 class StateCollector(Collector):

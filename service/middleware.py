@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, a limit on its body, a line in the log. Plain ASGI: no framework is needed for it."""
+"""What surrounds every request: an id, a line in the log, HEAD as GET, a limit on its body. Plain ASGI: no framework."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from opentelemetry import trace
 
-from service.errors import BodyTooLarge, problem
+from service.errors import BodyTooLarge, error_type, problem
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -62,6 +62,17 @@ class RequestContext:
             tell("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1e3, 3))
 
 
+class HeadAsGet:
+    """Answers HEAD wherever there is a GET, as that one: the server sends the head of the answer alone."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        as_get = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if as_get else scope, receive, send)
+
+
 class BodyLimit:
     """Refuses bodies that are too large, by their announced length or, where there is none, as they come in."""
 
@@ -77,7 +88,8 @@ class BodyLimit:
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if announced.isdigit() and int(announced) > limit:
             refusal = _too_large(int(announced), limit)
-            await problem(413, refusal.detail, "BodyTooLarge", {"Connection": "close"})(scope, receive, send)
+            answer = problem(refusal.status, refusal.detail, error_type(BodyTooLarge), {"Connection": "close"})
+            await answer(scope, receive, send)
             return
         received = 0
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.schemas import Problem
+from adapters import errors as adapter_errors
+from service import errors
+from service.batcher import Closed, QueueFull
+from service.schemas import InvalidRequest, NotFinite, Problem
+from service.tokenizer import InputTooLong
 
 Document = dict[str, Any]
 
@@ -37,63 +41,52 @@ _WHY = {
     429: "The queue is full: try again after Retry-After seconds",
     503: "Not now: stopping, or the adapter or the store does not work",
 }
-# By error_type: its status, and a sentence as this service says it.
-PROBLEMS: dict[str, tuple[int, str]] = {
-    "MalformedBody": (
-        400,
+# A sentence of each error, as this service says it; `errors` knows its status and its name.
+_SENTENCES: dict[type[Exception], str] = {
+    errors.MalformedBody: (
         "the body is not JSON: Input is a zero-length, empty document: line 1 column 1 (char 0); "
-        "expected an object with 'inputs'",
+        "expected an object with 'inputs'"
     ),
-    "MissingKey": (401, "this request bears no key; expected the API key (ADAMIX_API_KEY) as 'Authorization: Bearer …'"),
-    "ForeignPage": (403, "a page of https://example.com asks to write; expected this service's own page"),
-    "UnknownTask": (404, "there is no task 'sst'; the closest are 'sst2'"),
-    "UnknownVersion": (404, "task 'sst2' has no version 'beef'; expected one of 1c9a3464a366"),
-    "AmbiguousVersion": (
-        409,
-        "version '1' of task 'sst2' fits 1c9a3464a366, 17f0bd3e92ac; expected a longer prefix",
+    errors.MissingKey: "this request bears no key; expected the API key (ADAMIX_API_KEY) as 'Authorization: Bearer …'",
+    errors.ForeignPage: "a page of https://example.com asks to write; expected this service's own page",
+    adapter_errors.UnknownTask: "there is no task 'sst'; the closest are 'sst2'",
+    adapter_errors.UnknownVersion: "task 'sst2' has no version 'beef'; expected one of 1c9a3464a366",
+    adapter_errors.AmbiguousVersion: (
+        "version '1' of task 'sst2' fits 1c9a3464a366, 17f0bd3e92ac; expected a longer prefix"
     ),
-    "NoActiveVersion": (
-        409,
-        "task 'sst2' has no active version; expected one of 1c9a3464a366 to be activated",
-    ),
-    "VersionIsActive": (
-        409,
+    adapter_errors.NoActiveVersion: "task 'sst2' has no active version; expected one of 1c9a3464a366 to be activated",
+    adapter_errors.VersionIsActive: (
         "version 1c9a3464a366 is the active one of task 'sst2'; "
-        "expected another one to be activated first, or the whole task to be deleted",
+        "expected another one to be activated first, or the whole task to be deleted"
     ),
-    "BodyTooLarge": (413, "the request's body has 10000014 bytes or more; expected at most 2097152"),
-    "TooManyInputs": (413, "the request has 300 inputs for 1 task; expected at most 256 rows in all"),
-    "InputTooLong": (
-        413,
-        'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2 in its parameters)',
+    errors.BodyTooLarge: "the request's body has 10000014 bytes or more; expected at most 2097152",
+    errors.TooManyInputs: "the request has 300 inputs for 1 task; expected at most 256 rows in all",
+    InputTooLong: (
+        'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2 in its parameters)'
     ),
-    "TooManyWindows": (
-        413,
+    adapter_errors.TooManyWindows: (
         "input 0 has 30000 tokens or more and takes 322 windows or more; "
-        "expected at most 256, the rows that the request has left for it",
+        "expected at most 256, the rows that the request has left for it"
     ),
-    "InvalidRequest": (422, "inputs is an empty list; expected at least one text"),
-    "InvalidText": (422, "inputs is empty; expected a text"),
-    "InvalidWindow": (422, "the window's stride is 126; expected less than 126, its tokens of the text"),
-    "InvalidAdapter": (422, "the file has 0 bytes; expected a safetensors file, which has at least 8"),
-    "BackboneMismatch": (
-        422,
+    InvalidRequest: "inputs is an empty list; expected at least one text",
+    adapter_errors.InvalidText: "inputs is empty; expected a text",
+    adapter_errors.InvalidWindow: "the window's stride is 126; expected less than 126, its tokens of the text",
+    adapter_errors.InvalidAdapter: "the file has 0 bytes; expected a safetensors file, which has at least 8",
+    adapter_errors.BackboneMismatch: (
         "the adapter was made for backbone 'embedded' with fingerprint 000000000000; "
-        "expected 'embedded' with fingerprint 8082ef5ee211",
+        "expected 'embedded' with fingerprint 8082ef5ee211"
     ),
-    "QueueFull": (429, "the queue is full; expected fewer rows at once: try again in a second"),
-    "Stopping": (503, "the service is stopping; expected requests to go to another replica"),
-    "DamagedAdapter": (
-        503,
-        "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…",
-    ),
-    "NotFinite": (
-        503,
+    QueueFull: errors.QUEUE_FULL,
+    Closed: errors.STOPPING,
+    adapter_errors.DamagedAdapter: "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…",
+    NotFinite: (
         "version 1c9a3464a366 of task 'sst2' gives logits that are NaN or infinite for input 0, in float16; "
-        "expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range",
+        "expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
     ),
-    "StoreError": (503, "the store var/store cannot be written: No space left on device"),
+    adapter_errors.StoreError: "the store var/store cannot be written: No space left on device",
 }
+# By error_type: its status and the sentence.
+PROBLEMS = {errors.error_type(kind): (errors.status_of_kind(kind), sentence) for kind, sentence in _SENTENCES.items()}
 
 VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActiveVersion")
 ADMIT_PROBLEMS = (*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
 
 Logits = list[float]
 Tier = Literal["device", "host", "disk"]
+NAMED = 5  # of all tasks, in a sentence
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Service:
         """Raises Closed once the service has been asked to stop."""
         if self.stopping:
             raise Closed
+
+    def expected_path(self) -> str:
+        """What a request for predictions that names no task should have asked, with some of the tasks that there are."""
+        names = [entry.task for entry in self.store.entries()]
+        some = [*map(repr, names[:NAMED]), *("…" for _ in names[NAMED : NAMED + 1])]
+        tasks = f"{len(names)} task{'' if len(names) == 1 else 's'}"
+        return f"POST /predict?task=NAME ({tasks}{': ' if some else ''}{', '.join(some)})"
 
     def check_fits(self, adapter: Adapter) -> None:
         """Raises BackboneMismatch if this backbone cannot run the adapter."""

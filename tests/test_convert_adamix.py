@@ -142,6 +142,25 @@ def test_the_user_s_own_probe(bert: Backbone, tmp_path: Path) -> None:
     assert load(tmp_path / "out.safetensors").spec.probe.inputs == tuple((row["text"],) for row in rows[:8])
 
 
+def test_the_format_of_old_versions(bert: Backbone, tmp_path: Path) -> None:
+    """What PyTorch wrote before 1.6, a run of pickles, converts to the very same file as what it writes now."""
+    weights = checkpoint(bert)
+    convert(saved(tmp_path, weights), bert)
+    expected = (tmp_path / "out.safetensors").read_bytes()
+    torch.save(weights, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    assert convert(tmp_path / "old.bin", bert).exit_code == 0
+    assert (tmp_path / "out.safetensors").read_bytes() == expected
+
+
+def test_safetensors_of_any_length(bert: Backbone, tmp_path: Path) -> None:
+    """A safetensors file whose header has a length that begins as a pickle does is still a safetensors file."""
+    like_a_pickle = b"\x80"
+    padded = (safetensors.torch.save(checkpoint(bert), {"pad": "x" * n}) for n in range(256))
+    source = tmp_path / "soup.bin"
+    source.write_bytes(next(data for data in padded if data.startswith(like_a_pickle)))
+    assert convert(source, bert).exit_code == 0
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_safetensors_and_whole_models(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A safetensors file, and a checkpoint that carries the unchanged backbone, convert to the very same file."""
@@ -179,9 +198,10 @@ def test_code_is_never_run(bert: Backbone, tmp_path: Path) -> None:
     hostile = {**checkpoint(bert), "classifier.bias": Payload(tmp_path / "made")}
     source = saved(tmp_path, hostile)
     assert_refused(convert(source, bert), f"{source.name} holds code (posix.mkdir), which was not run")
-    for protocol in (2, 4):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         source.write_bytes(pickle.dumps({"a": Payload(tmp_path / "made")}, protocol=protocol))
-        assert_refused(convert(source, bert), source.name)
+        found = "is a plain pickle" if protocol >= 2 else "holds code" if protocol else "is no readable pickle of tensors"
+        assert_refused(convert(source, bert), f"{source.name} {found}")
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
     pickle.loads(pickle.dumps(Payload(tmp_path / "made")))
     assert (tmp_path / "made").exists()  # the payload is a real one

@@ -314,11 +314,11 @@ def test_broken_folders(bert: Backbone, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t"]
 
 
-def export(backbone: Backbone, tmp_path: Path, task: str = "t", **options: Any) -> Any:
+def export(backbone: Backbone, tmp_path: Path, *more: str, task: str = "t", **options: Any) -> Any:
     path = tmp_path / "ours.safetensors"
     chosen = {"pooling": "cls", "bottleneck": 5, **options}
     path.write_bytes(random_adapter(backbone, task, ["yes", "no", "perhaps"], **chosen)[2])
-    return invoke("export", path, tmp_path / "exported")
+    return invoke("export", path, tmp_path / "exported", *more)
 
 
 @pytest.mark.parametrize(("pooling", "dense"), [("cls", True), ("cls", False), ("pooler", True)])
@@ -346,6 +346,13 @@ def test_their_bottleneck_is_ours(bert: Backbone, tmp_path: Path) -> None:
         assert int(32 // config["reduction_factor"]) == r
         for path in (tmp_path / "exported").iterdir():
             path.unlink()
+
+
+def test_export_for_programs(bert: Backbone, tmp_path: Path) -> None:
+    """With `--json` an export says which version of which task it wrote, as one object and nothing else."""
+    result = export(bert, tmp_path, "--json")
+    assert json.loads(result.stdout) == {"task": "t", "version": load(tmp_path / "ours.safetensors").version}
+    assert (tmp_path / "exported" / "adapter_config.json").is_file()
 
 
 def test_what_cannot_be_exported(bert: Backbone, tmp_path: Path) -> None:

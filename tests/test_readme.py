@@ -24,6 +24,23 @@ END_OF_BLOCK = "--- end of block ---"
 # A page's blocks share a shell: an answer of 4xx or 5xx is a failure there, as any other command's.
 SHELL = 'set -euo pipefail; curl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
 
+# Lines of `text` blocks by how they begin, and why they do not run here.
+NOT_RUN = {
+    "make serve": "installs; CI's own targets do the same",
+    "make test": "it is what runs here",
+    ". .venv/bin/activate": "the tests have an environment already",
+    "pip install": "installs; CI's own targets do the same",
+    "docker compose up": "containers: deploy/check.sh looks at what it starts",
+    "python -m benchmarks.": "hours, with data sets that are not in the repository",
+    "adamix-train --install-completion": "writes into a user's shell; tests/test_doors.py asks for the completion itself",
+    "python -m adapters convert pytorch_model_": "gigabytes; tests/test_convert_adamix.py makes small checkpoints",
+    "BnConfig(": "AdapterHub's library: benchmarks/adapterhub_parity.py uses it",
+    "python -m training --task sst2": "data from the hub; tests/test_tasks.py has repositories on disk",
+    "accelerate launch --multi_gpu": "several GPUs; tests/test_processes.py has several processes",
+    "python -m training … --": "a backbone with a masked-language-model head; tests/test_prompt.py makes small ones",
+    "python -m training --train DATA/": "hours, with data sets that are not in the repository",
+}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -35,8 +52,13 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """`text` is for what cannot run here: what installs or serves (`make` and CI prove it), hubs, GPUs, containers."""
+        """`text` is for what cannot run here, `promql` for Prometheus."""
         return self.language in ("bash", "python")
+
+    @property
+    def lines(self) -> list[str]:
+        """The commands, each on one line."""
+        return self.code.replace("\\\n", " ").splitlines()
 
     @property
     def script(self) -> str:
@@ -95,6 +117,13 @@ def test_commands_answer_what_the_page_prints(page: str, shipped: Server, tmp_pa
                 assert numbers(answer) == pytest.approx(numbers(printed), abs=2e-3)
 
 
+def test_what_does_not_run_has_a_reason() -> None:
+    """Every line that does not run here is listed with its reason, and what is listed is there."""
+    unrun = [line for page in TEXTS for block in blocks(page) if block.language == "text" for line in block.lines]
+    assert [line for line in unrun if not line.startswith(tuple(NOT_RUN))] == []
+    assert [start for start in NOT_RUN if not any(line.startswith(start) for line in unrun)] == []
+
+
 def test_there_are_commands_to_run() -> None:
     """The front door and the pages that teach have commands, and every block says what it is."""
     run = {page: [block for block in blocks(page) if block.runs] for page in TEXTS}
@@ -105,7 +134,7 @@ def test_there_are_commands_to_run() -> None:
         "docs/api.md",
     }
     for page in TEXTS:
-        assert {block.language for block in blocks(page)} <= {"bash", "python", "text"}, page
+        assert {block.language for block in blocks(page)} <= {"bash", "python", "text", "promql"}, page
 
 
 def test_every_setting_is_listed_with_its_default() -> None:

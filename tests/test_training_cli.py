@@ -71,6 +71,13 @@ def test_a_run(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
     assert checked.stdout == f"{out}: a valid adapter for task toy, version {adapter.version}\n"
 
 
+def test_a_longer_run_tells_twenty_times(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
+    """Without a terminal a run of more than twenty steps has twenty lines of them, the last step's among them."""
+    result = invoke(rows, tmp_path / "toy.safetensors", bert_folder, "--epochs", "18")
+    steps = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("step ")]
+    assert (len(steps), steps[-1]) == (20, "36/36")
+
+
 def test_a_run_as_json(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
     """With --json stdout is one JSON line, the run with its scores, recipe and version; the rest is told on stderr."""
     out = tmp_path / "toy.safetensors"

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-LOG_LINES = 20  # when the output is no terminal: this many lines a run instead of a bar
+LOG_LINES = 20  # when the output is no terminal: at most this many lines a run instead of a bar
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def shown() -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal; elsewhere, a line now and then."""
     console = Console()
     if not console.is_terminal:
-        yield lambda p: _line(p) if p.step % max(1, p.steps // LOG_LINES) == 0 else None
+        yield lambda p: _line(p) if p.step * LOG_LINES // p.steps > (p.step - 1) * LOG_LINES // p.steps else None
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
     with rich.progress.Progress(*columns, console=console) as bar:

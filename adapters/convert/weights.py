@@ -14,6 +14,9 @@ from torch import Tensor
 from adapters.errors import CannotConvert
 from adapters.spec import shown
 
+PICKLE = b"\x80"  # of protocol 2 and later; the files of torch.save are zip archives, but for those of old versions
+TORCH_BEFORE_1_6 = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # a number that its pickles begin with
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be read."""
@@ -48,7 +51,13 @@ def refuse_rest(weights: dict[str, Tensor], known: str) -> None:
 
 def _load(path: Path) -> object:
     with path.open("rb") as file:
-        safe = file.read(9)[8:] == b"{"  # safetensors begins with a length of eight bytes and a JSON object
+        head = file.read(32)
+    safe = head[8:9] == b"{"  # safetensors begins with a length of eight bytes and a JSON object
+    if not safe and head.startswith(PICKLE) and TORCH_BEFORE_1_6 not in head:
+        raise CannotConvert(
+            f"{path.name} is a plain pickle, which is a program, and was not opened; expected what torch.save or "
+            "safetensors wrote: if you trust its maker, load it and write its tensors with safetensors.torch.save_file"
+        )
     try:
         if safe:
             return safetensors.torch.load_file(path)
@@ -58,7 +67,9 @@ def _load(path: Path) -> object:
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
-            raise CannotConvert(f"{path.name} holds code ({found[1]}), which was not run; expected tensors only") from None
+            raise CannotConvert(
+                f"{path.name} holds code ({found[1]}), which was not run; expected tensors by name alone, as of state_dict()"
+            ) from None
         raise CannotConvert(
             f"{path.name} is no readable pickle of tensors; expected a PyTorch or safetensors file"
         ) from None

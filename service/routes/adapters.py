@@ -86,7 +86,7 @@ def list_adapters(
     search: Annotated[str, Query(max_length=64, description="Only tasks with this in their name.")] = "",
     offset: Annotated[int, Query(ge=0, description="How many to pass over, by name.")] = 0,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="How many to answer; by default all.")] = None,
-    details: Annotated[bool, Query(description="With dev scores and requests since the start.")] = False,
+    details: Annotated[bool, Query(description="With dev scores, requests since the start and their latency.")] = False,
 ) -> Sequence[AdapterInfo]:
     """Every task with its active version, by name; `X-Total-Count` says how many fit the search."""
     service = service_of(request)

@@ -10,16 +10,26 @@ from fastapi import APIRouter, Query, Request, Response
 from adapters.file import Adapter
 from adapters.text import TextInput
 from service import examples
+from service.inputs import read_inputs
 from service.openapi import PREDICT_PROBLEMS, answered, body_of, problems
-from service.routes import API_KEY
+from service.routes import API_KEY, service_of
 from service.routes.prediction import admit, check_rows, counted, parse, predicted, read_body
-from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, read_inputs, scored
+from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, scored
 from service.state import Service
 
 router = APIRouter(tags=["predict"])
 # Hugging Face's InferenceClient takes element 0 of what it gets, as its own API answers a list of lists for one text too;
 # text-embeddings-inference and our contract do not.
 HUGGING_FACE_CLIENT = "hf_hub/"
+# Read by hand: a request without one is told which tasks there are.
+_TASKS = {
+    "name": "task",
+    "in": "query",
+    "required": True,
+    "description": "The task; several answer an object of one answer each.",
+    "schema": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    "examples": examples.TASKS,
+}
 
 
 @router.post(
@@ -30,19 +40,11 @@ HUGGING_FACE_CLIENT = "hf_hub/"
         200: answered("Labels and scores", examples.PREDICTED, ("X-Adapter-Version", "Server-Timing")),
         **problems(*PREDICT_PROBLEMS),
     },
-    openapi_extra={"requestBody": body_of(PredictRequest, examples.PREDICT)},
+    openapi_extra={"parameters": [_TASKS], "requestBody": body_of(PredictRequest, examples.PREDICT)},
     dependencies=[API_KEY],
 )
 async def predict(
     request: Request,
-    task: Annotated[
-        list[str],
-        Query(
-            min_length=1,
-            description="The task; several answer an object of one answer each.",
-            openapi_examples=examples.TASKS,
-        ),
-    ],
     version: Annotated[
         str | None, Query(description="A version or the beginning of one, of a single task; by default the active one.")
     ] = None,
@@ -50,9 +52,17 @@ async def predict(
     """The answer is `[{"label", "score"}, …]`, best first; for a list of inputs a list of those; for several tasks an
     object of answers by task. `X-Adapter-Version` says which version answered, `Server-Timing` where the time went.
     """
-    tasks = list(dict.fromkeys(task))
+    tasks = list(dict.fromkeys(request.query_params.getlist("task")))
     with counted(request, tasks) as service:
         return await _predict(request, service, tasks, version)
+
+
+@router.post("/", include_in_schema=False)
+async def without_a_path(request: Request) -> None:
+    """Where clients go that were given the server's address alone. Raises InvalidRequest with the path that they want."""
+    service = service_of(request)
+    service.guard.check_predict(request.headers)
+    raise InvalidRequest(f"POST / predicts nothing; expected {service.expected_path()}")
 
 
 async def _predict(request: Request, service: Service, tasks: list[str], version: str | None) -> Response:

@@ -44,6 +44,8 @@ def counted(request: Request, tasks: Sequence[str]) -> Iterator[Service]:
     service = service_of(request)
     started = time.perf_counter()
     service.guard.check_predict(request.headers)
+    if not tasks:
+        raise InvalidRequest(f"the request names no task; expected {service.expected_path()}")
     for task in tasks:
         service.store.entry(task)  # an unknown task ends here, before it could make a series
     status = 200

@@ -23,6 +23,13 @@ export function milliseconds(ms) {
   return ms < 9999 ? `${Math.round(ms)}\u00a0ms` : `${(ms / 1000).toFixed(1)}\u00a0s`;
 }
 
+/** Two of them, with one unit if it is the same: "9.1 · 34 ms". */
+export function millisecondsBoth(one, other) {
+  const [a, b] = [milliseconds(one), milliseconds(other)];
+  const [value, unit] = a.split("\u00a0");
+  return `${b.endsWith(`\u00a0${unit}`) ? value : a} · ${b}`;
+}
+
 export function rate(perSecond) {
   return perSecond < 10 && perSecond > 0 ? perSecond.toFixed(1) : count(Math.round(perSecond));
 }

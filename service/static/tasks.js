@@ -1,7 +1,7 @@
 // The list of tasks: search, paging, and one open task with its versions.
 
 import { byId, h, say, show } from "./dom.js";
-import { bytes, count, date } from "./format.js";
+import { bytes, count, date, millisecondsBoth } from "./format.js";
 import { adminKey } from "./keys.js";
 import { ask, Refusal } from "./server.js";
 import { chosenTasks, toggle } from "./try.js";
@@ -85,7 +85,7 @@ export function markChosen() {
 }
 
 function elements(adapter) {
-  const { task } = adapter;
+  const { task, latency } = adapter;
   const kind = [adapter.text_pair && "pairs", adapter.problem_type === "multi_label_classification" && "several at once"].filter(Boolean);
   const [score] = Object.entries(adapter.dev_scores);
   const box = h("input", { type: "checkbox", "aria-label": `Try ${task}`, "data-task": task, "data-focus": `box ${task}`, disabled: !adapter.version, onchange: () => toggle(adapter) });
@@ -100,10 +100,11 @@ function elements(adapter) {
     h("td", { role: "cell", class: "n", "data-name": "Size" }, bytes(adapter.bytes)),
     h("td", { role: "cell", class: `tier ${adapter.tier}`, "data-name": "Where" }, WHERE[adapter.tier] ?? adapter.tier),
     h("td", { role: "cell", class: "n", "data-name": "Requests" }, count(adapter.requests)),
+    h("td", { role: "cell", class: latency ? "n" : "n none", "data-name": "Latency" }, latency ? millisecondsBoth(1000 * latency.p50, 1000 * latency.p99) : "–"),
     h("td", { role: "cell", class: score ? "n" : "n none", "data-name": "Dev score", title: scores(adapter) || "the file names none" }, score ? [h("span", { class: "quiet" }, `${score[0]} `), score[1].toFixed(3)] : "–"),
   );
   if (!isOpen(adapter)) return [row];
-  return [row, h("tr", { role: "row", class: "versions" }, h("td", { role: "cell", colspan: 8 }, versions(adapter)))];
+  return [row, h("tr", { role: "row", class: "versions" }, h("td", { role: "cell", colspan: 9 }, versions(adapter)))];
 }
 
 function labels({ labels, problem_type: type }) {

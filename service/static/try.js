@@ -1,6 +1,6 @@
 // One text on several tasks at once: bars for scores, and where the time went.
 
-import { byId, h } from "./dom.js";
+import { byId, h, show } from "./dom.js";
 import { milliseconds } from "./format.js";
 import { apiKey } from "./keys.js";
 import { ask } from "./server.js";
@@ -25,9 +25,11 @@ export function startTry(onChange) {
   draw();
 }
 
-/** Add a task, or take it off. */
+/** Add a task, or take it off; one more than can be tried at once is told so. */
 export function toggle(adapter) {
-  if (!chosen.delete(adapter.task) && chosen.size < AT_ONCE) chosen.set(adapter.task, adapter);
+  const added = !chosen.delete(adapter.task), full = added && chosen.size === AT_ONCE;
+  if (added && !full) chosen.set(adapter.task, adapter);
+  show(byId("full"), full && `${adapter.task} is not ticked: a text is tried on at most ${AT_ONCE} tasks at once. Leave another one out first.`);
   draw();
   changed();
 }

@@ -63,5 +63,6 @@ def _adapter(i: int) -> dict[str, Any]:
         "tier": ("device", "device", "host", "disk")[i % 4],
         "dev_scores": {"accuracy": 0.8 + i * 37 % 150 / 1000},
         "requests": i * 7919 % 20_011,
+        "latency": {"p50": 0.004 + i * 31 % 17 / 1000, "p99": 0.022 + i * 53 % 97 / 1000} if i else None,
         **KINDS[i % len(KINDS)],
     }

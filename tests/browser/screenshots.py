@@ -19,10 +19,12 @@ from tests.tiny import random_adapter
 SHIPPED = Path(__file__).parents[2] / "store"
 WIDTHS = (1280, 390)
 MAX_BYTES = 200_000
+TRIES = 8
 
 
 def main(folder: Path) -> None:
-    """Write page-1280.png and page-390.png (light), page-dark.png, and page-10000.png with ten thousand invented tasks."""
+    """Write page-1280.png and page-390.png (light), page-dark.png, and page-10000.png with ten thousand invented tasks,
+    some of them searched."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "store")
@@ -50,7 +52,9 @@ def _take(chromium: Browser, url: str, path: Path, width: int, scheme: str, task
     page.locator("#rows tr").first.wait_for()
     if tasks is None:
         _use(page)
-    path.write_bytes(with_palette(page.screenshot(full_page=tasks is None)))
+    else:
+        _search(page)
+    path.write_bytes(with_palette(page.screenshot(full_page=True)))
     page.close()
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -59,12 +63,19 @@ def _take(chromium: Browser, url: str, path: Path, width: int, scheme: str, task
 
 
 def _use(page: Page) -> None:
-    """Try the text that stands there, open a task, and wait until the chart shows it."""
-    page.get_by_role("button", name="Predict").click()
-    page.locator(".answer").first.wait_for()
+    """Try the text that stands there a few times, for the latencies; open a task, and wait until the chart shows it."""
+    for _ in range(TRIES):
+        page.get_by_role("button", name="Predict").click()
+        page.locator("#answers:not([aria-busy]) .answer").first.wait_for()
     page.locator("button.task").first.click()
     page.locator(".versions li").first.wait_for()
     page.locator("#chart", has_text="highest").wait_for()
+
+
+def _search(page: Page) -> None:
+    """More tasks than the list has rows, so that it is paged."""
+    page.get_by_role("searchbox").fill("042")
+    page.locator("#range", has_text="of 120").wait_for()
 
 
 if __name__ == "__main__":

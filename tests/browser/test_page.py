@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,20 @@ def test_throughput_of_the_last_minute(open_tab: OpenTab) -> None:
     expect(page.locator("#figures")).to_contain_text("ms")
 
 
+def test_latency_of_each_task(open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+    """A task in the list has a p50 and a p99 once it has answered, and a dash before."""
+    page = open_tab().page
+    page.get_by_label("Admin key").fill(ADMIN_KEY)
+    page.locator("#file").set_input_files(adapter_file("timed"))
+    latency = row(page, "timed").locator("[data-name=Latency]")
+    expect(latency).to_have_text("–")
+    choose(page, "timed")
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    page.get_by_role("searchbox").fill("timed")  # so that it is listed anew
+    expect(latency).to_have_text(re.compile(r"^[\d.]+(\sm?s)? · [\d.]+\sm?s$"))
+
+
 def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
     """Markup in a label is shown as it is spelled, in the list and in an answer, and makes no element."""
     store = Store(tmp_path / "store")
@@ -323,6 +338,24 @@ def test_ten_thousand_tasks(open_tab: OpenTab) -> None:
     phone = open_tab(width=360, prepare=prepare).page
     expect(phone.locator("#rows tr")).to_have_count(10)
     assert overflow(phone) == 0
+
+
+def test_one_task_too_many_is_said_to_be(open_tab: OpenTab) -> None:
+    """Of 33 ticked tasks the last one stays unticked, which is said where it is seen, until another one is left out."""
+    page = open_tab(prepare=lambda page: answer_as_if(page, 10_000)).page
+    choose(page, *(f"team-{i:05d}" for i in range(25)))
+    page.get_by_role("button", name="Next").click()
+    for i in range(25, 32):
+        page.get_by_label(f"Try team-{i:05d}").check()
+    full, one_more = page.locator("#full"), page.get_by_label("Try team-00049")
+    expect(full).to_be_hidden()
+    one_more.click()
+    expect(one_more).not_to_be_checked()
+    expect(full).to_contain_text("team-00049 is not ticked: a text is tried on at most 32 tasks at once")
+    expect(full).to_be_in_viewport()
+    page.get_by_role("button", name="Leave team-00000 out").click()
+    expect(full).to_be_hidden()
+    one_more.check()
 
 
 def test_the_documentation_works_without_the_internet(open_tab: OpenTab, server: Server) -> None:

@@ -330,10 +330,21 @@ def test_the_list_in_pages(client: httpx2.Client) -> None:
         assert client.get(f"/adapters?{wrong}").status_code == 422
 
 
+def test_of_many_tasks_some_are_named(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+) -> None:
+    """A request that names no task is told how many there are, and at most five of them."""
+    upload(client, adapter_bytes(made("one-more")))
+    tasks = [entry["task"] for entry in client.get("/adapters").json()]
+    sentence = client.post("/predict", json=FILM).json()["error"]
+    assert sentence.endswith(f"({len(tasks)} tasks: {', '.join(map(repr, tasks[:5]))}, …)")
+
+
 def test_the_list_with_details(
     client: httpx2.Client, embedded: Backbone, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
 ) -> None:
-    """`details` adds each task's requests since the start and the file's dev scores, as far as they are numbers."""
+    """`details` adds each task's requests since the start, the latency of its answers and the file's dev scores, as far as
+    they are numbers."""
     scores = {"accuracy": 0.875, "f1": 1, "note": "good", "sure": True, "lists": [1]}
     spec, tensors, _ = random_adapter(embedded, made("scored"), ["no", "yes"])
     spec = spec.model_copy(update={"training": {"dev_scores": scores}})
@@ -342,8 +353,14 @@ def test_the_list_with_details(
     for body in (FILM, FILM, {"inputs": ""}):
         client.post("/predict?task=scored", json=body)
     plain, detailed = (client.get(f"/adapters?search=scored{more}").json() for more in ("", "&details=true"))
-    added = [{"dev_scores": {"accuracy": 0.875, "f1": 1.0}, "requests": 3}, {"dev_scores": {}, "requests": 0}]
+    latency = detailed[0]["latency"]
+    assert 0 < latency["p50"] <= latency["p99"] < 60
+    added = [
+        {"dev_scores": {"accuracy": 0.875, "f1": 1.0}, "requests": 3, "latency": latency},
+        {"dev_scores": {}, "requests": 0, "latency": None},
+    ]
     assert detailed == [entry | more for entry, more in zip(plain, added, strict=True)]
     client.delete("/adapters/scored")
     assert upload(client, serialize(spec, tensors)).status_code == 201
-    assert client.get("/adapters?search=scored&details=true").json()[0]["requests"] == 0
+    (again,) = client.get("/adapters?search=scored&details=true").json()[:1]
+    assert (again["requests"], again["latency"]) == (0, None)

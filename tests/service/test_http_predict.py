@@ -218,8 +218,14 @@ def test_a_body_without_a_length_is_limited_too(client: httpx2.Client) -> None:
 
 
 def test_no_task_and_unknown_paths_are_explained(client: httpx2.Client) -> None:
-    """A request without a task, to an unknown path or by a wrong method says what was expected."""
-    assert "task" in client.post("/predict", json={"inputs": FILM}).json()["error"]
+    """A request without a task or a path, to an unknown path or by a wrong method says what was expected."""
+    expected = "expected POST /predict?task=NAME (5 tasks: 'mnli', 'mrpc', 'sst2', 'stsb', 'topics')"
+    for path, found in (("/predict", "the request names no task"), ("/", "POST / predicts nothing")):
+        answer = client.post(path, json={"inputs": FILM})
+        assert (answer.status_code, answer.json()) == (
+            422,
+            {"error": f"{found}; {expected}", "error_type": "InvalidRequest"},
+        )
     unknown = client.get("/predictions")
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "UnknownPath")
     wrong = client.get("/predict?task=sst2")
@@ -229,10 +235,24 @@ def test_no_task_and_unknown_paths_are_explained(client: httpx2.Client) -> None:
 
 def test_a_wrong_method_is_told_all_that_are_right(client: httpx2.Client) -> None:
     """A path that several routes share is answered with the methods of all of them, in the sentence and in Allow."""
-    for path, methods in (("/adapters", "GET, POST"), ("/adapters/sst2", "GET, DELETE"), ("/predict", "POST")):
+    for path, methods in (("/adapters", "GET, HEAD, POST"), ("/adapters/sst2", "GET, HEAD, DELETE"), ("/predict", "POST")):
         answer = client.patch(path)
         assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
         assert answer.json()["error"].endswith(f"expected {methods}")
+
+
+def test_head_is_get_without_its_body(client: httpx2.Client, server: Server) -> None:
+    """Wherever GET answers, HEAD answers with the same status and headers and no body; elsewhere it is a 405."""
+    file = f"/adapters/sst2/versions/{Store(server.store).find('sst2').short}/file"
+    paths = ("/", "/health", "/ready", "/adapters", "/adapters/sst2", file, "/storage", "/docs", "/openapi.json", "/v2")
+    for path in (*paths, "/static/page.js", "/adapters/nonesuch", "/nonesuch"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        for name in ("Content-Length", "Content-Type", "ETag", "X-Total-Count"):
+            assert head.headers.get(name) == get.headers.get(name), (path, name)
+    assert client.head("/metrics").headers["Content-Type"] == client.get("/metrics").headers["Content-Type"]
+    refused = client.head("/predict")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
 
 
 def test_versions_are_pinned_by_prefix(client: httpx2.Client, server: Server) -> None:

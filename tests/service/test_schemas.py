@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from adapters.errors import AdaMixError, InvalidText
 from adapters.spec import AdapterSpec, BackboneRef, Probe, ProblemType
-from service.schemas import Function, InvalidRequest, Parameters, PredictRequest, read_inputs, scored
+from service.inputs import read_inputs
+from service.schemas import Function, InvalidRequest, Parameters, PredictRequest, scored
 
 
 def spec_of(*, text_pair: bool) -> AdapterSpec:
