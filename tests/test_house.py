@@ -22,7 +22,7 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 # Who in `service` may import what; everybody else may not.
 SERVICE_MAY = {
     "fastapi, starlette": (WEB, {"app", "errors", "routes"}),
-    "torch": ({"torch"}, {"engine", "encoder", "slots", "heads", "app"}),  # app picks the device and the dtype
+    "torch": ({"torch"}, {"engine", "encoder", "adaptation", "linear", "quantized", "slots", "heads", "app"}),  # app picks the device and the dtype
     "transformers": ({"transformers"}, {"encoder"}),
     "OpenTelemetry": ({"opentelemetry"}, {"middleware", "tracing"}),
     "the settings": ({"service.settings"}, {"app", "__main__"}),
