@@ -1,4 +1,4 @@
-"""What the int8 backbone costs in accuracy, and what it gains: every shipped task on its whole dev file, and bare linear layers.
+"""What the int8 backbone costs and gains: every shipped task on its whole dev file, and bare linear layers.
 
     python -m benchmarks.int8 --data ../shared/data
 
@@ -59,9 +59,7 @@ def main(
     adapters = {file.stem: parse(file.read_bytes()) for file in sorted(store.glob("*.safetensors"))}
     datasets = {task: _dev(data, task, rows) for task in adapters}
     logits, ratio = _answers(engines, backbone, adapters, datasets)
-    scores = {
-        task: {name: _score(task, datasets[task], found) for name, found in logits[task].items()} for task in adapters
-    }
+    scores = {task: {name: _score(task, datasets[task], found) for name, found in logits[task].items()} for task in adapters}
     result = {
         "command": " ".join(["python", "-m", "benchmarks.int8", *sys.argv[1:]]),
         "scores": scores,
@@ -136,10 +134,11 @@ def _linears(backbone: Backbone) -> list[dict[str, Any]]:
         prepacked, quantized = Prepacked(weight, bias), Quantized(weight, bias)
         for tokens in TOKENS:
             x = torch.randn(tokens, inputs)
+            half_x = x.bfloat16()
             runs: dict[str, Callable[[], Tensor]] = {
                 "float32": lambda x=x, w=weight, b=bias: F.linear(x, w, b),
                 "float32 prepacked": lambda x=x, p=prepacked: p(x),
-                "bfloat16": lambda x=x.bfloat16(), w=half, b=half_bias: F.linear(x, w, b),
+                "bfloat16": lambda x=half_x, w=half, b=half_bias: F.linear(x, w, b),
                 "int8": lambda x=x, q=quantized: q(x),
             }
             times = _interleaved(runs, repeats=9)

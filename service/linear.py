@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # oneDNN compiles a kernel for every number of rows that it meets: a third of a millisecond and half a megabyte each. So it
-# meets these alone, and multiples of ROUND below the smallest. 256 rows of a feed-forward's inner layer stay in a core's cache.
+# meets these alone, and multiples of ROUND below the smallest. 256 rows of a feed-forward's inner layer also fit a cache.
 BLOCKS = (256, 128, 64)
 ROUND = 8
 
@@ -105,7 +105,8 @@ class FeedForward:
 
 def prepacks() -> bool:
     """Whether this CPU is one that `Prepacked` is known to pay on."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    return built_in and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def blocks(rows: int) -> list[slice]:

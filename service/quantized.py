@@ -23,6 +23,7 @@ class Quantized:
         of a byte is for what is above 0; else half of it."""
         self.outputs, inputs = weight.shape
         whole, scales = _quantized(weight)
+        self._floor: float | None  # the largest activation of a row counts as no less than this
         self._zero, self._floor = (STEPS + 1, None) if lowest is None else _low_zero(lowest)
         self._steps = STEPS if lowest is None else BYTE - self._zero
         self._weight = torch.ops.onednn.qlinear_prepack(whole, None)
@@ -64,7 +65,7 @@ def lacking(device: torch.device) -> str | None:
     """What int8 would need and is not there; None if it can be had."""
     if device.type != "cpu":
         return f"the device is {device.type!r}; expected cpu"
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         return "this torch is built without oneDNN; expected one with it"
     if not torch.cpu.get_capabilities().get("avx512_vnni"):  # without it oneDNN's sums of bytes may overflow
         return f"this processor ({torch.cpu.get_capabilities()['architecture']}) lacks AVX512-VNNI; expected one with it"
