@@ -19,10 +19,11 @@ from transformers.activations import ACT2FN
 
 from adapters.backbone import Backbone, position_offset
 from service.linear import ROUND, FeedForward, Linear, Plain, Prepacked, Table, blocks, in_blocks, prepacks
+from service.outliers import largest_inputs
 from service.quantized import Quantized, QuantizedTable
 
-# The least that an activation gives: GELU's lies at -0.7518, its tanh approximation's is a little higher.
-LOWEST = {"gelu": -0.17, "gelu_new": -0.17041, "relu": 0.0}
+# The least that an activation gives, where that is near 0.
+LOWEST = {"gelu": -0.17, "gelu_new": -0.1701, "relu": 0.0}
 
 Adapt = Callable[[int, Tensor], None]
 """Applies the adapters of layer `i` in place to the feed-forward's output `[T, d]`."""
@@ -87,7 +88,8 @@ class PackedEncoder:
         project = getattr(encoder, "embeddings_project", None)  # ELECTRA's small embeddings
         self._project = self._pair(project) if project is not None else None
         self._pooler = self._pair(encoder.pooler.dense) if backbone.has_pooler else None
-        self._layers = tuple(self._layer(layer) for layer in encoder.encoder.layer)
+        seen = largest_inputs(backbone) if dtype == torch.int8 else [{} for _ in encoder.encoder.layer]
+        self._layers = tuple(self._layer(*each) for each in zip(encoder.encoder.layer, seen, strict=True))
 
     @property
     def bytes(self) -> int:
@@ -189,26 +191,26 @@ class PackedEncoder:
                 groups.append(Group(len(rows), length, self._index(places)))
         return groups
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any, largest: dict[str, Tensor]) -> _Layer:
         attention = layer.attention.self
         parts = (attention.query, attention.key, attention.value)
+        weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+        qkv = self._on_device(weight), self._on_device(bias)
+        up, down = self._pair(layer.intermediate.dense), self._pair(layer.output.dense)
         return _Layer(
-            qkv=self._linear(
-                self._on_device(torch.cat([part.weight for part in parts])),
-                self._on_device(torch.cat([part.bias for part in parts])),
-            ),
+            qkv=Quantized(*qkv, largest=largest["qkv"]) if self._linear is Quantized else self._linear(*qkv),
             attention_out=self._linear(*self._pair(layer.attention.output.dense)),
             attention_norm=self._pair(layer.attention.output.LayerNorm),
-            feed_forward=self._feed_forward(self._pair(layer.intermediate.dense), self._pair(layer.output.dense)),
+            feed_forward=self._feed_forward(up, down, largest.get("up")),
             out_norm=self._pair(layer.output.LayerNorm),
         )
 
-    def _feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> FeedForward:
+    def _feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], largest: Tensor | None) -> FeedForward:
         name = self.config.hidden_act
         if self._linear is Prepacked and name == "gelu":
             return FeedForward(Prepacked(*up, gelu=True), None, Prepacked(*down))
         if self._linear is Quantized:
-            return FeedForward(Quantized(*up), ACT2FN[name], Quantized(*down, lowest=LOWEST.get(name)))
+            return FeedForward(Quantized(*up, largest=largest), ACT2FN[name], Quantized(*down, lowest=LOWEST.get(name)))
         return FeedForward(self._linear(*up), ACT2FN[name], self._linear(*down))
 
     def _tensors(self) -> list[Tensor]:

@@ -18,11 +18,14 @@ class Quantized:
     A row's scale is that of its own largest activation, so what it becomes does not depend on the rows beside it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, lowest: float | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, lowest: float | None = None, largest: Tensor | None = None) -> None:
         """`weight` is `[outputs, inputs]` in float32. Where no activation is below `lowest` (which is 0 or less), nearly all
-        of a byte is for what is above 0; else half of it."""
+        of a byte is for what is above 0; else half of it. `largest`, `[inputs]`, is how large each input is apt to be: large
+        ones, which would leave few steps to the rest of their row, are made smaller and their weights larger (SmoothQuant,
+        arXiv 2211.10438)."""
         self.outputs, inputs = weight.shape
-        whole, scales = _quantized(weight)
+        self._smooth = None if largest is None else _smoothing(largest, weight)
+        whole, scales = _quantized(weight if self._smooth is None else weight / self._smooth)
         self._floor: float | None  # the largest activation of a row counts as no less than this
         self._zero, self._floor = (STEPS + 1, None) if lowest is None else _low_zero(lowest)
         self._steps = STEPS if lowest is None else BYTE - self._zero
@@ -36,9 +39,11 @@ class Quantized:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self._weight, self._scales, self._zeros, self._excess, self._bias, self._offset
+        smooth = () if self._smooth is None else (self._smooth,)
+        return self._weight, self._scales, self._zeros, self._excess, self._bias, self._offset, *smooth
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        x = x if self._smooth is None else x * self._smooth
         largest = (x.abs() if self._floor is None else x).amax(dim=1, keepdim=True).clamp_(min=self._floor or TINY)  # [n, 1]
         whole = torch.addcmul(self._offset, x, self._steps / largest).view(torch.int32).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
@@ -76,6 +81,12 @@ def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Each row in int8, and its scale: `[n, d]`, `[n, 1]`."""
     scales = weight.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(STEPS)
     return weight.div(scales).round_().to(torch.int8), scales
+
+
+def _smoothing(largest: Tensor, weight: Tensor) -> Tensor:
+    """What each input is multiplied by, `[inputs]`. 0.7 is SmoothQuant's choice for strong outliers."""
+    outliers = largest.clamp(min=largest.mean() / 100).pow(0.7)
+    return weight.abs().amax(dim=0).clamp_(min=TINY).pow_(0.3) / outliers
 
 
 def _low_zero(lowest: float) -> tuple[int, float]:

@@ -103,6 +103,19 @@ def test_a_layer(lowest: float | None) -> None:
     assert ((found - wanted).abs() / size).max() < 0.02
 
 
+def test_outliers_are_made_smaller() -> None:
+    """Told of inputs a hundred times as large as the others, a quantised layer loses far less of the others."""
+    weight, bias = torch.randn(48, 64), torch.zeros(48)
+    largest = torch.ones(64)
+    largest[:2] = 100
+    x = torch.rand(40, 64) * largest
+    wanted = F.linear(x, weight, bias)
+    told, untold = (
+        (layer(x) - wanted).norm() for layer in (Quantized(weight, bias, largest=largest), Quantized(weight, bias))
+    )
+    assert told < untold / 2
+
+
 def test_a_row_of_a_layer_is_its_own() -> None:
     """A row of a quantised layer is to the bit what it is alone, beside rows a thousand times as large too."""
     layer = Quantized(torch.randn(48, 64), torch.randn(48))
