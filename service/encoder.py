@@ -226,7 +226,8 @@ class PackedEncoder:
         return self._on_device(module.weight), self._on_device(module.bias)
 
     def _on_device(self, tensor: Any) -> Tensor:
-        moved: Tensor = tensor.detach().to(self.device, self.dtype).contiguous()
+        # Copied where matrices are laid out anew: one tensor still in the checkpoint's file would keep all of it mapped.
+        moved: Tensor = tensor.detach().to(self.device, self.dtype, copy=self._linear is not Plain).contiguous()
         return moved
 
     def _index(self, values: list[int]) -> Tensor:

@@ -90,8 +90,8 @@ def _smoothing(largest: Tensor, weight: Tensor) -> Tensor:
 
 
 def _low_zero(lowest: float) -> tuple[int, float]:
-    """The byte that stands for 0, an eleventh of the way up, and the least scale (as its largest activation) at which the
-    bytes reach down to `lowest`."""
+    """The byte that stands for 0, an eleventh of the way up, and the largest activation that a row must count as having for
+    the bytes to reach down to `lowest`."""
     if lowest == 0:
         return 0, TINY
     zero = 23
