@@ -19,7 +19,7 @@ from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.file import parse
 from adapters.store import Store
-from service import errors, openapi
+from service import errors, openapi, quantized
 from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
@@ -98,14 +98,14 @@ def wire(settings: Settings) -> Service:
     tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
     backbone = backbones.load(settings.backbone)
     store = Store(settings.store, settings.host_cache_bytes)
     metrics = Metrics(CollectorRegistry())
-    dtype = getattr(torch, settings.dtype)
     slots = Slots(
         settings.slots,
         device,
-        dtype,
+        torch.float32 if dtype == torch.int8 else dtype,
         loaded=metrics.loaded,
         evicted=metrics.evictions.inc,
         failed=metrics.load_failures.inc,
@@ -183,6 +183,13 @@ def _device(name: str) -> torch.device:
             "setting ADAMIX_DEVICE is 'cuda', but this machine has no GPU that torch can use; expected cpu"
         )
     return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    if dtype == torch.int8 and (reason := quantized.lacking(device)) is not None:
+        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {reason}, or another dtype")
+    return dtype
 
 
 def _guard(settings: Settings) -> Guard:

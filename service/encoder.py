@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.backbone import Backbone, position_offset
+from service.linear import ROUND, FeedForward, Linear, Plain, Prepacked, Table, blocks, in_blocks, prepacks
+from service.outliers import largest_inputs
+from service.quantized import Quantized, QuantizedTable
+
+# The least that an activation gives, where that is near 0.
+LOWEST = {"gelu": -0.17, "gelu_new": -0.1701, "relu": 0.0}
 
 Adapt = Callable[[int, Tensor], None]
 """Applies the adapters of layer `i` in place to the feed-forward's output `[T, d]`."""
@@ -36,8 +42,11 @@ class Group:
 @dataclass(frozen=True)
 class Packed:
     """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`; `masks`, `[B]`, are the
-    places of the prompts' masks in their rows, if there are prompts."""
+    places of the prompts' masks in their rows, if there are prompts. Of the T tokens the last few may belong to no row:
+    `tokens` do. `blocks` are what the linear layers take at once."""
 
+    tokens: int
+    blocks: list[slice]
     ids: Tensor
     types: Tensor
     positions: Tensor
@@ -49,11 +58,10 @@ class Packed:
 
 @dataclass(frozen=True)
 class _Layer:
-    qkv: tuple[Tensor, Tensor]  # [3d, d], [3d]
-    attention_out: tuple[Tensor, Tensor]  # [d, d], [d]
+    qkv: Linear  # d → 3d
+    attention_out: Linear  # d → d
     attention_norm: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]  # [4d, d], [4d]
-    down: tuple[Tensor, Tensor]  # [d, 4d], [d]
+    feed_forward: Linear  # d → 4d → d
     out_norm: tuple[Tensor, Tensor]
 
 
@@ -61,26 +69,32 @@ class PackedEncoder:
     """The weights of one backbone on one device, and the forward pass over them."""
 
     def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+        """With int8 the layers' linear weights and the embeddings of words are int8, all else is float32."""
+        self.device = device
+        self.dtype = torch.float32 if dtype == torch.int8 else dtype
+        self._linear: type[Plain | Prepacked | Quantized] = Quantized if dtype == torch.int8 else Plain
+        if device.type == "cpu" and dtype == torch.float32 and prepacks():
+            self._linear = Prepacked
         self.config = backbone.config
         self._heads: int = self.config.num_attention_heads
         self.eps: float = self.config.layer_norm_eps
         self._offset = position_offset(self.config)
-        self._activation = ACT2FN[self.config.hidden_act]
         encoder: Any = backbone.encoder
-        self._words = self._on_device(encoder.embeddings.word_embeddings.weight)
+        words = self._on_device(encoder.embeddings.word_embeddings.weight)
+        self._words = QuantizedTable(words) if dtype == torch.int8 else Table(words)
         self._positions = self._on_device(encoder.embeddings.position_embeddings.weight)
         self._types = self._on_device(encoder.embeddings.token_type_embeddings.weight)
         self._embedding_norm = self._pair(encoder.embeddings.LayerNorm)
         project = getattr(encoder, "embeddings_project", None)  # ELECTRA's small embeddings
         self._project = self._pair(project) if project is not None else None
         self._pooler = self._pair(encoder.pooler.dense) if backbone.has_pooler else None
-        self._layers = tuple(self._layer(layer) for layer in encoder.encoder.layer)
+        seen = largest_inputs(backbone) if dtype == torch.int8 else [{} for _ in encoder.encoder.layer]
+        self._layers = tuple(self._layer(*each) for each in zip(encoder.encoder.layer, seen, strict=True))
 
     @property
     def bytes(self) -> int:
         """What the weights take on the device."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+        return sum(map(_bytes, self._tensors()))
 
     def pack(self, rows: Sequence[tuple[list[int], list[int]]], masks: list[int] | None = None) -> Packed:
         """(ids, type ids) of each row → the packed batch on the device; `masks` only if a row has a prompt's."""
@@ -89,10 +103,15 @@ class PackedEncoder:
         for length in lengths[:-1]:
             starts.append(starts[-1] + length)
         typed = self._types.shape[0] > 1  # RoBERTa has one type only, whatever its tokeniser says
+        tokens = sum(lengths)
+        spare = 0 if self._linear is Plain else -tokens % ROUND
+        padding = [0] * spare
         return Packed(
-            ids=self._index([i for ids, _ in rows for i in ids]),
-            types=self._index([t if typed else 0 for _, types in rows for t in types]),
-            positions=self._index([p for ids, _ in rows for p in self._row_positions(ids)]),
+            tokens=tokens,
+            blocks=[slice(0, tokens)] if self._linear is Plain else blocks(tokens + spare),
+            ids=self._index([i for ids, _ in rows for i in ids] + padding),
+            types=self._index([t if typed else 0 for _, types in rows for t in types] + padding),
+            positions=self._index([p for ids, _ in rows for p in self._row_positions(ids)] + padding),
             starts=self._index(starts),
             lengths=self._index(lengths),
             groups=tuple(self._groups(starts, lengths)),
@@ -100,15 +119,15 @@ class PackedEncoder:
         )
 
     def forward(self, batch: Packed, adapt: Adapt) -> Tensor:
-        """The last hidden state of every token, `[T, d]`."""
+        """The last hidden state of every row's tokens, `[tokens, d]`."""
         x = self._embed(batch)
         for i, layer in enumerate(self._layers):
-            attended = F.linear(self._attend(F.linear(x, *layer.qkv), batch.groups), *layer.attention_out)
-            x = self._norm(attended.add_(x), layer.attention_norm)
-            y = F.linear(self._activation(F.linear(x, *layer.up)), *layer.down)
+            attended = self._attend(in_blocks(layer.qkv, x, batch.blocks), batch)
+            x = self._norm(in_blocks(layer.attention_out, attended, batch.blocks).add_(x), layer.attention_norm)
+            y = in_blocks(layer.feed_forward, x, batch.blocks)
             adapt(i, y)
             x = self._norm(y.add_(x), layer.out_norm)
-        return x
+        return x[: batch.tokens]
 
     def pool_first(self, hidden: Tensor, batch: Packed) -> Tensor:
         """`[B, d]`: each row's first token."""
@@ -129,7 +148,7 @@ class PackedEncoder:
         return hidden[batch.starts + batch.masks]
 
     def _embed(self, batch: Packed) -> Tensor:
-        x = F.embedding(batch.ids, self._words)
+        x = self._words(batch.ids)
         x = x.add_(F.embedding(batch.types, self._types)).add_(F.embedding(batch.positions, self._positions))
         x = self._norm(x, self._embedding_norm)
         return x if self._project is None else F.linear(x, *self._project)
@@ -142,11 +161,12 @@ class PackedEncoder:
         counted = accumulate(token != padding for token in ids)
         return [padding if token == padding else padding + n for token, n in zip(ids, counted, strict=True)]
 
-    def _attend(self, qkv: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    def _attend(self, qkv: Tensor, batch: Packed) -> Tensor:
         """Scaled dot-product attention of every row with itself: `[T, 3d]` → `[T, d]`."""
         width = qkv.shape[1] // 3
         out = qkv.new_empty(qkv.shape[0], width)
-        for group in groups:
+        out[batch.tokens :] = 0
+        for group in batch.groups:
             # [n·L, 3d] → 3 × [n, H, L, D]
             shape = (group.rows, group.length, 3, self._heads, width // self._heads)
             q, k, v = qkv[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
@@ -171,34 +191,48 @@ class PackedEncoder:
                 groups.append(Group(len(rows), length, self._index(places)))
         return groups
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any, largest: dict[str, Tensor]) -> _Layer:
         attention = layer.attention.self
         parts = (attention.query, attention.key, attention.value)
+        weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+        qkv = self._on_device(weight), self._on_device(bias)
+        up, down = self._pair(layer.intermediate.dense), self._pair(layer.output.dense)
         return _Layer(
-            qkv=(
-                self._on_device(torch.cat([part.weight for part in parts])),
-                self._on_device(torch.cat([part.bias for part in parts])),
-            ),
-            attention_out=self._pair(layer.attention.output.dense),
+            qkv=Quantized(*qkv, largest=largest["qkv"]) if self._linear is Quantized else self._linear(*qkv),
+            attention_out=self._linear(*self._pair(layer.attention.output.dense)),
             attention_norm=self._pair(layer.attention.output.LayerNorm),
-            up=self._pair(layer.intermediate.dense),
-            down=self._pair(layer.output.dense),
+            feed_forward=self._feed_forward(up, down, largest.get("up")),
             out_norm=self._pair(layer.output.LayerNorm),
         )
 
+    def _feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], largest: Tensor | None) -> FeedForward:
+        name = self.config.hidden_act
+        if self._linear is Prepacked and name == "gelu":
+            return FeedForward(Prepacked(*up, gelu=True), None, Prepacked(*down))
+        if self._linear is Quantized:
+            return FeedForward(Quantized(*up, largest=largest), ACT2FN[name], Quantized(*down, lowest=LOWEST.get(name)))
+        return FeedForward(self._linear(*up), ACT2FN[name], self._linear(*down))
+
     def _tensors(self) -> list[Tensor]:
-        pairs = [self._embedding_norm, self._project, self._pooler]
+        found = [*self._words.tensors, self._positions, self._types]
+        found += [*self._embedding_norm, *(self._project or ()), *(self._pooler or ())]
         for layer in self._layers:
-            pairs += [layer.qkv, layer.attention_out, layer.attention_norm, layer.up, layer.down, layer.out_norm]
-        flat = [tensor for pair in pairs if pair is not None for tensor in pair]
-        return [self._words, self._positions, self._types, *flat]
+            found += [*layer.attention_norm, *layer.out_norm]
+            for linear in (layer.qkv, layer.attention_out, layer.feed_forward):
+                found += linear.tensors
+        return found
 
     def _pair(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         return self._on_device(module.weight), self._on_device(module.bias)
 
     def _on_device(self, tensor: Any) -> Tensor:
-        moved: Tensor = tensor.detach().to(self.device, self.dtype).contiguous()
+        # Copied where matrices are laid out anew: one tensor still in the checkpoint's file would keep all of it mapped.
+        moved: Tensor = tensor.detach().to(self.device, self.dtype, copy=self._linear is not Plain).contiguous()
         return moved
 
     def _index(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long).to(self.device, non_blocking=True)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.file import Adapter
 from adapters.spec import Pooling
+from service.adaptation import Adaptation
 from service.encoder import Packed, PackedEncoder
 from service.heads import Segment, logits
 from service.slots import Resident, Slots
@@ -63,7 +63,7 @@ class Engine:
         poolings = {segment.resident.spec.pooling for segment in segments}
         masks = [row.mask or 0 for row in sorted_rows] if "mask" in poolings else None
         batch = self.encoder.pack([(row.ids, row.types) for row in sorted_rows], masks)
-        hidden = self.encoder.forward(batch, lambda layer, x: _adapt(layer, x, segments))
+        hidden = self.encoder.forward(batch, Adaptation(segments, len(batch.ids)))
         answers = self._classify(hidden, batch, segments, poolings)
         result: list[list[float]] = [[]] * len(rows)
         for place, answer in zip(order, answers, strict=True):
@@ -88,11 +88,3 @@ def _segments(rows: list[Row], residents: dict[str, Resident]) -> list[Segment]:
         segments.append(Segment(residents[digest], slice(row, next_row), slice(token, next_token)))
         row, token = next_row, next_token
     return segments
-
-
-def _adapt(layer: int, x: Tensor, segments: list[Segment]) -> None:
-    """x += U·gelu(D·x + b_D) + b_U, each segment with its own adapter; `x` is `[T, d]`."""
-    for segment in segments:
-        adapter, part = segment.resident, x[segment.tokens]
-        inner = F.gelu(torch.addmm(adapter.down_bias[layer], part, adapter.down[layer]))
-        part += torch.addmm(adapter.up_bias[layer], inner, adapter.up[layer])

@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(Path("store"), description="folder whose adapters an empty store starts with")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the backbone on the device")
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
+        "float32", description="of the backbone on the device; int8 on CPUs only"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs the admin key for writes")
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine; by default one per core")

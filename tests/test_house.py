@@ -22,7 +22,8 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 # Who in `service` may import what; everybody else may not.
 SERVICE_MAY = {
     "fastapi, starlette": (WEB, {"app", "errors", "routes"}),
-    "torch": ({"torch"}, {"engine", "encoder", "slots", "heads", "app"}),  # app picks the device and the dtype
+    # app picks the device and the dtype
+    "torch": ({"torch"}, {"engine", "encoder", "linear", "quantized", "outliers", "adaptation", "slots", "heads", "app"}),
     "transformers": ({"transformers"}, {"encoder"}),
     "OpenTelemetry": ({"opentelemetry"}, {"middleware", "tracing"}),
     "the settings": ({"service.settings"}, {"app", "__main__"}),
