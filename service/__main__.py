@@ -19,6 +19,8 @@ from service.protocol import Protocol
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
+    from fastapi import FastAPI
+
     from service.state import Service
 
 log = structlog.get_logger("service")
@@ -60,21 +62,21 @@ def main(
     try:
         settings = read_settings(**{name: value for name, value in given.items() if value is not None})
         logs.configure(settings.log_level, settings.log_format)
-        raise typer.Exit(_serve(settings))
+        from service.app import create_app
+
+        raise typer.Exit(serve(create_app(settings), settings))
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
 
-def _serve(settings: Settings) -> int:
-    from service.app import create_app
-
+def serve(application: FastAPI, settings: Settings) -> int:
+    """Serve until a signal; the exit code."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # uvicorn answers what is under way, then raises the signal again: being asked to stop is no failure.
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: sys.exit(0))
-    application = create_app(settings)
     config = uvicorn.Config(
         application,
         host=settings.host,
