@@ -154,16 +154,18 @@ def _check_finite(adapter: Adapter, answers: list[list[Logits]], dtype: str) -> 
 
 async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
     """Wait for `work`, but give it up when the connection closes: nobody would read the answer."""
-    working = asyncio.ensure_future(work)
+    waiting = asyncio.current_task()
+    assert waiting is not None
     leaving = asyncio.ensure_future(_disconnected(request))
+    leaving.add_done_callback(lambda left: left.cancelled() or waiting.cancel())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientClosed("the client closed the connection before its answer was ready")
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done() and waiting.uncancel() == 0:  # else somebody else wants an end, too
+            raise ClientClosed("the client closed the connection before its answer was ready") from None
+        raise
     finally:
         leaving.cancel()
-        working.cancel()
 
 
 async def _disconnected(request: Request) -> None:
