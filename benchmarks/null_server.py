@@ -1,8 +1,8 @@
 """The service with its device taken out: every batch is answered at once, with zeros. What is left is the front end.
 
-    python -m benchmarks.null_server
+    python -m benchmarks.null_server 8000
 
-Started by `benchmarks.front_end`; its settings come from the environment as the service's do.
+Started by `benchmarks.front_end`; all settings but the port come from the environment, as the service's do.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from service.settings import read_settings
 from service.state import Logits
 
 
-def main() -> int:
-    settings = read_settings()
+def main(port: int) -> int:
+    settings = read_settings(port=port)
     logs.configure(settings.log_level, settings.log_format)
     application = create_app(settings)
     service = application.state.service
@@ -31,7 +31,7 @@ def main() -> int:
         max_adapters=settings.slots,
         observe=service.metrics.batch,
     )
-    return serve(application, settings)
+    return serve(application, service, settings)
 
 
 def zeros(rows: Sequence[Row]) -> list[Logits]:
@@ -39,4 +39,4 @@ def zeros(rows: Sequence[Row]) -> list[Logits]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

@@ -20,8 +20,7 @@ from service.protocol import Protocol
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
-    from fastapi import FastAPI
-
+    from service.middleware import App
     from service.state import Service
 
 log = structlog.get_logger("service")
@@ -65,13 +64,14 @@ def main(
         logs.configure(settings.log_level, settings.log_format)
         from service.app import create_app
 
-        raise typer.Exit(serve(create_app(settings), settings))
+        application = create_app(settings)
+        raise typer.Exit(serve(application, application.state.service, settings))
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
 
-def serve(application: FastAPI, settings: Settings) -> int:
+def serve(application: App, service: Service, settings: Settings) -> int:
     """Serve until a signal; the exit code."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -89,7 +89,7 @@ def serve(application: FastAPI, settings: Settings) -> int:
         timeout_graceful_shutdown=settings.drain_seconds,
         server_header=False,
     )
-    server = _Server(config, application.state.service)
+    server = _Server(config, service)
     # What lives until the end is no garbage: looking through all of it stalled every request for most of a second.
     gc.collect()
     gc.freeze()

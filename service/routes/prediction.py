@@ -156,8 +156,14 @@ async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
     """Wait for `work`, but give it up when the connection closes: nobody would read the answer."""
     waiting = asyncio.current_task()
     assert waiting is not None
+    answered = False
+
+    def give_up(left: asyncio.Future[None]) -> None:
+        if not answered and not left.cancelled():
+            waiting.cancel()
+
     leaving = asyncio.ensure_future(_disconnected(request))
-    leaving.add_done_callback(lambda left: left.cancelled() or waiting.cancel())
+    leaving.add_done_callback(give_up)
     try:
         return await work
     except asyncio.CancelledError:
@@ -165,6 +171,7 @@ async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
             raise ClientClosed("the client closed the connection before its answer was ready") from None
         raise
     finally:
+        answered = True
         leaving.cancel()
 
 

@@ -245,3 +245,11 @@ def test_versions_are_pinned_by_prefix(client: httpx2.Client, server: Server) ->
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "UnknownVersion")
     several = client.post("/predict?task=mrpc&task=mnli&version=beef", json={"inputs": PAIR})
     assert several.status_code == 422
+
+
+def test_a_request_without_a_task(client: httpx2.Client) -> None:
+    """A request that names no task is told so, and a wrong method is refused as on every path."""
+    answer = client.post("/predict", json={"inputs": "good"})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "InvalidRequest")
+    assert answer.json()["error"] == "query task is missing; expected the name of a task, as in /predict?task=sst2"
+    assert client.get("/predict?task=sst2").status_code == 405
