@@ -193,7 +193,8 @@ def _read_metadata(metadata: Any) -> AdapterSpec:
 
 def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor that a file of this spec may hold, with its shape (docs/adapter-format.md, section 2)."""
-    layers, d, r, labels = spec.backbone.num_layers, spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
+    layers = spec.backbone.num_layers - spec.first_layer
+    d, r, labels = spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
     norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
     return {
         "down.weight": (layers, r, d),

@@ -7,9 +7,10 @@ key and value fused into one projection and each row attending to itself alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,6 +46,14 @@ class Packed:
     lengths: Tensor
     groups: tuple[Group, ...]
     masks: Tensor | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where rows that were one row so far part: the batch from there on, and of each of its tokens the place before."""
+
+    batch: Packed
+    tokens: Tensor  # [T]
 
 
 @dataclass(frozen=True)
@@ -90,22 +99,25 @@ class PackedEncoder:
             starts.append(starts[-1] + length)
         typed = self._types.shape[0] > 1  # RoBERTa has one type only, whatever its tokeniser says
         return Packed(
-            ids=self._index([i for ids, _ in rows for i in ids]),
-            types=self._index([t if typed else 0 for _, types in rows for t in types]),
-            positions=self._index([p for ids, _ in rows for p in self._row_positions(ids)]),
-            starts=self._index(starts),
-            lengths=self._index(lengths),
+            ids=self.index([i for ids, _ in rows for i in ids]),
+            types=self.index([t if typed else 0 for _, types in rows for t in types]),
+            positions=self.index([p for ids, _ in rows for p in self._row_positions(ids)]),
+            starts=self.index(starts),
+            lengths=self.index(lengths),
             groups=tuple(self._groups(starts, lengths)),
-            masks=None if masks is None else self._index(masks),
+            masks=None if masks is None else self.index(masks),
         )
 
-    def forward(self, batch: Packed, adapt: Adapt) -> Tensor:
-        """The last hidden state of every token, `[T, d]`."""
+    def forward(self, batch: Packed, adapt: Adapt, splits: Mapping[int, Split] = MappingProxyType({})) -> Tensor:
+        """The last hidden state of every token, `[T, d]`; `splits` are those before the adapters of layer `i`."""
         x = self._embed(batch)
         for i, layer in enumerate(self._layers):
             attended = F.linear(self._attend(F.linear(x, *layer.qkv), batch.groups), *layer.attention_out)
             x = self._norm(attended.add_(x), layer.attention_norm)
             y = F.linear(self._activation(F.linear(x, *layer.up)), *layer.down)
+            if i in splits:
+                batch, tokens = splits[i].batch, splits[i].tokens
+                x, y = x[tokens], y[tokens]
             adapt(i, y)
             x = self._norm(y.add_(x), layer.out_norm)
         return x
@@ -168,7 +180,7 @@ class PackedEncoder:
                 groups.append(Group(len(rows), length, slice(start, start + len(rows) * length)))
             else:
                 places = [place for row in rows for place in range(starts[row], starts[row] + length)]
-                groups.append(Group(len(rows), length, self._index(places)))
+                groups.append(Group(len(rows), length, self.index(places)))
         return groups
 
     def _layer(self, layer: Any) -> _Layer:
@@ -200,5 +212,6 @@ class PackedEncoder:
         moved: Tensor = tensor.detach().to(self.device, self.dtype).contiguous()
         return moved
 
-    def _index(self, values: list[int]) -> Tensor:
+    def index(self, values: list[int]) -> Tensor:
+        """Places, as this device takes them."""
         return torch.tensor(values, dtype=torch.long).to(self.device, non_blocking=True)

@@ -13,9 +13,10 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.file import Adapter
 from adapters.spec import Pooling
-from service.encoder import Packed, PackedEncoder
+from service.encoder import Packed, PackedEncoder, Split
 from service.heads import Segment, logits
 from service.slots import Resident, Slots
+from service.trunks import stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Row:
     def tokens(self) -> int:
         return len(self.ids)
 
+    @property
+    def first_layer(self) -> int:
+        return self.adapter.spec.first_layer
+
 
 class Engine:
     """The packed encoder, the slots, and the one forward pass that uses both."""
@@ -59,18 +64,39 @@ class Engine:
         order = sorted(range(len(rows)), key=lambda i: (rows[i].adapter_key, rows[i].tokens))
         sorted_rows = [rows[i] for i in order]
         residents = self.slots.acquire(row.adapter for row in sorted_rows)
-        segments = _segments(sorted_rows, residents)
-        poolings = {segment.resident.spec.pooling for segment in segments}
-        masks = [row.mask or 0 for row in sorted_rows] if "mask" in poolings else None
-        batch = self.encoder.pack([(row.ids, row.types) for row in sorted_rows], masks)
-        hidden = self.encoder.forward(batch, lambda layer, x: _adapt(layer, x, segments))
-        answers = self._classify(hidden, batch, segments, poolings)
+        hidden, batch = self._encode(sorted_rows, residents)
+        answers = self._classify(hidden, batch, _segments(sorted_rows, residents))
         result: list[list[float]] = [[]] * len(rows)
         for place, answer in zip(order, answers, strict=True):
             result[place] = answer
         return result
 
-    def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment], poolings: set[Pooling]) -> list[list[float]]:
+    def _encode(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Tensor, Packed]:
+        """The last hidden state of every token, `[T, d]`, and how the rows lie in it. Rows of one text share its trunk."""
+        first, *later = stages(rows)
+        segments = {stage.layer: _segments([rows[i] for i in stage.rows], residents) for stage in (first, *later)}
+        current = segments[first.layer]
+
+        def adapt(layer: int, x: Tensor) -> None:
+            nonlocal current
+            current = segments.get(layer, current)
+            _adapt(layer, x, current)
+
+        start = batch = self._pack([rows[i] for i in first.rows])
+        splits = {}
+        for stage in later:
+            batch = self._pack([rows[i] for i in stage.rows])
+            splits[stage.layer] = Split(batch, self.encoder.index(stage.tokens))
+        return self.encoder.forward(start, adapt, splits), batch
+
+    def _pack(self, rows: list[Row]) -> Packed:
+        prompted = any(row.adapter.spec.pooling == "mask" for row in rows)
+        return self.encoder.pack(
+            [(row.ids, row.types) for row in rows], [row.mask or 0 for row in rows] if prompted else None
+        )
+
+    def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment]) -> list[list[float]]:
+        poolings = {segment.resident.spec.pooling for segment in segments}
         pooled = {pooling: self._poolings[pooling](hidden, batch) for pooling in poolings}
         answers: list[list[float]] = []
         for segment in segments:
@@ -91,8 +117,11 @@ def _segments(rows: list[Row], residents: dict[str, Resident]) -> list[Segment]:
 
 
 def _adapt(layer: int, x: Tensor, segments: list[Segment]) -> None:
-    """x += U·gelu(D·x + b_D) + b_U, each segment with its own adapter; `x` is `[T, d]`."""
+    """x += U·gelu(D·x + b_D) + b_U, each segment with its own adapter, if that has one in this layer; `x` is `[T, d]`."""
     for segment in segments:
         adapter, part = segment.resident, x[segment.tokens]
-        inner = F.gelu(torch.addmm(adapter.down_bias[layer], part, adapter.down[layer]))
-        part += torch.addmm(adapter.up_bias[layer], inner, adapter.up[layer])
+        i = layer - adapter.spec.first_layer
+        if i < 0:
+            continue
+        inner = F.gelu(torch.addmm(adapter.down_bias[i], part, adapter.down[i]))
+        part += torch.addmm(adapter.up_bias[i], inner, adapter.up[i])

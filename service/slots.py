@@ -18,7 +18,7 @@ from adapters.spec import AdapterSpec
 class Resident:
     """One adapter's tensors on the device, in the backbone's dtype; the head's in float32.
 
-    `down` and `up` are transposed for `x @ w`: `[L, d, r]` and `[L, r, d]`.
+    `down` and `up` are transposed for `x @ w`: `[L, d, r]` and `[L, r, d]`, of L layers from `first_layer` on.
     """
 
     spec: AdapterSpec
