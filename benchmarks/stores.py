@@ -27,7 +27,7 @@ def fill(folder: Path, backbone: Backbone, tasks: int) -> list[str]:
     return names
 
 
-def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean") -> bytes:
+def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean", first_layer: int = 0) -> bytes:
     """An adapter file of bottleneck 16 and two labels. Its probe is not true: it cannot be uploaded."""
     spec = AdapterSpec(
         task=task,
@@ -37,6 +37,7 @@ def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "me
         max_length=min(MAX_LENGTH, backbone.max_length),
         pooling=pooling,
         backbone=backbone.reference,
+        first_layer=first_layer,
         bottleneck=16,
         activation="gelu",
         training={},
