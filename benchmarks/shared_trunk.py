@@ -2,9 +2,9 @@
 
     python -m benchmarks.shared_trunk
 
-Random adapters (bottleneck 16, two labels), one text of so many tokens, tasks × lowest adapted layer. Two texts of as many tokens
-are never one trunk: `apart` gives each task a text of its own, so it costs what the tasks cost without sharing. One thread a core;
-every combination takes its turn in each repeat.
+Random adapters (bottleneck 16, two labels), one text of so many tokens, tasks × lowest adapted layer. `apart` gives each
+task a text of its own, of as many tokens, so it costs what the tasks cost without sharing. One thread a core; every
+combination takes its turn in each repeat.
 
 What bare layers cost in accuracy is a row of the table of results:
 

@@ -9,7 +9,8 @@ import torch
 
 from adapters.backbone import Backbone
 from adapters.entry import ACTIVE, SUFFIX
-from adapters.file import expected_shapes, serialize
+from adapters.file import serialize
+from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, Pooling, Probe
 
 MAX_LENGTH = 128

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.backbone import Backbone
 from adapters.classifier import collate, from_tensors
-from adapters.file import expected_shapes, serialize
+from adapters.file import serialize
+from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, Pooling, Probe, ProblemType
 from adapters.text import TextInput, encode
 
