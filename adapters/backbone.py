@@ -129,14 +129,16 @@ def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
 
 @contextlib.contextmanager
 def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
-    """Within the context every layer's feed-forward output passes through its adapter (design: right after
-    `layer.output.dense`, before dropout, residual and LayerNorm). The encoder itself is not changed."""
+    """Within the context the feed-forward output of each of the uppermost layers passes through its adapter (design: right
+    after `layer.output.dense`, before dropout, residual and LayerNorm). The encoder itself is not changed."""
     layers = cast(nn.ModuleList, encoder.get_submodule("encoder.layer"))
-    if len(sites) != len(layers):
-        raise ValueError(f"there are {len(sites)} adapters for {len(layers)} layers; expected one each")
+    if not 1 <= len(sites) <= len(layers):
+        raise ValueError(
+            f"there are {len(sites)} adapters for {len(layers)} layers; expected at least one, at most one each"
+        )
     handles = [
         layer.get_submodule("output.dense").register_forward_hook(_applying(site))
-        for layer, site in zip(layers, sites, strict=True)
+        for layer, site in zip(layers[-len(sites) :], sites, strict=True)
     ]
     try:
         yield

@@ -20,6 +20,7 @@ def card(adapter: Adapter) -> dict[str, str]:
         "backbone": f"{spec.backbone.name} ({spec.backbone.num_layers} layers of {spec.backbone.hidden_size}, "
         f"fingerprint {spec.backbone.fingerprint[:12]})",
         "bottleneck": str(spec.bottleneck),
+        **({"first layer": str(spec.first_layer)} if spec.first_layer else {}),
         "size": f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters",
         "dev scores": json.dumps(spec.training.get("dev_scores", {})),
         "recipe": json.dumps(spec.training.get("recipe", {})),

@@ -64,7 +64,8 @@ class WordHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """`backbone.encoder` with one adapter per layer, pooled and classified. The encoder is shared, never changed."""
+    """`backbone.encoder` with an adapter in each of its uppermost layers, pooled and classified. The encoder is shared,
+    never changed."""
 
     def __init__(self, backbone: Backbone, sites: nn.ModuleList, head: Head | WordHead, pooling: Pooling) -> None:
         super().__init__()

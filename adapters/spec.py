@@ -55,6 +55,7 @@ class AdapterSpec(_Frozen):
     pooling: Pooling
     template: str | None = Field(None, exclude_if=lambda template: template is None)
     backbone: BackboneRef
+    first_layer: int = Field(0, ge=0, le=255, exclude_if=lambda first_layer: first_layer == 0)
     bottleneck: int = Field(ge=1, le=256)
     activation: Literal["gelu"]
     training: dict[str, JsonValue]
@@ -68,6 +69,10 @@ class AdapterSpec(_Frozen):
             raise ValueError(f"a regression task has {len(self.labels)} labels; expected 1, the name of its value")
         if self.problem_type == "single_label_classification" and len(self.labels) < 2:
             raise ValueError(f"single_label_classification has the label {self.labels[0]!r} only; expected 2 or more")
+        if self.first_layer >= self.backbone.num_layers:
+            raise ValueError(
+                f"first_layer is {self.first_layer}; expected less than {self.backbone.num_layers}, the backbone's layers"
+            )
         if (self.pooling == "mask") != (self.template is not None):
             found = "no template" if self.template is None else f"the template {shown(self.template)}"
             raise ValueError(f"pooling is {self.pooling!r} with {found}; expected a template exactly where it is 'mask'")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,17 +32,15 @@ from adapters.errors import (
     UnknownVersion,
     VersionIsActive,
 )
-from adapters.file import Adapter, Summary, parse, read_summary, sync_folder, write_atomically
+from adapters.file import Adapter, Summary, parse, read_summary, reread, sync_folder, write_atomically
 from adapters.spec import shown
 
 DEFAULT_CACHE_BYTES = 512 << 20
 
 
 class Store:
-    """The adapters of one folder. Safe to use from several threads; one process writes.
-
-    Parsed adapters are kept in memory, least recently used out first, up to `cache_bytes` of files.
-    """
+    """The adapters of one folder, the least recently used of which is not kept in memory beyond `cache_bytes` of files. Safe
+    to use from several threads; one process writes."""
 
     def __init__(self, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.folder = folder
@@ -49,10 +48,8 @@ class Store:
         self._cache = AdapterCache(cache_bytes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._writing():
-                for leftover in folder.glob("*/.tmp-*"):
-                    leftover.unlink()
-                self._entries = {entry.task: entry for entry in map(scan, sorted(folder.iterdir())) if entry.versions}
+            with self._writing(), os.scandir(folder) as tasks:
+                self._entries = {entry.task: entry for entry in map(scan, tasks) if entry is not None}
         except OSError as error:
             raise StoreError(f"the store {folder} cannot be opened: {error.strerror}") from None
 
@@ -98,7 +95,7 @@ class Store:
         adapter = self._cache.get(found.digest)
         if adapter is None:
             try:
-                adapter = parse(self.read(task, found))
+                adapter = reread(self.read(task, found), found.digest)
             except InvalidAdapter as error:  # put there by another program, under its true digest
                 raise DamagedAdapter(f"version {found.short} of task {task!r} is damaged on disk: {error}") from None
             self._cache.put(adapter)
@@ -116,10 +113,14 @@ class Store:
                 raise DamagedAdapter(f"version {digest[:12]} of task {task!r} is damaged on disk: {error}") from None
         return summaries[digest]
 
-    def read(self, task: str, version: Version) -> bytes:
+    def read(self, task: str, version: Version) -> bytearray:
         """A version's file, as its digest says. Raises DamagedAdapter, or as `find` if it was deleted meanwhile."""
         try:
-            data = self.path(task, version.digest).read_bytes()
+            # Straight into the one buffer that the adapter keeps: a second one of its size would leave holes in memory.
+            data = bytearray(version.bytes)
+            with self.path(task, version.digest).open("rb") as file:
+                del data[file.readinto(data) :]
+                data += file.read()
         except OSError as error:
             self.find(task, version.digest)  # deleted just now: say that, not that it is damaged
             raise DamagedAdapter(f"version {version.short} of task {task!r} cannot be read: {error.strerror}") from None

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from training.config import Recipe
 from training.record import append
 
 Cells = list[dict[str, Any]]
@@ -32,7 +33,7 @@ def done(folder: Path, key: dict[str, Any], recipe: dict[str, Any]) -> bool:
     for cell in read(folder):
         if all(cell[name] == key[name] for name in KEY):
             for name, expected in recipe.items():
-                if cell["recipe"].get(name) != expected:
+                if cell["recipe"].get(name, getattr(Recipe, name, None)) != expected:  # older than the choice: its default
                     raise ValueError(
                         f"the cell {key['task']}/{key['method']}/{key['seed']} in {folder} has {name} "
                         f"{cell['recipe'].get(name)!r}, not {expected!r}; expected the same, or another --results"

@@ -51,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in ("full", "adamix", "adapter", "lora", "houlsby", "bitfit", "head")},
     "adamix-no-consistency": {"method": "adamix", "consistency": 0.0},
     "adamix-no-sharing": {"method": "adamix", "share_up": False},
+    **{f"adamix-from-layer-{n}": {"method": "adamix", "first_layer": n} for n in (2, 3, 4, 5)},
     **{f"adamix-{n}-experts": {"method": "adamix", "experts": n} for n in (1, 2, 8)},
     **LONGER,
 }

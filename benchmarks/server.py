@@ -65,9 +65,17 @@ def running(command: list[str], environment: dict[str, str], ready: str) -> Iter
 
 def service(store: Path, backbone: str) -> contextlib.AbstractContextManager[Server]:
     """This repository's service on a store."""
-    settings = {"STORE": str(store), "SEED": str(store / "none"), "BACKBONE": backbone, "LOG_LEVEL": "warning"}
-    environment = surroundings({f"ADAMIX_{name}": value for name, value in settings.items()})
-    return running([sys.executable, "-m", "service", "--port", "{port}"], environment, "/ready")
+    return running([sys.executable, "-m", "service", "--port", "{port}"], _settings(store, backbone, "warning"), "/ready")
+
+
+def front_end(store: Path, backbone: str) -> contextlib.AbstractContextManager[Server]:
+    """The same with its device taken out, and with the log as it is by default."""
+    return running([sys.executable, "-m", "benchmarks.null_server", "{port}"], _settings(store, backbone, "info"), "/ready")
+
+
+def _settings(store: Path, backbone: str, log_level: str) -> dict[str, str]:
+    settings = {"STORE": str(store), "SEED": str(store / "none"), "BACKBONE": backbone, "LOG_LEVEL": log_level}
+    return surroundings({f"ADAMIX_{name}": value for name, value in settings.items()})
 
 
 def surroundings(more: dict[str, str]) -> dict[str, str]:

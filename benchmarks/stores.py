@@ -9,7 +9,8 @@ import torch
 
 from adapters.backbone import Backbone
 from adapters.entry import ACTIVE, SUFFIX
-from adapters.file import expected_shapes, serialize
+from adapters.file import serialize
+from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, Pooling, Probe
 
 MAX_LENGTH = 128
@@ -27,7 +28,7 @@ def fill(folder: Path, backbone: Backbone, tasks: int) -> list[str]:
     return names
 
 
-def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean") -> bytes:
+def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean", first_layer: int = 0) -> bytes:
     """An adapter file of bottleneck 16 and two labels. Its probe is not true: it cannot be uploaded."""
     spec = AdapterSpec(
         task=task,
@@ -37,6 +38,7 @@ def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "me
         max_length=min(MAX_LENGTH, backbone.max_length),
         pooling=pooling,
         backbone=backbone.reference,
+        first_layer=first_layer,
         bottleneck=16,
         activation="gelu",
         training={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from service.protocol import Protocol
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
+    from service.middleware import App
     from service.state import Service
 
 log = structlog.get_logger("service")
@@ -60,21 +62,22 @@ def main(
     try:
         settings = read_settings(**{name: value for name, value in given.items() if value is not None})
         logs.configure(settings.log_level, settings.log_format)
-        raise typer.Exit(_serve(settings))
+        from service.app import create_app
+
+        application = create_app(settings)
+        raise typer.Exit(serve(application, application.state.service, settings))
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
 
-def _serve(settings: Settings) -> int:
-    from service.app import create_app
-
+def serve(application: App, service: Service, settings: Settings) -> int:
+    """Serve until a signal; the exit code."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # uvicorn answers what is under way, then raises the signal again: being asked to stop is no failure.
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: sys.exit(0))
-    application = create_app(settings)
     config = uvicorn.Config(
         application,
         host=settings.host,
@@ -86,7 +89,10 @@ def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.drain_seconds,
         server_header=False,
     )
-    server = _Server(config, application.state.service)
+    server = _Server(config, service)
+    # What lives until the end is no garbage: looking through all of it stalled every request for most of a second.
+    gc.collect()
+    gc.freeze()
     try:
         server.run()
     except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3

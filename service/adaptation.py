@@ -16,14 +16,16 @@ LEAST = 4
 
 
 class Adaptation:
-    """x += U·gelu(D·x + b_D) + b_U in place, each segment with its own adapter. All weights are views of the residents'."""
+    """x += U·gelu(D·x + b_D) + b_U in place, each segment with its own adapter, if that has one in
+    the layer. All weights are views of the residents'."""
 
     def __init__(self, segments: Sequence[Segment], rows: int) -> None:
         """The segments follow each other from the first token on; the last few of `rows` may belong to none."""
         residents = [segment.resident for segment in segments]
         tokens = [segment.tokens.stop - segment.tokens.start for segment in segments]
         self._rows = [*tokens, rows - sum(tokens)]
-        # [segment][layer]: views made once a batch; made in every layer they would cost as much as the smallest products.
+        self._first = [resident.spec.first_layer for resident in residents]
+        # [segment][adapted layer]: views made once a batch; in every layer they would cost as much as the smallest products.
         self._down = [list(zip(r.down_bias.unbind(), r.down.unbind(), strict=True)) for r in residents]
         self._up = [list(zip(r.up_bias.unbind(), r.up.unbind(), strict=True)) for r in residents]
         shapes = [(max(n, LEAST), resident.down.shape[2]) for n, resident in zip(tokens, residents, strict=True)]
@@ -34,17 +36,17 @@ class Adaptation:
     def __call__(self, layer: int, x: Tensor) -> None:
         """`x` is the feed-forward's output, `[rows, d]`."""
         parts = _split(x, self._rows)[:-1]
-        enough = [_lengthened(part) for part in parts]
-        for part, inner, down in zip(enough, self._inners, self._down, strict=True):
-            bias, weight = down[layer]
-            torch.addmm(bias, part, weight, out=inner)
+        adapted = [(i, layer - first) for i, first in enumerate(self._first) if layer >= first]
+        enough = {i: _lengthened(parts[i]) for i, _ in adapted}
+        for i, own in adapted:
+            bias, weight = self._down[i][own]
+            torch.addmm(bias, enough[i], weight, out=self._inners[i])
         torch.ops.aten.gelu_(self._inner)
-        for part, inner, up in zip(enough, self._inners, self._up, strict=True):
-            bias, weight = up[layer]
-            part.addmm_(inner, weight).add_(bias)
-        for part, long in zip(parts, enough, strict=True):
-            if long is not part:
-                part.copy_(long[: len(part)])
+        for i, own in adapted:
+            bias, weight = self._up[i][own]
+            enough[i].addmm_(self._inners[i], weight).add_(bias)
+            if enough[i] is not parts[i]:
+                parts[i].copy_(enough[i][: len(parts[i])])
 
 
 def _lengthened(part: Tensor) -> Tensor:

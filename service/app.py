@@ -69,7 +69,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for routes in (predict, v2, adapters, storage, health, page, docs):
+    app.router.routes.extend(predict.router.routes)  # not included: that would match every request twice
+    for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)

@@ -7,9 +7,10 @@ key and value fused into one projection and each row attending to itself alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,40 +21,11 @@ from transformers.activations import ACT2FN
 from adapters.backbone import Backbone, position_offset
 from service.linear import ROUND, FeedForward, Linear, Plain, Prepacked, Table, blocks, in_blocks, prepacks
 from service.outliers import largest_inputs
+from service.packed import Adapt, Group, Packed, Split
 from service.quantized import Quantized, QuantizedTable
 
 # The least that an activation gives, where that is near 0.
 LOWEST = {"gelu": -0.17, "gelu_new": -0.1701, "relu": 0.0}
-
-Adapt = Callable[[int, Tensor], None]
-"""Applies the adapters of layer `i` in place to the feed-forward's output `[T, d]`."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of one length, attended in one call. `tokens` are their places in the packed batch: a slice where the rows lie
-    side by side, else the indices `[n·length]`."""
-
-    rows: int
-    length: int
-    tokens: slice | Tensor
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`; `masks`, `[B]`, are the
-    places of the prompts' masks in their rows, if there are prompts. Of the T tokens the last few may belong to no row:
-    `tokens` do. `blocks` are what the linear layers take at once."""
-
-    tokens: int
-    blocks: list[slice]
-    ids: Tensor
-    types: Tensor
-    positions: Tensor
-    starts: Tensor
-    lengths: Tensor
-    groups: tuple[Group, ...]
-    masks: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -109,22 +81,26 @@ class PackedEncoder:
         return Packed(
             tokens=tokens,
             blocks=[slice(0, tokens)] if self._linear is Plain else blocks(tokens + spare),
-            ids=self._index([i for ids, _ in rows for i in ids] + padding),
-            types=self._index([t if typed else 0 for _, types in rows for t in types] + padding),
-            positions=self._index([p for ids, _ in rows for p in self._row_positions(ids)] + padding),
-            starts=self._index(starts),
-            lengths=self._index(lengths),
+            ids=self.index([i for ids, _ in rows for i in ids] + padding),
+            types=self.index([t if typed else 0 for _, types in rows for t in types] + padding),
+            positions=self.index([p for ids, _ in rows for p in self._row_positions(ids)] + padding),
+            starts=self.index(starts),
+            lengths=self.index(lengths),
             groups=tuple(self._groups(starts, lengths)),
-            masks=None if masks is None else self._index(masks),
+            masks=None if masks is None else self.index(masks),
         )
 
-    def forward(self, batch: Packed, adapt: Adapt) -> Tensor:
-        """The last hidden state of every row's tokens, `[tokens, d]`."""
+    def forward(self, batch: Packed, adapt: Adapt, splits: Mapping[int, Split] = MappingProxyType({})) -> Tensor:
+        """The last hidden state of every row's tokens, `[tokens, d]`; `splits[i]` comes before layer i's adapters."""
         x = self._embed(batch)
         for i, layer in enumerate(self._layers):
             attended = self._attend(in_blocks(layer.qkv, x, batch.blocks), batch)
             x = self._norm(in_blocks(layer.attention_out, attended, batch.blocks).add_(x), layer.attention_norm)
             y = in_blocks(layer.feed_forward, x, batch.blocks)
+            if i in splits:
+                split = splits[i]
+                batch, adapt = split.batch, split.adapt
+                x, y = x[split.tokens], y[split.tokens]
             adapt(i, y)
             x = self._norm(y.add_(x), layer.out_norm)
         return x[: batch.tokens]
@@ -188,7 +164,7 @@ class PackedEncoder:
                 groups.append(Group(len(rows), length, slice(start, start + len(rows) * length)))
             else:
                 places = [place for row in rows for place in range(starts[row], starts[row] + length)]
-                groups.append(Group(len(rows), length, self._index(places)))
+                groups.append(Group(len(rows), length, self.index(places)))
         return groups
 
     def _layer(self, layer: Any, largest: dict[str, Tensor]) -> _Layer:
@@ -230,7 +206,8 @@ class PackedEncoder:
         moved: Tensor = tensor.detach().to(self.device, self.dtype, copy=self._linear is not Plain).contiguous()
         return moved
 
-    def _index(self, values: list[int]) -> Tensor:
+    def index(self, values: list[int]) -> Tensor:
+        """Places, as this device takes them."""
         return torch.tensor(values, dtype=torch.long).to(self.device, non_blocking=True)
 
 

@@ -13,9 +13,11 @@ from adapters.backbone import Backbone
 from adapters.file import Adapter
 from adapters.spec import Pooling
 from service.adaptation import Adaptation
-from service.encoder import Packed, PackedEncoder
+from service.encoder import PackedEncoder
 from service.heads import Segment, logits
+from service.packed import Packed, Split
 from service.slots import Resident, Slots
+from service.trunks import stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Row:
     def tokens(self) -> int:
         return len(self.ids)
 
+    @property
+    def first_layer(self) -> int:
+        return self.adapter.spec.first_layer
+
 
 class Engine:
     """The packed encoder, the slots, and the one forward pass that uses both."""
@@ -59,18 +65,33 @@ class Engine:
         order = sorted(range(len(rows)), key=lambda i: (rows[i].adapter_key, rows[i].tokens))
         sorted_rows = [rows[i] for i in order]
         residents = self.slots.acquire(row.adapter for row in sorted_rows)
-        segments = _segments(sorted_rows, residents)
-        poolings = {segment.resident.spec.pooling for segment in segments}
-        masks = [row.mask or 0 for row in sorted_rows] if "mask" in poolings else None
-        batch = self.encoder.pack([(row.ids, row.types) for row in sorted_rows], masks)
-        hidden = self.encoder.forward(batch, Adaptation(segments, len(batch.ids)))
-        answers = self._classify(hidden, batch, segments, poolings)
+        hidden, batch = self._encode(sorted_rows, residents)
+        answers = self._classify(hidden, batch, _segments(sorted_rows, residents))
         result: list[list[float]] = [[]] * len(rows)
         for place, answer in zip(order, answers, strict=True):
             result[place] = answer
         return result
 
-    def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment], poolings: set[Pooling]) -> list[list[float]]:
+    def _encode(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Tensor, Packed]:
+        """The last hidden state of every token, `[T, d]`, and how the rows lie in it. Rows of one text share its trunk."""
+        first, *later = stages(rows)
+        start, adapt = self._pack([rows[i] for i in first.rows], residents)
+        splits = {}
+        batch = start
+        for stage in later:
+            batch, its_own = self._pack([rows[i] for i in stage.rows], residents)
+            spare = [0] * (len(batch.ids) - batch.tokens)
+            splits[stage.layer] = Split(batch, self.encoder.index(stage.tokens + spare), its_own)
+        return self.encoder.forward(start, adapt, splits), batch
+
+    def _pack(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Packed, Adaptation]:
+        prompted = any(row.adapter.spec.pooling == "mask" for row in rows)
+        masks = [row.mask or 0 for row in rows] if prompted else None
+        batch = self.encoder.pack([(row.ids, row.types) for row in rows], masks)
+        return batch, Adaptation(_segments(rows, residents), len(batch.ids))
+
+    def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment]) -> list[list[float]]:
+        poolings = {segment.resident.spec.pooling for segment in segments}
         pooled = {pooling: self._poolings[pooling](hidden, batch) for pooling in poolings}
         answers: list[list[float]] = []
         for segment in segments:

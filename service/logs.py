@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import Any
@@ -18,19 +19,14 @@ def configure(level: str, form: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.PositionalArgumentsFormatter(),
     ]
     if not console:
         shared.append(structlog.processors.format_exc_info)
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(serializer=_to_json)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_Writer,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -46,6 +42,20 @@ def configure(level: str, form: str) -> None:
     logging.getLogger("uvicorn.error").setLevel("WARNING")  # its start-up lines say less than ours
     for chatty in ("httpx2", "httpcore2", "asyncio", "python_multipart", "urllib3"):
         logging.getLogger(chatty).setLevel("WARNING")
+
+
+class _Writer:
+    """Writes our own events past the standard library's logging, which took longer than all the rest of a line: every
+    request has one. Nobody is failed by a log that cannot be written."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{line}\n")  # which flushes at the end of a line
+
+    debug = info = warning = error = critical = msg
 
 
 def _to_json(event: Any, **_: Any) -> str:

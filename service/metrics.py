@@ -63,7 +63,9 @@ class Metrics:
         self.tokenization = histogram("tokenization_duration_seconds", "Tokenising one request.", SHORT_SECONDS)
         self._inference = histogram("inference_duration_seconds", "One batch on the device.", SECONDS)
         self._batch_rows = histogram("batch_rows", "Rows in a batch.", ROWS)
-        self._batch_tokens = histogram("batch_tokens", "Tokens in a batch.", TOKENS)
+        self._batch_tokens = histogram(
+            "batch_tokens", "Tokens of a batch's rows; a text that several tasks share counts for each.", TOKENS
+        )
         self._batch_tasks = histogram("batch_tasks", "Distinct tasks in a batch.", ROWS)
         self.loads = Counter("adamix_adapter_loads", "Adapters put into a device slot.", registry=registry)
         self.evictions = Counter("adamix_adapter_evictions", "Adapters that made room for another.", registry=registry)

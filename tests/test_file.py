@@ -20,7 +20,8 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.classifier import collate, from_adapter
 from adapters.errors import BackboneMismatch, InvalidAdapter
-from adapters.file import FORMAT, load, parse, read_summary, save, serialize
+from adapters.file import load, parse, read_summary, reread, save, serialize
+from adapters.header import FORMAT
 from adapters.parity import check_backbone, check_parity
 from adapters.text import encode
 from tests.tiny import random_adapter, tiny_backbone
@@ -73,6 +74,26 @@ def test_dtypes_may_differ(bert: Backbone) -> None:
     spec, tensors, _ = random_adapter(bert, "t", ["a", "b"])
     mixed = {name: tensor.to(DTYPES[i % 3]) for i, (name, tensor) in enumerate(tensors.items())}
     assert {tensor.dtype for tensor in parse(serialize(spec, mixed)).tensors.values()} == set(DTYPES)
+
+
+def test_a_file_that_was_stored(bert: Backbone) -> None:
+    """Read again, an adapter is what it was, and its tensors lie in the file's own bytes."""
+    data = random_adapter(bert, "t", ["a", "b"], dense=True)[2]
+    first, buffer = parse(data), bytearray(data)
+    again = reread(buffer, first.digest)
+    assert (again.spec, again.digest, again.bytes) == (first.spec, first.digest, first.bytes)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
+    start = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
+    assert all(start < tensor.data_ptr() < start + len(buffer) for tensor in again.tensors.values())
+
+
+def test_tensors_that_lie_crooked(bert: Backbone) -> None:
+    """A file whose half-precision tensors begin at odd bytes, as another writer may lay them out, is read to the same."""
+    data = random_adapter(bert, "t", ["a", "b"])[2]
+    header, body = split(data)
+    text = json.dumps(header).encode()
+    crooked = join(text + b" " * (1 - len(text) % 2), body)
+    assert all(torch.equal(parse(crooked).tensors[name], tensor) for name, tensor in parse(data).tensors.items())
 
 
 def test_an_invalid_adapter_is_not_written(bert: Backbone, tmp_path: Path) -> None:

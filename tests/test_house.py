@@ -23,7 +23,10 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 SERVICE_MAY = {
     "fastapi, starlette": (WEB, {"app", "errors", "routes"}),
     # app picks the device and the dtype
-    "torch": ({"torch"}, {"engine", "encoder", "linear", "quantized", "outliers", "adaptation", "slots", "heads", "app"}),
+    "torch": (
+        {"torch"},
+        {"engine", "encoder", "linear", "quantized", "outliers", "packed", "adaptation", "slots", "heads", "app"},
+    ),
     "transformers": ({"transformers"}, {"encoder"}),
     "OpenTelemetry": ({"opentelemetry"}, {"middleware", "tracing"}),
     "the settings": ({"service.settings"}, {"app", "__main__"}),

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.backbone import Backbone
 from adapters.classifier import collate, from_tensors
-from adapters.file import expected_shapes, serialize
+from adapters.file import serialize
+from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, Pooling, Probe, ProblemType
 from adapters.text import TextInput, encode
 
@@ -122,6 +123,7 @@ def random_adapter(
     pooling: Pooling = "mean",
     template: str | None = None,
     bottleneck: int = 8,
+    first_layer: int = 0,
     dense: bool = False,
     dtype: torch.dtype = torch.float16,
     max_length: int = POSITIONS,
@@ -138,6 +140,7 @@ def random_adapter(
         pooling="mask" if template is not None else pooling,
         template=template,
         backbone=backbone.reference,
+        first_layer=first_layer,
         bottleneck=bottleneck,
         activation="gelu",
         training={"recipe": {"method": "random", "seed": seed}},

@@ -92,13 +92,12 @@ def main(
     share_down: Annotated[bool, _adapter(help="One project-down for all experts.")] = False,
     share_up: Annotated[bool, _adapter(help="One project-up for all experts.")] = True,
     bottleneck: Annotated[int, _adapter(help="Width of the bottleneck.")] = 16,
+    first_layer: Annotated[int, _adapter(help="Lowest layer with an adapter; tasks share the bare ones below.")] = 0,
     pooling: Annotated[
         Literal["mean", "cls", "pooler"] | None,
         _adapter(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
     ] = None,
-    dense_head: Annotated[
-        bool | None, _adapter(help="A hidden layer in the head; by default as the backbone's family.")
-    ] = None,
+    dense_head: Annotated[bool | None, _adapter(help="A hidden layer in the head; by default the family's.")] = None,
     consistency: Annotated[float, _adapter(help="Weight of the consistency loss; 0 for none.")] = 1.0,
     epochs: Annotated[int, _steps()] = 10,
     batch_size: Annotated[int, _steps(help="Rows in a mini-batch.")] = 32,
@@ -179,6 +178,7 @@ def main(
             share_down=share_down,
             share_up=share_up,
             bottleneck=bottleneck,
+            first_layer=first_layer,
             consistency=consistency,
             epochs=epochs,
             batch_size=batch_size,

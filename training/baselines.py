@@ -25,21 +25,25 @@ from adapters.backbone import POOLER_PREFIX, Backbone
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, WordHead
 from adapters.spec import Pooling
-from training.config import Method, Recipe
-
-# What a server can apply: one bottleneck after the feed-forward output of each layer. Only these can be exported.
-SERVABLE: tuple[Method, ...] = ("adamix", "adapter")
+from training.config import SERVABLE, Recipe
+from training.errors import TrainingError
 
 
 def build(backbone: Backbone, labels: int, recipe: Recipe, words: WordHead | None = None) -> Classifier:
-    """The model to train, with a fresh head or that of `words`; what requires gradients in it is what the method trains."""
+    """The model to train, with a fresh head or that of `words`; what requires gradients in it is what the method trains.
+    Raises TrainingError if the backbone has no layer for an adapter."""
     config = backbone.config
+    adapted = config.num_hidden_layers - recipe.first_layer
+    if adapted < 1:
+        raise TrainingError(
+            f"first_layer is {recipe.first_layer}; expected less than {config.num_hidden_layers}, the backbone's layers"
+        )
     pooling = "mask" if words is not None else recipe.pooling or backbone.default_pooling
     if recipe.method not in (*SERVABLE, "head"):
         encoder = copy.deepcopy(backbone.encoder)
         _change(encoder, recipe, pooling)
         backbone = dataclasses.replace(backbone, encoder=encoder)
-    sites = nn.ModuleList(_site(config.hidden_size, recipe) for _ in range(config.num_hidden_layers))
+    sites = nn.ModuleList(_site(config.hidden_size, recipe) for _ in range(adapted))
     dense = recipe.dense_head if recipe.dense_head is not None else config.model_type != "bert"
     dropout = getattr(config, "classifier_dropout", None)
     fresh = Head(config.hidden_size, labels, dense=dense, dropout=config.hidden_dropout_prob if dropout is None else dropout)

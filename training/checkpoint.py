@@ -64,11 +64,12 @@ def identity(backbone: Backbone, data: Dataset, recipe: Recipe) -> dict[str, Any
 
 
 def check_same(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if what `path` holds is of another run."""
+    """Raise CheckpointError if what `path` holds is of another run. A choice that there was not yet was its default."""
     for name, value in expected.items():
-        if found.get(name) != value:
+        known = found.get(name, getattr(Recipe, name, None))
+        if known != value:
             raise CheckpointError(
-                f"{path} is of a run with another {name} ({_short(found.get(name))}; now {_short(value)}); "
+                f"{path} is of a run with another {name} ({_short(known)}; now {_short(value)}); "
                 "expected the same to go on from it"
             )
 

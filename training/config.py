@@ -10,6 +10,8 @@ from adapters.text import check_encodable
 from training.errors import TrainingError
 
 Method = Literal["adamix", "adapter", "houlsby", "lora", "bitfit", "head", "full"]
+# What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can be exported.
+SERVABLE: tuple[Method, ...] = ("adamix", "adapter")
 Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
 FileDtype = Literal["float16", "bfloat16", "float32"]
@@ -20,6 +22,7 @@ class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
     `consistency` is the weight of the consistency regularisation (0 switches its second forward pass off).
+    `first_layer` is the lowest one with an adapter: the bare ones below are a trunk that tasks can share.
     `positive` names the label whose F1 is reported.
     `evaluate` says what of a mixture is judged: what it merges into, or its experts at random, one, or all.
     `shots` draws so many training examples in all, by the seed; None takes all.
@@ -32,6 +35,7 @@ class Recipe:
     share_down: bool = False
     share_up: bool = True
     bottleneck: int = 16
+    first_layer: int = 0
     consistency: float = 1.0
     epochs: int = 10
     batch_size: int = 32
@@ -55,6 +59,7 @@ class Recipe:
         bounds: dict[str, tuple[float, float]] = {
             "experts": (1, 64),
             "bottleneck": (1, 256),
+            "first_layer": (0, 255),
             "consistency": (0, 1e6),
             "epochs": (1, 10_000),
             "batch_size": (1, 65_536),
@@ -73,6 +78,10 @@ class Recipe:
         if self.evaluate != "merged" and self.method != "adamix":
             raise TrainingError(
                 f"evaluate is {self.evaluate!r}, which needs a mixture, but method is {self.method!r}; expected adamix"
+            )
+        if self.first_layer and self.method not in SERVABLE:
+            raise TrainingError(
+                f"first_layer is {self.first_layer}, but method is {self.method!r}; expected {' or '.join(SERVABLE)} with it"
             )
         for text in (self.prompt, *(self.words or {}).values()):
             if text is not None:

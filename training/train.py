@@ -19,9 +19,9 @@ from adapters.merge import merge
 from adapters.spec import AdapterSpec, Probe, check_template
 from adapters.text import Tokens, encode
 from training import shots, words
-from training.baselines import SERVABLE, build, trained_parameters
+from training.baselines import build, trained_parameters
 from training.checkpoint import Checkpoints
-from training.config import Recipe
+from training.config import SERVABLE, Recipe
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged, scores
@@ -87,6 +87,7 @@ def train(
         pooling=judged.pooling,
         template=recipe.prompt,
         backbone=backbone.reference,
+        first_layer=recipe.first_layer,
         bottleneck=recipe.bottleneck,
         activation="gelu",
         training=_provenance(recipe, measured, dev_set, time.monotonic() - started),

@@ -13,7 +13,7 @@ from adapters.classifier import collate, from_tensors
 from adapters.convert.foreign import Foreign
 from adapters.convert.probe import neutral_probe
 from adapters.errors import CannotConvert
-from adapters.file import expected_shapes
+from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, ProblemType, parse_spec
 from adapters.text import TextInput, encode
 

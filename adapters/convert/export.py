@@ -33,6 +33,8 @@ def write(adapter: Adapter, folder: Path) -> None:
         raise CannotConvert(f"AdapterHub has no {spec.backbone.model_type} model; expected one of {', '.join(MODELS)}")
     if spec.pooling not in ("cls", "pooler"):
         raise CannotConvert(f"pooling is {spec.pooling!r}, which AdapterHub's heads do not have; expected cls or pooler")
+    if spec.first_layer:
+        raise CannotConvert(f"first_layer is {spec.first_layer}, and this writes an adapter for every layer; expected 0")
     if hasattr(nn.ModuleDict, spec.task):
         raise CannotConvert(f"task {spec.task!r} is a word that PyTorch keeps for itself; expected another name")
     prefix, model_class = MODELS[spec.backbone.model_type]

@@ -126,7 +126,7 @@ def download(request: Request, task: Task, version: Version) -> Response:
     found = service.store.find(task, version)
     # Read whole, not streamed from its path: a deletion while it is sent must not cut it short.
     return Response(
-        service.store.read(task, found),
+        bytes(service.store.read(task, found)),
         media_type="application/octet-stream",
         headers={
             "ETag": f'"{found.digest}"',

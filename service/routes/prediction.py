@@ -156,16 +156,25 @@ def _check_finite(adapter: Adapter, answers: list[list[Logits]], dtype: str) -> 
 
 async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
     """Wait for `work`, but give it up when the connection closes: nobody would read the answer."""
-    working = asyncio.ensure_future(work)
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    answered = False
+
+    def give_up(left: asyncio.Future[None]) -> None:
+        if not answered and not left.cancelled():
+            waiting.cancel()
+
     leaving = asyncio.ensure_future(_disconnected(request))
+    leaving.add_done_callback(give_up)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientClosed("the client closed the connection before its answer was ready")
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done() and waiting.uncancel() == 0:  # else somebody else wants an end, too
+            raise ClientClosed("the client closed the connection before its answer was ready") from None
+        raise
     finally:
+        answered = True
         leaving.cancel()
-        working.cancel()
 
 
 async def _disconnected(request: Request) -> None:

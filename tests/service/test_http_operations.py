@@ -312,7 +312,7 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
         ("MAX_INPUTS", "4096", "ADAMIX_MAX_INPUTS is 4096; expected at most MAX_QUEUE_ROWS, which is 2048"),
         ("SLOTS", "0", "ADAMIX_SLOTS is '0'; expected greater than or equal to 1"),
         ("SLOTS", "-1", "ADAMIX_SLOTS is '-1'; expected greater than or equal to 1"),
-        ("DTYPE", "int8", "int8"),
+        ("DTYPE", "int4", "int4"),
         ("BACKBONE", "/nowhere", "/nowhere"),
     ],
 )

@@ -1,0 +1,136 @@
+"""The header of an adapter file: its spec and where its tensors lie, held to docs/adapter-format.md, sections 1 to 3."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import InvalidAdapter
+from adapters.spec import AdapterSpec, parse_spec, shown
+
+FORMAT = "adamix-adapter/1"
+MAX_HEADER_BYTES = 1 << 20
+DTYPES = ("F32", "F16", "BF16")
+TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
+DENSE_HEAD = ("head.dense.weight", "head.dense.bias")
+Entries = dict[str, dict[str, Any]]
+
+
+def read(data: bytes | bytearray) -> tuple[Entries, AdapterSpec, int]:
+    """The tensors' entries, the spec, and where the tensors' bytes begin. Raises InvalidAdapter."""
+    size = _size(data[:8], len(data))
+    return *_checked(data[8 : 8 + size]), 8 + size
+
+
+def read_file(path: Path) -> tuple[Entries, AdapterSpec]:
+    """The same of a file of which no tensor is read. Raises InvalidAdapter, or OSError."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        return _checked(file.read(_size(start, path.stat().st_size)))
+
+
+def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a file of this spec may hold, with its shape (docs/adapter-format.md, section 2)."""
+    layers = spec.backbone.num_layers - spec.first_layer
+    d, r, labels = spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
+    norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
+    return {
+        "down.weight": (layers, r, d),
+        "down.bias": (layers, r),
+        "up.weight": (layers, d, r),
+        "up.bias": (layers, d),
+        "head.dense.weight": (d, d),
+        "head.dense.bias": (d,),
+        **norm,
+        "head.out.weight": (labels, d),
+        "head.out.bias": (labels,),
+    }
+
+
+def _checked(data: bytes | bytearray) -> tuple[Entries, AdapterSpec]:
+    header = _parsed(data)
+    spec = _read_metadata(header.pop("__metadata__", None))
+    _check_tensors(header, spec)
+    return header, spec
+
+
+def _size(start: bytes | bytearray, file_size: int) -> int:
+    if len(start) < 8:
+        raise InvalidAdapter(f"the file has {len(start)} bytes; expected a safetensors file, which has at least 8")
+    size: int = struct.unpack("<Q", start)[0]
+    if size > MAX_HEADER_BYTES:
+        raise InvalidAdapter(
+            f"the file's header claims {size} bytes; expected at most {MAX_HEADER_BYTES}, and a safetensors file"
+        )
+    if 8 + size > file_size:
+        raise InvalidAdapter(f"the file has {file_size} bytes, its header alone claims {8 + size}; it is cut short")
+    return size
+
+
+def _parsed(data: bytes | bytearray) -> dict[str, Any]:
+    try:
+        header = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"the file's header is not JSON: {error}; expected a safetensors file") from None
+    if not isinstance(header, dict):
+        raise InvalidAdapter(f"the file's header is a JSON {type(header).__name__}; expected an object")
+    return header
+
+
+def _check_spec_keys(text: str) -> None:
+    """Pydantic would take the last of two equal keys, another reader perhaps the first."""
+    try:
+        json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"the adapter's spec is not JSON: {error}; expected an object") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the key {name[:80]!r} stands there twice")
+        result[name] = value
+    return result
+
+
+def _read_metadata(metadata: Any) -> AdapterSpec:
+    if not isinstance(metadata, dict) or set(metadata) != {"format", "spec"}:
+        found = sorted(metadata) if isinstance(metadata, dict) else "none"
+        raise InvalidAdapter(f"the file's metadata keys are {found}; expected exactly 'format' and 'spec'")
+    if metadata["format"] != FORMAT:
+        raise InvalidAdapter(f"the file's format is {str(metadata['format'])[:80]!r}; expected {FORMAT!r}")
+    if not isinstance(metadata["spec"], str):
+        raise InvalidAdapter(f"the metadata's spec is a {type(metadata['spec']).__name__}; expected a string of JSON")
+    _check_spec_keys(metadata["spec"])
+    return parse_spec(metadata["spec"])
+
+
+def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
+    shapes = expected_shapes(spec)
+    for name in header:
+        if name not in shapes:
+            raise InvalidAdapter(f"the file holds a tensor {name[:80]!r}; expected only {', '.join(shapes)}")
+    dense = [name for name in DENSE_HEAD if name in header]
+    if len(dense) == 1:
+        raise InvalidAdapter(f"the file holds {dense[0]!r} alone; expected both of {', '.join(DENSE_HEAD)}, or neither")
+    for name, shape in shapes.items():
+        if name not in header:
+            if name in DENSE_HEAD and spec.pooling != "mask":
+                continue
+            raise InvalidAdapter(f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}")
+        entry = header[name] if isinstance(header[name], dict) else {}
+        if str(entry.get("dtype")) not in DTYPES:  # str: what JSON holds need not be hashable
+            raise InvalidAdapter(
+                f"tensor {name!r} has dtype {shown(entry.get('dtype'))}; expected one of {', '.join(DTYPES)}"
+            )
+        if entry.get("shape") != list(shape):
+            raise InvalidAdapter(
+                f"tensor {name!r} has shape {shown(entry.get('shape'))}; expected {list(shape)} by the file's spec"
+            )
+        if set(entry) - TENSOR_KEYS:
+            raise InvalidAdapter(
+                f"tensor {name!r} has the keys {shown(sorted(entry))}; expected only {', '.join(sorted(TENSOR_KEYS))}"
+            )
