@@ -37,8 +37,7 @@ from training.train import Measured, measure
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
-# Small mini-batches: an expert of four learns in a step of four, and a packed step of 8 rows costs a quarter of one of 32.
-COMMON = Recipe(bottleneck=16, experts=4, consistency=0.125, batch_size=8, dense_head=True, max_length=128)
+COMMON = Recipe(bottleneck=16, experts=4, consistency=0.03, batch_size=32, dense_head=True, max_length=128)
 DRAWS = 20  # random routings that a mixture is judged under
 SEARCH_ROWS = 1600
 
