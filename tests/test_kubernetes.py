@@ -16,16 +16,16 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy/kubernetes"
 DEPLOYMENT, KSERVE = (yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in ("deployment", "kserve"))
 POD = DEPLOYMENT["spec"]["template"]["spec"]
-# What a predictor of KServe takes beside a pod's own fields: V1beta1PredictorSpec of the package kserve 0.21.0, as far as it
-# concerns a container of one's own.
+# What a predictor of KServe takes beside a pod's own fields, and of which type: V1beta1PredictorSpec of the package kserve
+# 0.21.0, as far as it concerns a container of one's own. The package itself would bring a hundred others.
 PREDICTOR = {
-    "minReplicas",
-    "maxReplicas",
-    "scaleTarget",
-    "scaleMetric",
-    "containerConcurrency",
-    "timeout",
-    "canaryTrafficPercent",
+    "minReplicas": int,
+    "maxReplicas": int,
+    "scaleTarget": int,
+    "scaleMetric": str,
+    "containerConcurrency": int,
+    "timeout": int,
+    "canaryTrafficPercent": int,
 }
 
 
@@ -59,6 +59,8 @@ def test_the_operator_gets_the_same_alerts() -> None:
 
 def test_kserve_s_predictor_is_a_pod() -> None:
     """The InferenceService's predictor is a valid pod but for fields of KServe's, and says that it speaks protocol v2."""
+    own = {name: type(value) for name, value in KSERVE["spec"]["predictor"].items() if name in PREDICTOR}
+    assert own.items() <= PREDICTOR.items()
     assert (KSERVE["apiVersion"], KSERVE["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     assert KSERVE["spec"].keys() == {"predictor"}
     pod = {name: value for name, value in KSERVE["spec"]["predictor"].items() if name not in PREDICTOR}

@@ -32,7 +32,11 @@ _FORM = {
     "required": ["file"],
     "additionalProperties": False,
     "properties": {
-        "file": {"type": "string", "format": "binary", "description": "An adapter file."},
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "As `curl -F file=@sst2.safetensors` sends it.",
+        },
         "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
     },
 }
