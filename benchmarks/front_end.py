@@ -113,7 +113,7 @@ def press(server: Server, kind: Kind, seconds: int, script: Path) -> dict[str, A
     cpu, client = _cpu(server) - before, _children() - client
     measured = json.loads(output.splitlines()[-1])
     if measured["failed"] or not measured["requests"]:
-        raise RuntimeError(f"{kind.name}: {measured['errors']} of {measured['requests']} requests failed; expected none")
+        raise RuntimeError(f"{kind.name}: {measured['failed']} of {measured['requests']} requests failed; expected none")
     requests = measured["requests"]
     means = {}
     for name, (total, count) in _stages(server).items():
