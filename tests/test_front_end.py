@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.front_end import main
+from benchmarks.front_end import Kind, main, press
+from benchmarks.load import Call
+from benchmarks.server import front_end
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs Debian's wrk")
@@ -27,3 +30,12 @@ def test_a_measurement(tmp_path: Path, bert_folder: Path) -> None:
     for name, found in kinds.items():
         assert found["cpu_us"]["median"] > 0
         assert (found["tokenize_us"]["median"] > 0) == name.startswith("predict")
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs Debian's wrk")
+def test_failed_requests(tmp_path: Path, bert_folder: Path) -> None:
+    """Requests that the server refuses end the benchmark: their time would be no prediction's."""
+    kind = Kind("no such task", Call("/predict?task=none", b'{"inputs": "good"}'), 1)
+    with front_end(tmp_path / "store", str(bert_folder)) as server, pytest.raises(RuntimeError) as failure:
+        press(server, kind, 1, tmp_path / "ask.lua")
+    assert re.match(r"no such task: (\d+) of \1 requests failed; expected none", str(failure.value))
