@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,10 @@ log = structlog.get_logger("service")
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no device."""
-    service = wire(settings)
+    # In a thread that ends, and its OpenMP workers with it. libgomp counts the workers of every thread, and lets them sleep
+    # instead of spin once they are more than the cores: the engine's would be woken three hundred times a batch.
+    with ThreadPoolExecutor(1) as apart:
+        service = apart.submit(wire, settings).result()
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,22 +84,38 @@ class Slots:
         return resident
 
     def _load(self, adapter: Adapter) -> Resident:
-        def move(name: str, dtype: torch.dtype = self._dtype) -> Tensor:
-            return adapter.tensors[name].to(self._device, dtype)
+        tensors = _moved(adapter.tensors, self._device, self._dtype)
+        if self._dtype != torch.float32:
+            head = {name: tensor for name, tensor in adapter.tensors.items() if name.startswith("head.")}
+            tensors |= _moved(head, self._device, torch.float32)
 
-        def turned(name: str) -> Tensor:  # turned before it is widened: a third of the time
-            return adapter.tensors[name].transpose(1, 2).contiguous().to(self._device, self._dtype)
+        def pair(name: str) -> tuple[Tensor, Tensor] | None:
+            return (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) if f"{name}.weight" in tensors else None
 
-        def pair(name: str) -> tuple[Tensor, Tensor]:
-            return move(f"{name}.weight", torch.float32), move(f"{name}.bias", torch.float32)
-
+        out = pair("head.out")
+        assert out is not None, "the file's header was checked"
         return Resident(
             spec=adapter.spec,
-            down=turned("down.weight"),
-            down_bias=move("down.bias"),
-            up=turned("up.weight"),
-            up_bias=move("up.bias"),
-            dense=pair("head.dense") if "head.dense.weight" in adapter.tensors else None,
-            norm=pair("head.norm") if "head.norm.weight" in adapter.tensors else None,
-            out=pair("head.out"),
+            down=tensors["down.weight"].transpose(1, 2),
+            down_bias=tensors["down.bias"],
+            up=tensors["up.weight"].transpose(1, 2),
+            up_bias=tensors["up.bias"],
+            dense=pair("head.dense"),
+            norm=pair("head.norm"),
+            out=out,
         )
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All of them on a device, in a dtype: those that lie in one piece of memory, as a file's do, in one copy."""
+    first, *others = tensors.values()
+    if any(t.dtype != first.dtype or t.untyped_storage()._cdata != first.untyped_storage()._cdata for t in others):
+        return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    places = {name: (tensor.storage_offset(), tensor.numel()) for name, tensor in tensors.items()}
+    start = min(offset for offset, _ in places.values())
+    end = max(offset + size for offset, size in places.values())
+    moved = first.as_strided((end - start,), (1,), start).to(device, dtype)
+    return {
+        name: moved[offset - start : offset - start + size].view(tensors[name].shape)
+        for name, (offset, size) in places.items()
+    }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
+import statistics
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -165,3 +167,27 @@ def _upload_until_killed(server: Server, files: list[bytes], acknowledged: set[s
             acknowledged.add(answer.json()["version"])
             if i == 2:
                 some.set()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no workers that wait for each other")
+def test_the_engine_s_threads_do_not_sleep_in_a_batch(filled_store: Path, adapter_bytes: Callable[..., bytes]) -> None:
+    """While a batch runs, its threads wait awake for each other, also after an upload: that is a fifth of the throughput."""
+    with running(filled_store, threads=2) as server, server.client() as client:
+        uploaded = client.post("/adapters", files={"file": adapter_bytes("uploaded", bottleneck=64)})
+        assert uploaded.status_code == 201, uploaded.text
+        rng, slept = random.Random(0), []
+        for _ in range(15):
+            before = times_slept(server)
+            texts = [some_inputs(rng, "sst2") for _ in range(32)]
+            assert client.post("/predict", params={"task": "sst2"}, json={"inputs": texts}).status_code == 200
+            slept.append(times_slept(server) - before)
+        assert statistics.median(slept) < 60, slept  # a batch has some 150 parallel regions
+
+
+def times_slept(server: Server) -> int:
+    """How often the server's threads have waited asleep so far."""
+    found = 0
+    for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
+        status = (thread / "status").read_text()
+        found += int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+    return found
