@@ -92,7 +92,7 @@ def parse(data: bytes) -> Adapter:
         raise InvalidAdapter(f"the file is not valid safetensors: {error}") from None
     adapter = reread(bytearray(data), hashlib.sha256(data).hexdigest())
     for name, tensor in adapter.tensors.items():
-        if not all(torch.isfinite(part).all() for part in tensor.flatten().split(SERIAL)):
+        if not all(torch.isfinite(part).all() for part in torch.split(tensor.flatten(), SERIAL)):
             raise InvalidAdapter(f"tensor {name!r} holds NaN or infinity; expected finite numbers")
     return adapter
 

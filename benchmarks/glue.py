@@ -37,10 +37,7 @@ from training.train import Measured, measure
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
-# Batches of 8: one expert of four learns from a step, so that a mixture needs steps more than it needs large batches
-# (LOG.md, "how many steps a mixture needs"); the consistency loss is a sum over the rows, which an eighth
-# makes a mean, like the task's own.
-COMMON = Recipe(bottleneck=16, experts=4, consistency=0.125, batch_size=8, dense_head=True, max_length=128)
+COMMON = Recipe(bottleneck=16, experts=4, consistency=0.03, batch_size=32, dense_head=True, max_length=128)
 DRAWS = 20  # random routings that a mixture is judged under
 SEARCH_ROWS = 1600
 
@@ -58,10 +55,10 @@ METHODS: dict[str, dict[str, Any]] = {
     **LONGER,
 }
 RATES: dict[str, tuple[float, ...]] = {
-    "full": (1e-5, 3e-5, 1e-4),
+    "full": (3e-5, 1e-4, 3e-4),
     "adamix": (1e-3, 3e-3, 1e-2),
     "adapter": (1e-3, 3e-3, 1e-2),
-    "lora": (3e-4, 1e-3, 3e-3),
+    "lora": (1e-3, 3e-3, 1e-2),
     "houlsby": (1e-3, 3e-3, 1e-2),
     "bitfit": (1e-3, 3e-3, 1e-2),
     "head": (1e-3, 3e-3, 1e-2),

@@ -25,9 +25,7 @@ class Adaptation:
         tokens = [segment.tokens.stop - segment.tokens.start for segment in segments]
         self._rows = [*tokens, rows - sum(tokens)]
         self._first = [resident.spec.first_layer for resident in residents]
-        # [segment][adapted layer]: views made once a batch; in every layer they would cost as much as the smallest products.
-        self._down = [list(zip(r.down_bias.unbind(), r.down.unbind(), strict=True)) for r in residents]
-        self._up = [list(zip(r.up_bias.unbind(), r.up.unbind(), strict=True)) for r in residents]
+        self._layers = [resident.layers for resident in residents]
         shapes = [(max(n, LEAST), resident.down.shape[2]) for n, resident in zip(tokens, residents, strict=True)]
         sizes = [n * width for n, width in shapes]
         self._inner = residents[0].down.new_empty(sum(sizes))  # of all segments, so that GELU is one call
@@ -39,12 +37,12 @@ class Adaptation:
         adapted = [(i, layer - first) for i, first in enumerate(self._first) if layer >= first]
         enough = {i: _lengthened(parts[i]) for i, _ in adapted}
         for i, own in adapted:
-            bias, weight = self._down[i][own]
-            torch.addmm(bias, enough[i], weight, out=self._inners[i])
+            down, bias, _, _ = self._layers[i][own]
+            torch.addmm(bias, enough[i], down, out=self._inners[i])
         torch.ops.aten.gelu_(self._inner)
         for i, own in adapted:
-            bias, weight = self._up[i][own]
-            enough[i].addmm_(self._inners[i], weight).add_(bias)
+            _, _, up, bias = self._layers[i][own]
+            enough[i].addmm_(self._inners[i], up).add_(bias)
             if enough[i] is not parts[i]:
                 parts[i].copy_(enough[i][: len(parts[i])])
 

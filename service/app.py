@@ -25,6 +25,7 @@ from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
 from service.loader import Loader
+from service.memory import memory_bytes
 from service.metrics import Metrics, StateCollector
 from service.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
 from service.routes import adapters, docs, health, page, predict, storage, v2
@@ -36,6 +37,7 @@ from service.tokenizer import RequestTokenizer
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
+MOST_CACHE_BYTES = 4 << 30  # unless the setting says more
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 16384
 
 log = structlog.get_logger("service")
@@ -105,7 +107,8 @@ def wire(settings: Settings) -> Service:
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
     backbone = backbones.load(settings.backbone)
-    store = Store(settings.store, settings.host_cache_bytes)
+    cache = settings.host_cache_bytes
+    store = Store(settings.store, min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache)
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
         settings.slots,

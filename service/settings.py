@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(2 << 20, ge=1024, description="of a /predict or infer request")
     max_upload_bytes: int = Field(64 << 20, ge=1024, description="of an uploaded adapter")
     slots: int = Field(256, ge=1, description="adapters resident on the device at once")
-    host_cache_bytes: int = Field(512 << 20, ge=0, description="of parsed adapters in memory")
+    host_cache_bytes: int | None = Field(
+        None, ge=0, description="of adapters in memory; by default a quarter of the machine's or container's, 4 GiB at most"
+    )
     drain_seconds: int = Field(30, ge=0, description="how long SIGTERM waits for requests under way")
     api_key: SecretStr | None = Field(None, description="if set, /predict and V2's infer want it as a bearer token")
     admin_key: SecretStr | None = Field(None, description="who bears it may write; made at first start where one is needed")

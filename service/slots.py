@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ class Resident:
     dense: tuple[Tensor, Tensor] | None
     norm: tuple[Tensor, Tensor] | None
     out: tuple[Tensor, Tensor]
+
+    @cached_property
+    def layers(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Each adapted layer's down, its bias, up, its bias: views that all batches share."""
+        return list(zip(*(x.unbind() for x in (self.down, self.down_bias, self.up, self.up_bias)), strict=True))
 
 
 class Slots:
@@ -111,11 +117,8 @@ def _moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dty
     first, *others = tensors.values()
     if any(t.dtype != first.dtype or t.untyped_storage()._cdata != first.untyped_storage()._cdata for t in others):
         return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    places = {name: (tensor.storage_offset(), tensor.numel()) for name, tensor in tensors.items()}
-    start = min(offset for offset, _ in places.values())
-    end = max(offset + size for offset, size in places.values())
+    start = min(tensor.storage_offset() for tensor in tensors.values())
+    end = max(tensor.storage_offset() + tensor.numel() for tensor in tensors.values())
     moved = first.as_strided((end - start,), (1,), start).to(device, dtype)
-    return {
-        name: moved[offset - start : offset - start + size].view(tensors[name].shape)
-        for name, (offset, size) in places.items()
-    }
+    shift = moved.storage_offset() - start
+    return {name: moved.as_strided(t.shape, t.stride(), t.storage_offset() + shift) for name, t in tensors.items()}
