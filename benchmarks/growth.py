@@ -7,7 +7,7 @@ its default settings. One SST-2 dev text a request; its task is drawn uniformly,
 
 - start:   from the process's start until /ready answers; the files lie in the page cache. Sizes take turns.
 - memory:  of a server alone, after every task was asked for once. "Per further adapter" is the private memory (USS) beyond
-           the smallest size's, for each further task, over an adapter file's size.
+           that of the size before, for each further task, over an adapter file's size.
 - closed:  so many callers, each sending its next request when it has its answer. All servers are up, and take turns repeat
            by repeat, another one first each time; ratios to ten tasks are taken within a repeat.
 - open:    Poisson arrivals at a part of `closed`'s median; latency counts from when a request was to be sent.
@@ -161,12 +161,11 @@ def adapter_loads(server: Server) -> int:
 
 
 def figures(stages: list[Stage], file_bytes: int) -> dict[str, Any]:
-    smallest = stages[0]
-    base = next((stage for stage in stages if len(stage.tasks) == BASE), smallest)
+    base = next((stage for stage in stages if len(stage.tasks) == BASE), stages[0])
     sizes = {}
-    for stage in stages:
-        further = len(stage.tasks) - len(smallest.tasks)
-        beyond = stage.memory["uss"] - smallest.memory["uss"]
+    for before, stage in zip([stages[0], *stages], stages, strict=False):
+        further = len(stage.tasks) - len(before.tasks)
+        beyond = stage.memory["uss"] - before.memory["uss"]
         sizes[str(len(stage.tasks))] = {
             "start_seconds": summary(stage.starts),
             "memory_bytes": stage.memory,
