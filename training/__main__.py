@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -98,6 +97,10 @@ def main(
         _adapter(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
     ] = None,
     dense_head: Annotated[bool | None, _adapter(help="A hidden layer in the head; by default the family's.")] = None,
+    init: Annotated[
+        Path | None,
+        _adapter(metavar="FILE", help="An adapter to start from, of another task: same backbone, bottleneck, first layer."),
+    ] = None,
     consistency: Annotated[float, _adapter(help="Weight of the consistency loss; 0 for none.")] = 1.0,
     epochs: Annotated[int, _steps()] = 10,
     batch_size: Annotated[int, _steps(help="Rows in a mini-batch.")] = 32,
@@ -159,11 +162,12 @@ def main(
     """
     try:  # here, since torch and transformers take seconds to import, which help and completion do not wait for
         from adapters import backbone as backbones
+        from training import start
         from training import words as label_words
         from training.folder import Folders
         from training.hardware import device_of
         from training.processes import join, speaks_for_machine
-        from training.runs import Runs
+        from training.runs import Runs, read_seeds
     except ModuleNotFoundError as error:
         typer.echo(f"error: {error.name} is not installed; expected pip install -c constraints.txt -e '.[train]'", err=True)
         raise typer.Exit(2) from None
@@ -171,7 +175,8 @@ def main(
     try:
         processes = join()
         known = tasks.named(task, train, dev)
-        numbers = [seed] if seeds is None else _seeds(seeds)
+        numbers = [seed] if seeds is None else read_seeds(seeds)
+        begun = None if init is None else start.read(init)
         recipe = config.Recipe(
             method=method,
             experts=experts,
@@ -179,6 +184,7 @@ def main(
             share_up=share_up,
             bottleneck=bottleneck,
             first_layer=first_layer,
+            init=None if begun is None else start.name(begun),
             consistency=consistency,
             epochs=epochs,
             batch_size=batch_size,
@@ -202,7 +208,7 @@ def main(
         folders = Folders(run_dir, seeds is not None, checkpoint_every, resume) if run_dir is not None else None
         if resume and folders is None:
             raise TrainingError("--resume stands without --run-dir; expected the folder to go on in")
-        runs = Runs(task, out, scores, metric or (known.metric if known else None), folders)
+        runs = Runs(task, out, scores, metric or (known.metric if known else None), folders, begun)
         runs.check(recipe, numbers)
         # Of several processes only the main one may say anything: what the others would, `join` has silenced.
         with contextlib.redirect_stdout(sys.stderr) if as_json and processes.main else contextlib.nullcontext():
@@ -235,15 +241,6 @@ def _sets(
     subset = tasks.lacking(task, *(len(part.texts) for part in sets))
     typer.echo(f"{task}: from {source}" + (f"; {subset}" if subset else ""))
     return sets, subset
-
-
-def _seeds(text: str) -> list[int]:
-    if not re.fullmatch(r"\d{1,18}([\s,]+\d{1,18})*", text.strip()):
-        raise TrainingError(f"--seeds is {text!r}; expected whole numbers with commas between, such as 0,1,2")
-    numbers = [int(part) for part in re.split(r"[\s,]+", text.strip())]
-    if len(set(numbers)) != len(numbers):
-        raise TrainingError(f"--seeds is {text!r}, which names a seed twice; expected different ones")
-    return numbers
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Recipe:
     `evaluate` says what of a mixture is judged: what it merges into, or its experts at random, one, or all.
     `shots` draws so many training examples in all, by the seed; None takes all.
     `pooling` and `dense_head` of None mean what the backbone's family does.
+    `init` names the adapter, task@version, that every expert starts as.
     `prompt` is a template with a mask, `words` has each label's word there: then the frozen head is the backbone's own.
     """
 
@@ -36,6 +37,7 @@ class Recipe:
     share_up: bool = True
     bottleneck: int = 16
     first_layer: int = 0
+    init: str | None = None
     consistency: float = 1.0
     epochs: int = 10
     batch_size: int = 32
@@ -82,6 +84,10 @@ class Recipe:
         if self.first_layer and self.method not in SERVABLE:
             raise TrainingError(
                 f"first_layer is {self.first_layer}, but method is {self.method!r}; expected {' or '.join(SERVABLE)} with it"
+            )
+        if self.init is not None and self.method not in SERVABLE:
+            raise TrainingError(
+                f"init is {self.init!r}, but method is {self.method!r}; expected {' or '.join(SERVABLE)} with it"
             )
         for text in (self.prompt, *(self.words or {}).values()):
             if text is not None:

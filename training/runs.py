@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from adapters.backbone import Backbone
-from adapters.file import save
+from adapters.file import Adapter, save
 from adapters.spec import TASK_PATTERN
 from training import progress, shots
 from training.config import Recipe
@@ -29,13 +29,15 @@ from training.train import Measured, Trained, check_servable, measure, train
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders` everything of each run."""
+    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders` everything of each run. They begin
+    as `start`, if there is one."""
 
     task: str
     out: Path | None
     scores: Path | None
     metric: str | None
     folders: Folders | None
+    start: Adapter | None = None
 
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
         """Find out before the training, not after it, what could not be written. Raises TrainingError."""
@@ -101,10 +103,10 @@ class Runs:
                 show(at)  # so what is shown is written
 
             if outs:
-                trained = train(self.task, backbone, *sets, recipe, report, checkpoints)
+                trained = train(self.task, backbone, *sets, recipe, report, checkpoints, self.start)
                 measured = trained.measured
             else:
-                trained, measured = None, measure(backbone, *sets, recipe, report, checkpoints)
+                trained, measured = None, measure(backbone, *sets, recipe, report, checkpoints, self.start)
             if metrics is not None:
                 metrics.scores(measured.done.step, recipe.evaluate, measured.scores)
         done = measured.done
@@ -118,6 +120,16 @@ class Runs:
             for out in outs:
                 version = _write(out, trained)
         return measured, version
+
+
+def read_seeds(text: str) -> list[int]:
+    """The numbers of `--seeds`. Raises TrainingError."""
+    if not re.fullmatch(r"\d{1,18}([\s,]+\d{1,18})*", text.strip()):
+        raise TrainingError(f"--seeds is {text!r}; expected whole numbers with commas between, such as 0,1,2")
+    numbers = [int(part) for part in re.split(r"[\s,]+", text.strip())]
+    if len(set(numbers)) != len(numbers):
+        raise TrainingError(f"--seeds is {text!r}, which names a seed twice; expected different ones")
+    return numbers
 
 
 def _servable(recipe: Recipe) -> bool:

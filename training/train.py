@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.classifier import Classifier, from_tensors, to_tensors
+from adapters.file import Adapter
 from adapters.merge import merge
 from adapters.spec import AdapterSpec, Probe, check_template
 from adapters.text import Tokens, encode
@@ -28,6 +29,7 @@ from training.evaluate import predict, predict_unmerged, scores
 from training.fit import fit
 from training.hardware import hardware
 from training.progress import Progress
+from training.start import start_from
 
 PROBE_ROWS = 4
 
@@ -67,8 +69,10 @@ def train(
     recipe: Recipe,
     report: Callable[[Progress], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
+    start: Adapter | None = None,
 ) -> Trained:
-    """One run, from examples to a merged adapter. Ctrl-C ends the training early; what it has is merged all the same.
+    """One run, from examples to a merged adapter, which begins as `start` if given. Ctrl-C ends the training early; what it
+    has is merged all the same.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
@@ -76,7 +80,7 @@ def train(
     check_servable(recipe)
     dev_rows = _rows(backbone, dev_set, recipe)
     probed = _probe_rows(dev_rows)
-    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints)
+    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, start)
     judged = measured.judged
     spec = AdapterSpec(
         task=task,
@@ -117,6 +121,7 @@ def measure(
     recipe: Recipe,
     report: Callable[[Progress], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
+    start: Adapter | None = None,
 ) -> Measured:
     """Train by whatever method and score it on the dev set; a merged adapter is scored as its file would hold it.
 
@@ -130,6 +135,8 @@ def measure(
     rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
 
     model = build(backbone, len(train_set.labels), recipe, words.head(backbone, recipe, train_set))
+    if start is not None:
+        start_from(model, start, backbone, train_set.labels, recipe)
     checkpoint = checkpoints.of(backbone, train_set, recipe) if checkpoints is not None else None
     done = fit(model, train_set, rows, recipe, report, checkpoint)
 
