@@ -29,8 +29,8 @@ from training.train import Measured, Trained, check_servable, measure, train
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders` everything of each run. They begin
-    as `start`, if there is one."""
+    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders` everything of each run. They
+    begin as `start`, if there is one."""
 
     task: str
     out: Path | None
