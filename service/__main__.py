@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, which help a
     from service.middleware import App
     from service.state import Service
 
+# How often a thread of a batch looks for the others' end before it sleeps: for longer than it is from one parallel region to
+# the next. libgomp's own 300,000 are as fast on quiet cores, and twelve to thirty times slower on shared ones (LOG.md).
+SPINS = 2000
+
 log = structlog.get_logger("service")
 
 EXIT_CODES = "**Exit codes:** 0, asked to stop; 2, something that you can mend, which stderr says; 1, a fault of ours."
@@ -58,6 +62,8 @@ def main(
 
     Every other setting is an `ADAMIX_…` variable: docs/settings.md lists them.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:  # libgomp reads both when torch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     given = {"host": host, "port": port, "backbone": backbone, "store": store}
     try:
         settings = read_settings(**{name: value for name, value in given.items() if value is not None})
