@@ -175,7 +175,7 @@ def test_the_site(tmp_path: Path) -> None:
 def test_the_shipped_adapters_are_whole(shipped: Server) -> None:
     """Every file in store/ is served after a fresh start, is at most 500 KB, and scores what the documents say."""
     files = {path.stem: path for path in (ROOT / "store").glob("*.safetensors")}
-    assert len(files) == 9
+    assert len(files) == 10
     with shipped.client() as client:
         served = {entry["task"]: entry for entry in client.get("/adapters").json()}
         for task, path in files.items():
