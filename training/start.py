@@ -35,8 +35,8 @@ def name(adapter: Adapter) -> str:
 
 @torch.no_grad()
 def start_from(model: Classifier, adapter: Adapter, backbone: Backbone, labels: tuple[str, ...], recipe: Recipe) -> None:
-    """Copy the adapter into each site's experts and, of a head trained by examples, what fits: its dense layer, and the
-    output layer if the labels are the same.
+    """Copy the adapter into each site's experts and, if the heads are built alike, its dense layer and, if the labels are
+    the same too, its output layer.
 
     Raises TrainingError if it is of another backbone, bottleneck or first layer.
     """
@@ -48,12 +48,11 @@ def start_from(model: Classifier, adapter: Adapter, backbone: Backbone, labels: 
             projection.bias.copy_(tensors[f"{side}.bias"][i])
     if not isinstance(model.head, Head) or adapter.spec.pooling == "mask":
         return
-    if model.head.dense is not None and "head.dense.weight" in tensors:
-        model.head.dense.weight.copy_(tensors["head.dense.weight"])
-        model.head.dense.bias.copy_(tensors["head.dense.bias"])
-    if adapter.spec.labels == labels:
-        model.head.out.weight.copy_(tensors["head.out.weight"])
-        model.head.out.bias.copy_(tensors["head.out.bias"])
+    if (model.head.dense is not None) == ("head.dense.weight" in tensors):
+        head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        if adapter.spec.labels != labels:
+            head = {name: tensor for name, tensor in head.items() if name.startswith("dense.")}
+        model.head.load_state_dict(head, strict=False)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone, recipe: Recipe) -> None:
