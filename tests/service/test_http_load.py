@@ -169,10 +169,10 @@ def _upload_until_killed(server: Server, files: list[bytes], acknowledged: set[s
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no workers that wait for each other")
-def test_the_engine_s_threads_do_not_sleep_in_a_batch(filled_store: Path, adapter_bytes: Callable[..., bytes]) -> None:
+def test_the_engine_s_threads_do_not_sleep_in_a_batch(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
     """While a batch runs, its threads wait awake for each other, also after an upload: that is a fifth of the throughput."""
-    with running(filled_store, threads=2) as server, server.client() as client:
-        uploaded = client.post("/adapters", files={"file": adapter_bytes("uploaded", bottleneck=64)})
+    with running(tmp_path / "store", threads=2) as server, server.client() as client:
+        uploaded = client.post("/adapters", files={"file": adapter_bytes("sst2", bottleneck=64)})
         assert uploaded.status_code == 201, uploaded.text
         rng, slept = random.Random(0), []
         for _ in range(15):
