@@ -130,7 +130,7 @@ def wire(settings: Settings) -> Service:
             engine.encoder.bytes,
         ),
         store=store,
-        loader=Loader(store),
+        loader=Loader(store, slots),
         slots=slots,
         tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
         batcher=Batcher(

@@ -1,32 +1,46 @@
-"""Adapters read from disk, off the event loop and before their rows are queued: no batch waits for a file."""
+"""Adapters read from disk and brought to the device, off the event loop and before their rows are queued: no batch waits
+for a file, and few wait for a copy."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from adapters.file import Adapter
 from adapters.store import Store
+from service.slots import Slots
+
+T = TypeVar("T")
 
 THREADS = 8  # of their own, so that files that hang hold up neither uploads nor, up to so many, other tasks' files
 
 
 class Loader:
-    """Reads each file once, however many requests wait for it."""
+    """Reads each file once, and copies each adapter once, however many requests wait for it."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, slots: Slots) -> None:
+        self._store, self._slots = store, slots
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="loader")
-        self._under_way: dict[str, asyncio.Future[Adapter]] = {}
+        self._read: dict[str, asyncio.Future[Adapter]] = {}
+        self._copied: dict[str, asyncio.Future[None]] = {}
 
     async def load(self, task: str, digest: str) -> Adapter:
         """One version of a task. Raises as `Store.get`; the next request tries again."""
         adapter = self._store.held(digest)
         if adapter is not None:
             return adapter
-        reading = self._under_way.get(digest)
-        if reading is None:
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, self._store.get, task, digest)
-            self._under_way[digest] = reading
-            reading.add_done_callback(lambda _: self._under_way.pop(digest))
-        return await asyncio.shield(reading)  # a client that leaves does not end it for the others
+        return await self._once(self._read, digest, lambda: self._store.get(task, digest))
+
+    async def prefetch(self, adapter: Adapter) -> None:
+        """Bring an adapter to the device, if there is a slot to be had before its batch."""
+        if not self._slots.resident(adapter.digest):
+            await self._once(self._copied, adapter.digest, lambda: self._slots.prefetch(adapter))
+
+    async def _once(self, under_way: dict[str, asyncio.Future[T]], digest: str, job: Callable[[], T]) -> T:
+        done = under_way.get(digest)
+        if done is None:
+            done = under_way[digest] = asyncio.get_running_loop().run_in_executor(self._threads, job)
+            done.add_done_callback(lambda _: under_way.pop(digest))
+        return await asyncio.shield(done)  # a client that leaves does not end it for the others

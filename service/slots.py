@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from adapters.file import Adapter
+from adapters.file import SERIAL, Adapter
 from adapters.spec import AdapterSpec
 
 
@@ -38,8 +39,8 @@ class Resident:
 
 
 class Slots:
-    """Which adapters are on the device, by their files' digests. Used by the device's thread alone; asking whether one
-    is `resident` is safe from any."""
+    """Which adapters are on the device, by their files' digests. One thread runs the batches and acquires; any other may
+    prefetch, or ask whether one is `resident`."""
 
     def __init__(
         self,
@@ -56,28 +57,61 @@ class Slots:
         self._capacity, self._device, self._dtype = capacity, device, dtype
         self._loaded, self._evicted, self._failed = loaded, evicted, failed
         self._residents: OrderedDict[str, Resident] = OrderedDict()
+        self._running: set[str] = set()  # pinned: the last batch's, which may still run
+        self._ahead: set[str] = set()  # brought in before their batch, which has not come yet
+        self._loading = threading.Lock()  # one comes in at a time, so there are never more than slots
+        self._choosing = threading.Lock()  # held for no longer than it takes to look who is where
 
     def resident(self, digest: str) -> bool:
         return digest in self._residents
 
     def acquire(self, adapters: Iterable[Adapter]) -> dict[str, Resident]:
-        """All of a batch's adapters, on the device; there must be no more of them than slots."""
+        """All of a batch's adapters, on the device; there must be no more of them than slots. They stay until the next."""
         wanted = {adapter.digest: adapter for adapter in adapters}
         assert len(wanted) <= self._capacity, "the batcher keeps a batch's adapters within the slots"
-        for digest in wanted:
-            if digest in self._residents:
+        with self._choosing:
+            self._running = set(wanted)
+            self._ahead -= self._running
+            for digest in wanted.keys() & self._residents.keys():
                 self._residents.move_to_end(digest)
-        for digest, adapter in wanted.items():
-            if digest not in self._residents:
-                self._make_room()
-                self._residents[digest] = self._put(adapter)
+        for digest in wanted.keys() - self._residents.keys():
+            with self._loading:
+                if digest in self._residents:  # it came while this thread waited
+                    continue
+                with self._choosing:
+                    self._make_room(self._running)
+                self._residents[digest] = self._put(wanted[digest])
         return {digest: self._residents[digest] for digest in wanted}
 
-    def _make_room(self) -> None:
-        # Never one of this batch's: those were just moved to the end, and there are no more of them than slots.
+    def prefetch(self, adapter: Adapter) -> None:
+        """Bring one in before its batch, which brings in itself what it does not find. None makes room here that runs or was
+        brought in so: a long queue would chase out what it waits for."""
+        digest = adapter.digest
+        with self._loading:
+            if digest in self._residents:
+                return
+            with self._choosing:
+                if not self._make_room(self._running | self._ahead):
+                    return
+            try:
+                resident = self._put(adapter)
+            except Exception:  # counted; the device is out of memory, say: its batch meets that too, and answers
+                return
+            with self._choosing:
+                self._residents[digest] = resident
+                if digest not in self._running:
+                    self._ahead.add(digest)
+
+    def _make_room(self, kept: set[str]) -> bool:
+        """Whether there is a slot, now that the least recently used one beside those `kept` has made room."""
         while len(self._residents) >= self._capacity:
-            self._residents.popitem(last=False)
+            oldest = next((digest for digest in self._residents if digest not in kept), None)
+            if oldest is None:
+                return False
+            del self._residents[oldest]
+            self._ahead.discard(oldest)
             self._evicted()
+        return True
 
     def _put(self, adapter: Adapter) -> Resident:
         started = time.monotonic()
@@ -119,6 +153,9 @@ def _moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dty
         return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     start = min(tensor.storage_offset() for tensor in tensors.values())
     end = max(tensor.storage_offset() + tensor.numel() for tensor in tensors.values())
-    moved = first.as_strided((end - start,), (1,), start).to(device, dtype)
-    shift = moved.storage_offset() - start
-    return {name: moved.as_strided(t.shape, t.stride(), t.storage_offset() + shift) for name, t in tensors.items()}
+    moved = torch.empty(end - start, device=device, dtype=dtype)
+    # In pieces of which none is so long that it would start OpenMP's workers in a loader's thread, for good.
+    here = first.as_strided((end - start,), (1,), start)
+    for begin in range(0, end - start, SERIAL):
+        moved[begin : begin + SERIAL].copy_(here[begin : begin + SERIAL])
+    return {name: moved.as_strided(t.shape, t.stride(), t.storage_offset() - start) for name, t in tensors.items()}

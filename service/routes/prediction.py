@@ -90,6 +90,7 @@ async def admit(service: Service, task: str, version: str | None) -> Adapter:
     except (DamagedAdapter, BackboneMismatch):
         service.metrics.load_failures.inc()
         raise
+    await service.loader.prefetch(adapter)
     return adapter
 
 

@@ -20,6 +20,7 @@ from service.slots import Slots
 from tests.tiny import random_adapter
 
 CPU = torch.device("cpu")
+_TASKS = st.sets(st.sampled_from("abcdefgh"), min_size=1, max_size=3)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -92,6 +93,41 @@ def test_a_batch_s_own_adapters_stay(adapters: dict[str, Adapter]) -> None:
     assert {resident.spec.task for resident in residents.values()} == set("ade")
     assert counts.evictions == 2
     assert len(counts.seconds) == 5
+
+
+def test_a_prefetched_adapter_is_not_loaded_again(adapters: dict[str, Adapter]) -> None:
+    """A batch finds an adapter that was brought in before it, and is given those very tensors each time."""
+    slots, counts = counted(2)
+    slots.prefetch(adapters["a"])
+    slots.prefetch(adapters["a"])
+    assert on_device(slots, adapters) == "a"
+    first, second = (slots.acquire([adapters["a"]]) for _ in range(2))
+    assert first[adapters["a"].digest] is second[adapters["a"].digest]
+    assert len(counts.seconds) == 1
+
+
+def test_a_prefetch_never_evicts_what_runs_or_what_is_waited_for(adapters: dict[str, Adapter]) -> None:
+    """It takes the slots of neither the last batch nor earlier prefetches; a batch may take those of the latter."""
+    slots, counts = counted(3)
+    acquire(slots, adapters, "ab")
+    slots.prefetch(adapters["c"])
+    slots.prefetch(adapters["d"])
+    assert on_device(slots, adapters) == "abc"
+    acquire(slots, adapters, "b")  # a runs no more
+    slots.prefetch(adapters["d"])
+    slots.prefetch(adapters["e"])
+    assert on_device(slots, adapters) == "bcd"
+    acquire(slots, adapters, "ef")
+    assert on_device(slots, adapters) == "def"
+    assert counts.evictions == 3
+
+
+def test_a_prefetch_that_fails_is_left_to_its_batch(adapters: dict[str, Adapter]) -> None:
+    """It is counted and raises nothing: the batch meets the same error, and has somebody to tell."""
+    slots, counts = counted(2, device=torch.device("cuda:99"))
+    slots.prefetch(adapters["a"])
+    assert on_device(slots, adapters) == ""
+    assert (len(counts.seconds), counts.failures) == (0, 1)
 
 
 def test_callbacks(adapters: dict[str, Adapter]) -> None:
@@ -189,14 +225,16 @@ def test_memory_per_adapter(bert: Backbone) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(batches=st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=20))
-def test_never_more_than_the_slots(batches: list[set[str]], adapters: dict[str, Adapter]) -> None:
-    """For any batches: at most so many adapters as slots are resident, a batch gets its own, and loads less evictions are
-    what is resident."""
+@given(steps=st.lists(st.tuples(_TASKS, _TASKS.map(sorted)), max_size=20))
+def test_never_more_than_the_slots(steps: list[tuple[set[str], list[str]]], adapters: dict[str, Adapter]) -> None:
+    """For any batches and prefetches: at most so many adapters as slots are resident, a batch gets its own and keeps
+    them, and loads less evictions are what is resident."""
     slots, counts = counted(3)
-    for batch in batches:
+    for batch, ahead in steps:
         residents = slots.acquire([adapters[task] for task in sorted(batch)])
         assert {resident.spec.task for resident in residents.values()} == batch
+        for task in ahead:
+            slots.prefetch(adapters[task])
         resident_now = on_device(slots, adapters)
         assert batch <= set(resident_now)
         assert len(resident_now) <= 3
