@@ -129,6 +129,8 @@ def first_problem(error: ValidationError) -> str:
         return f"{place} is there; expected no such key"
     if not place or problem["type"] == "value_error":
         return message
+    if problem["type"] == "model_type":  # pydantic would name our class
+        return f"{place} is {shown(problem['input'])}; expected an object"
     return f"{place} is {shown(problem['input'])}; {_expected(message)}"
 
 

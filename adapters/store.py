@@ -126,7 +126,8 @@ class Store:
             raise DamagedAdapter(f"version {version.short} of task {task!r} cannot be read: {error.strerror}") from None
         found = hashlib.sha256(data).hexdigest()
         if found != version.digest:
-            raise DamagedAdapter(f"version {version.short} of task {task!r} is damaged on disk: its sha256 is {found[:12]}…")
+            reason = f"its sha256 is {found[:12]}…; expected {version.short}…"
+            raise DamagedAdapter(f"version {version.short} of task {task!r} is damaged on disk: {reason}")
         return data
 
     def held(self, digest: str) -> Adapter | None:

@@ -10,7 +10,8 @@ its default settings. One SST-2 dev text a request; its task is drawn uniformly,
            that of the size before, for each further task, over an adapter file's size.
 - closed:  so many callers, each sending its next request when it has its answer. All servers are up, and take turns repeat
            by repeat, another one first each time; ratios to ten tasks are taken within a repeat.
-- open:    Poisson arrivals at a part of `closed`'s median; latency counts from when a request was to be sent.
+- open:    Poisson arrivals at a part of `closed`'s median, in turns too; latency counts from when a request was to be
+           sent, and is of all repeats together.
 - loads:   adapters put into a device slot, per request of the closed loop: how many did not find theirs there.
 - health:  /health in the same closed loop. Far above `closed`, or it would be the sender that is measured.
 """
@@ -26,7 +27,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, product
 from itertools import repeat as forever
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ def main(
     backbone: Annotated[str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")] = backbones.EMBEDDED,
     sizes: Annotated[str, typer.Option(help="Numbers of tasks.")] = "1,10,100,1000,10000",
     starts: Annotated[int, typer.Option(help="Starts of each size; at least 2.")] = 3,
-    repeats: Annotated[int, typer.Option(help="Repeats of the closed loop, of which medians are taken.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Of the loops; medians are taken of the closed one.")] = 4,
     seconds: Annotated[float, typer.Option(help="Of load in a repeat.")] = 4.0,
     concurrency: Annotated[int, typer.Option(help="Requests at once in the closed loop.")] = 32,
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("benchmarks/results/growth.json"),
@@ -111,7 +112,9 @@ class Stage:
     starts: list[float] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     closed: dict[str, list[Phase]] = field(default_factory=lambda: {draw: [] for draw in DRAWS})
-    opened: dict[str, dict[float, Phase]] = field(default_factory=lambda: {draw: {} for draw in DRAWS})
+    opened: dict[str, dict[float, Phase]] = field(
+        default_factory=lambda: {draw: {part: Phase() for part in PARTS} for draw in DRAWS}
+    )
     loads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DRAWS, 0))
     health: float = 0.0
 
@@ -146,12 +149,12 @@ def press(
                 if repeat >= 0:
                     stage.closed[name].append(phase)
                     stage.loads[name] += adapter_loads(server) - before
-    for name in DRAWS:
-        for part in PARTS:
-            for stage, server in pairs:
+    for repeat in range(repeats):
+        for name, part in product(DRAWS, PARTS):
+            for stage, server in turns(pairs, repeat):
                 rate = part * statistics.median(phase.rate for phase in stage.closed[name])
-                calls = stage.calls(name, texts, seed=repeats)
-                stage.opened[name][part] = load.open_loop(server.url, calls, seconds, rate, seed=repeats)
+                calls = stage.calls(name, texts, repeats + repeat)
+                stage.opened[name][part].add(load.open_loop(server.url, calls, seconds, rate, seed=repeat))
 
 
 def adapter_loads(server: Server) -> int:

@@ -46,11 +46,19 @@ class Phase:
     def rate(self) -> float:
         return self.requests / self.duration
 
+    def add(self, other: Phase) -> None:
+        """What was measured in another one of the same kind, too."""
+        self.duration += other.duration
+        self.client_cpu += other.client_cpu
+        self.latencies += other.latencies
+        self.late += other.late
+
     def figures(self) -> dict[str, float]:
         """For the JSON of results."""
         p50, p99 = (1000 * np.percentile(self.latencies, [50, 99])).round(2).tolist()
         late = {"late_p99_ms": round(1000 * float(np.percentile(self.late, 99)), 2)} if self.late else {}
         return {
+            "requests": self.requests,
             "per_second": round(self.rate, 1),
             "p50_ms": p50,
             "p99_ms": p99,
@@ -65,8 +73,9 @@ def closed_loop(url: str, calls: Iterator[Call], seconds: float, concurrency: in
 
 
 def open_loop(url: str, calls: Iterator[Call], seconds: float, rate: float, seed: int) -> Phase:
-    """Poisson arrivals, whatever is still unanswered. Latency counts from when a request was to be sent, so that a server
-    that stalls is charged for all who would have come meanwhile."""
+    """Poisson arrivals, whatever is still unanswered; exactly `seconds * rate` of them, for in a few seconds chance would
+    make a tenth more or less. Latency counts from when a request was to be sent, so that a server that stalls is charged for
+    all who would have come meanwhile."""
     return _run(_open_loop(url, calls, seconds, rate, random.Random(seed)))
 
 
@@ -111,9 +120,10 @@ async def _open_loop(url: str, calls: Iterator[Call], seconds: float, rate: floa
             await _ask(session, url, call)
             phase.latencies.append(time.perf_counter() - due)
 
-        started = due = time.perf_counter()
+        times = sorted(rng.uniform(0, seconds) for _ in range(max(1, round(seconds * rate))))
+        started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            while (due := due + rng.expovariate(rate)) < started + seconds:
+            for due in (started + after for after in times):
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 group.create_task(send(due, next(calls)))
         phase.duration = time.perf_counter() - started

@@ -78,7 +78,9 @@ _SENTENCES: dict[type[Exception], str] = {
     ),
     QueueFull: errors.QUEUE_FULL,
     Closed: errors.STOPPING,
-    adapter_errors.DamagedAdapter: "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…",
+    adapter_errors.DamagedAdapter: (
+        "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…; expected 1c9a3464a366…"
+    ),
     NotFinite: (
         "version 1c9a3464a366 of task 'sst2' gives logits that are NaN or infinite for input 0, in float16; "
         "expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"

@@ -31,4 +31,8 @@ def test_a_measurement(tmp_path: Path, bert_folder: Path) -> None:
         assert size["uniform"]["loads_per_request"] == 0  # every adapter has a slot
         assert set(size["zipf"]["open"]) == {"0.5", "0.8"}
         assert size["zipf"]["open"]["0.8"]["p50_ms"] <= size["zipf"]["open"]["0.8"]["p99_ms"]
+        for draw in ("uniform", "zipf"):
+            capacity = size[draw]["per_second"]["median"]
+            for part, phase in size[draw]["open"].items():  # as many as said, whatever the arrivals' seed
+                assert phase["requests"] == pytest.approx(2 * 0.3 * float(part) * capacity, abs=2)
     assert image.read_text().startswith("<?xml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -250,7 +251,9 @@ def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Calla
     with running(tmp_path / "store") as server, server.client() as client:
         answer = client.post("/predict?task=sst2", json=FILM)
         assert (answer.status_code, answer.json()["error_type"]) == (503, "DamagedAdapter")
-        assert "damaged on disk" in answer.json()["error"]
+        found = hashlib.sha256(data).hexdigest()[:12]
+        reason = f"its sha256 is {found}…; expected {rotten.short}…"
+        assert answer.json()["error"] == f"version {rotten.short} of task 'sst2' is damaged on disk: {reason}"
         assert value(client, "adamix_adapter_load_failures", "adamix_adapter_load_failures_total") == 1
         assert client.post("/predict?task=topics", json=FILM).status_code == 200
         assert client.get("/metrics").status_code == client.get("/adapters").status_code == 200

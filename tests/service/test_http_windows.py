@@ -88,6 +88,7 @@ def test_one_request_of_many_windows_is_counted_once(client: httpx2.Client) -> N
         ("sst2", {"inputs": "a", "parameters": {"window": {"stride": -1}}}, 422, ["window.stride is -1", "greater"]),
         ("sst2", {"inputs": "a", "parameters": {"window": {"aggregate": "sum"}}}, 422, ["'sum'", "mean", "max"]),
         ("sst2", {"inputs": "a", "parameters": {"window": {"overlap": 1}}}, 422, ["window.overlap"]),
+        ("sst2", {"inputs": "a", "parameters": {"window": 64}}, 422, ["parameters.window is 64; expected an object"]),
     ],
 )
 def test_windows_that_cannot_be_are_refused(
