@@ -1,12 +1,13 @@
 """A bounded queue of rows, and batches of them for a device that does one at a time.
 
-Knows neither torch nor HTTP: it is given a plain callable. There is no waiting window: rows that arrive while the device
-works form the next batch, so batches grow with the load and a lone row waits for nothing.
+Knows neither torch nor HTTP: it is given a plain callable. There is no fixed waiting window: rows that arrive while the
+device works form the next batch, so batches grow with the load and a lone row waits for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ class Batcher(Generic[R, T]):
 
     A batch takes one row of each waiting task in turn (round robin, going on where the last batch stopped) until
     `max_tokens` tokens or `max_adapters` distinct adapters are reached; it always takes at least one row. So a flood of
-    one task delays another task's row by one batch at most.
+    one task delays another task's row by one batch at most. `patience`: see `_regroup`.
     """
 
     def __init__(
@@ -92,15 +93,19 @@ class Batcher(Generic[R, T]):
         max_tokens: int,
         max_queue_rows: int,
         max_adapters: int,
+        patience: float = 0.1,
         observe: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
         self._run = run
         self._max_tokens = max_tokens
         self.max_queue_rows = max_queue_rows
         self._max_adapters = max_adapters
+        self._patience = patience
         self._observe = observe
         self._queues: OrderedDict[str, deque[_Entry[R, T]]] = OrderedDict()
         self._queued_rows = 0
+        self._answered = 0  # requests, by the last batch
+        self._patience_ends = 0.0  # time.monotonic's
         self._wake = asyncio.Event()
         self._closing = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -151,6 +156,7 @@ class Batcher(Generic[R, T]):
 
     async def _loop(self) -> None:
         while True:
+            await self._regroup()
             batch = self._form()
             if batch:
                 await self._execute(batch)
@@ -159,6 +165,19 @@ class Batcher(Generic[R, T]):
             else:
                 self._wake.clear()
                 await self._wake.wait()
+
+    async def _regroup(self) -> None:
+        """Wait until half as many rows are queued as requests were just answered, for a part of that batch's time at most.
+
+        Their clients ask again within moments. The first to do so would be a batch of its own, for which the others would
+        wait, and then be the next one without it: batches of 1 and 31, for ever. Half keep the device busy for the rest.
+        """
+        while 2 * self._queued_rows < self._answered and not self._closing:
+            if (left := self._patience_ends - time.monotonic()) <= 0:
+                return
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), left)
 
     def _form(self) -> list[_Entry[R, T]]:
         batch: list[_Entry[R, T]] = []
@@ -218,6 +237,8 @@ class Batcher(Generic[R, T]):
         report = BatchReport(len(rows), sum(row.tokens for row in rows), tasks, started, seconds, waits)
         for (entry, value), wait in zip(answers, waits, strict=True):
             self._answer(entry, Outcome(value, wait, report))
+        self._answered = sum(request.unanswered == 0 for request in {entry.request for entry in batch})
+        self._patience_ends = time.monotonic() + self._patience * seconds
         # As a callback of its own: what goes wrong in it is logged by the event loop and stops no batch.
         asyncio.get_running_loop().call_soon(self._observe, report)
 

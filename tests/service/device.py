@@ -75,10 +75,16 @@ async def serving(
     max_tokens: int = 100,
     max_queue_rows: int = 1000,
     max_adapters: int = 100,
+    patience: float = 0.0,
     observe: Any = lambda _: None,
 ) -> AsyncIterator[Batcher[Text, Text]]:
     batcher: Batcher[Text, Text] = Batcher(
-        device, max_tokens=max_tokens, max_queue_rows=max_queue_rows, max_adapters=max_adapters, observe=observe
+        device,
+        max_tokens=max_tokens,
+        max_queue_rows=max_queue_rows,
+        max_adapters=max_adapters,
+        patience=patience,
+        observe=observe,
     )
     batcher.start()
     try:

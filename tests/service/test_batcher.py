@@ -55,6 +55,50 @@ async def test_the_next_batch_forms_while_the_device_works() -> None:
 
 
 @in_loop
+async def test_callers_that_ask_again_stay_together() -> None:
+    """The first caller to ask again after a batch is no batch of its own: it is joined by half of those answered with it."""
+    device = Device()
+    callers = 8
+
+    async def asks_again(turns: int) -> None:
+        while True:
+            await batcher.submit([Text(f"caller{turns}")])
+            await _turns(turns)
+
+    async with serving(device, patience=1e6) as batcher:
+        plug = await plugged(batcher, device)
+        asking = [asyncio.ensure_future(asks_again(10 * i)) for i in range(callers)]
+        sizes = []
+        for _ in range(6):
+            await _turns(10 * callers)  # while the device works all others ask again
+            sizes.append(len(await next_batch(device)))
+        assert sizes == [8, 4, 4, 4, 4, 4]
+        for request in asking:
+            request.cancel()
+        await asyncio.gather(plug, *asking, return_exceptions=True)
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)  # one turn of the loop: no time passes
+
+
+@in_loop
+async def test_patience_ends() -> None:
+    """A row whose former companions do not ask again is run all the same, when a part of their batch's time is over."""
+    device = Device()
+    async with serving(device, patience=0.5) as batcher:
+        plug = await plugged(batcher, device)
+        companions = [await submitted(batcher, [Text("a")]) for _ in range(8)]
+        assert len(await next_batch(device)) == len(companions)
+        late = await submitted(batcher, [Text("late")])
+        assert [row.task for row in await next_batch(device)] == ["late"]
+        device.end()
+        for request in (plug, *companions, late):
+            assert len(await request) == 1
+
+
+@in_loop
 async def test_budget() -> None:
     """A batch holds as many rows as the token budget allows and never more, unless one row alone exceeds it."""
     device = Device()

@@ -74,6 +74,8 @@ class Model:
 
     def drop(self, clients: list[Client]) -> None:
         self.waiting = [entry for entry in self.waiting if entry[1] not in clients]
+        still = {row.task for row, _ in self.waiting}  # a task whose rows all left begins anew, at the end of the line
+        self.passed_over = {task: times for task, times in self.passed_over.items() if task in still}
 
 
 @settings(max_examples=120, deadline=None)
