@@ -104,8 +104,7 @@ class Batcher(Generic[R, T]):
         self._observe = observe
         self._queues: OrderedDict[str, deque[_Entry[R, T]]] = OrderedDict()
         self._queued_rows = 0
-        self._answered = 0  # requests, by the last batch
-        self._patience_ends = 0.0  # time.monotonic's
+        self._answered, self._patience_ends = 0, 0.0  # how many requests by the last batch; until when (time.monotonic's)
         self._wake = asyncio.Event()
         self._closing = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="device")
