@@ -24,6 +24,7 @@ from service import errors, openapi, quantized
 from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
 from service.engine import Engine
+from service.halving import Halving
 from service.loader import Loader
 from service.memory import memory_bytes
 from service.metrics import Metrics, StateCollector
@@ -134,7 +135,7 @@ def wire(settings: Settings) -> Service:
         slots=slots,
         tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
         batcher=Batcher(
-            engine.run,
+            Halving(engine.run, lambda: _shrink(service)),
             max_tokens=settings.max_batch_tokens or default_tokens,
             max_queue_rows=settings.max_queue_rows,
             max_adapters=settings.slots,
@@ -149,6 +150,14 @@ def wire(settings: Settings) -> Service:
     metrics.registry.register(StateCollector(service.gauges))
     _seed(service, settings)
     return service
+
+
+def _shrink(service: Service) -> None:
+    """Batches half as large from now on: the device lacked memory for one."""
+    service.metrics.out_of_memory.inc()
+    batcher = service.batcher
+    batcher.max_tokens = max(1, batcher.max_tokens // 2)
+    log.warning("the device lacked memory for a batch; those that follow are smaller", max_batch_tokens=batcher.max_tokens)
 
 
 def _tracing(settings: Settings) -> Tracing | None:

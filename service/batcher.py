@@ -97,7 +97,7 @@ class Batcher(Generic[R, T]):
         observe: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
         self._run = run
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self.max_queue_rows = max_queue_rows
         self._max_adapters = max_adapters
         self._patience = patience
@@ -189,7 +189,7 @@ class Batcher(Generic[R, T]):
                 entry = self._head(task)
                 if entry is None:
                     continue
-                full = tokens + entry.row.tokens > self._max_tokens
+                full = tokens + entry.row.tokens > self.max_tokens
                 crowded = entry.row.adapter_key not in adapters and len(adapters) >= self._max_adapters
                 if batch and (full or crowded):
                     continue  # stays in front: the next batch begins with it

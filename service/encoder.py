@@ -6,10 +6,9 @@ key and value fused into one projection and each row attending to itself alone.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.backbone import Backbone, position_offset
+from service.attention import Attention, attention_for, by_groups, groups_of
 from service.linear import ROUND, FeedForward, Linear, Plain, Prepacked, Table, blocks, in_blocks, prepacks
 from service.outliers import largest_inputs
-from service.packed import Adapt, Group, Packed, Split
+from service.packed import Adapt, Packed, Split
 from service.quantized import Quantized, QuantizedTable
 
 # The least that an activation gives, where that is near 0.
@@ -40,13 +40,16 @@ class _Layer:
 class PackedEncoder:
     """The weights of one backbone on one device, and the forward pass over them."""
 
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, backbone: Backbone, device: torch.device, dtype: torch.dtype, attention: Attention | None = None
+    ) -> None:
         """With int8 the layers' linear weights and the embeddings of words are int8, all else is float32."""
         self.device = device
         self.dtype = torch.float32 if dtype == torch.int8 else dtype
         self._linear: type[Plain | Prepacked | Quantized] = Quantized if dtype == torch.int8 else Plain
         if device.type == "cpu" and dtype == torch.float32 and prepacks():
             self._linear = Prepacked
+        self._attention = attention or attention_for(device, self.dtype)
         self.config = backbone.config
         self._heads: int = self.config.num_attention_heads
         self.eps: float = self.config.layer_norm_eps
@@ -71,30 +74,40 @@ class PackedEncoder:
     def pack(self, rows: Sequence[tuple[list[int], list[int]]], masks: list[int] | None = None) -> Packed:
         """(ids, type ids) of each row → the packed batch on the device; `masks` only if a row has a prompt's."""
         lengths = [len(ids) for ids, _ in rows]
-        starts = [0]
-        for length in lengths[:-1]:
-            starts.append(starts[-1] + length)
+        bounds = list(accumulate(lengths, initial=0))
+        tokens = bounds[-1]
         typed = self._types.shape[0] > 1  # RoBERTa has one type only, whatever its tokeniser says
-        tokens = sum(lengths)
         spare = 0 if self._linear is Plain else -tokens % ROUND
         padding = [0] * spare
+        parts = [
+            [i for ids, _ in rows for i in ids] + padding,
+            [t if typed else 0 for _, types in rows for t in types] + padding,
+            [p for ids, _ in rows for p in self._row_positions(ids)] + padding,
+            bounds,
+            lengths,
+            masks or [],
+        ]
+        on_device = self.index(list(chain.from_iterable(parts)))  # in one copy
+        ids, types, positions, ends, sizes, places = torch.split(on_device, [len(part) for part in parts])
         return Packed(
             tokens=tokens,
             blocks=[slice(0, tokens)] if self._linear is Plain else blocks(tokens + spare),
-            ids=self.index([i for ids, _ in rows for i in ids] + padding),
-            types=self.index([t if typed else 0 for _, types in rows for t in types] + padding),
-            positions=self.index([p for ids, _ in rows for p in self._row_positions(ids)] + padding),
-            starts=self.index(starts),
-            lengths=self.index(lengths),
-            groups=tuple(self._groups(starts, lengths)),
-            masks=None if masks is None else self.index(masks),
+            ids=ids,
+            types=types,
+            positions=positions,
+            starts=ends[:-1],
+            lengths=sizes,
+            bounds=ends.to(torch.int32),
+            longest=max(lengths),
+            groups=groups_of(lengths, self.index) if self._attention is by_groups else (),
+            masks=None if masks is None else places,
         )
 
     def forward(self, batch: Packed, adapt: Adapt, splits: Mapping[int, Split] = MappingProxyType({})) -> Tensor:
         """The last hidden state of every row's tokens, `[tokens, d]`; `splits[i]` comes before layer i's adapters."""
         x = self._embed(batch)
         for i, layer in enumerate(self._layers):
-            attended = self._attend(in_blocks(layer.qkv, x, batch.blocks), batch)
+            attended = self._attention(in_blocks(layer.qkv, x, batch.blocks), batch, self._heads)
             x = self._norm(in_blocks(layer.attention_out, attended, batch.blocks).add_(x), layer.attention_norm)
             y = in_blocks(layer.feed_forward, x, batch.blocks)
             if i in splits:
@@ -137,35 +150,8 @@ class PackedEncoder:
         counted = accumulate(token != padding for token in ids)
         return [padding if token == padding else padding + n for token, n in zip(ids, counted, strict=True)]
 
-    def _attend(self, qkv: Tensor, batch: Packed) -> Tensor:
-        """Scaled dot-product attention of every row with itself: `[T, 3d]` → `[T, d]`."""
-        width = qkv.shape[1] // 3
-        out = qkv.new_empty(qkv.shape[0], width)
-        out[batch.tokens :] = 0
-        for group in batch.groups:
-            # [n·L, 3d] → 3 × [n, H, L, D]
-            shape = (group.rows, group.length, 3, self._heads, width // self._heads)
-            q, k, v = qkv[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
-            attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, width)
-            out[group.tokens] = attended
-        return out
-
     def _norm(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *weights, self.eps)
-
-    def _groups(self, starts: list[int], lengths: list[int]) -> list[Group]:
-        rows_of: dict[int, list[int]] = defaultdict(list)
-        for row, length in enumerate(lengths):
-            rows_of[length].append(row)
-        groups = []
-        for length, rows in rows_of.items():
-            if rows[-1] - rows[0] == len(rows) - 1:
-                start = starts[rows[0]]
-                groups.append(Group(len(rows), length, slice(start, start + len(rows) * length)))
-            else:
-                places = [place for row in rows for place in range(starts[row], starts[row] + length)]
-                groups.append(Group(len(rows), length, self.index(places)))
-        return groups
 
     def _layer(self, layer: Any, largest: dict[str, Tensor]) -> _Layer:
         attention = layer.attention.self
@@ -207,8 +193,9 @@ class PackedEncoder:
         return moved
 
     def index(self, values: list[int]) -> Tensor:
-        """Places, as this device takes them."""
-        return torch.tensor(values, dtype=torch.long).to(self.device, non_blocking=True)
+        """Places, as this device takes them; a GPU takes them while we go on."""
+        pinned = self.device.type == "cuda"
+        return torch.tensor(values, dtype=torch.long, pin_memory=pinned).to(self.device, non_blocking=True)
 
 
 def _bytes(tensor: Tensor) -> int:

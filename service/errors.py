@@ -29,6 +29,7 @@ from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service.batcher import Closed, QueueFull
+from service.halving import DeviceOutOfMemory
 from service.schemas import InvalidRequest, NotFinite
 from service.tokenizer import InputTooLong
 
@@ -88,6 +89,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.TooManyWindows, 413),
     (InvalidRequest, 422),
     (NotFinite, 503),  # as a damaged adapter: no fault of the request, and another replica or dtype may answer it
+    (DeviceOutOfMemory, 503),
     (InputTooLong, 413),
     (QueueFull, 429),
     (Closed, 503),

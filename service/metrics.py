@@ -74,6 +74,9 @@ class Metrics:
             "Loads that failed: of a file that cannot be read, for another backbone, or that the device does not take.",
             registry=registry,
         )
+        self.out_of_memory = Counter(
+            "adamix_out_of_memory", "Batches that the device lacked memory for, tried again in halves.", registry=registry
+        )
         self.load = histogram("adapter_load_duration_seconds", "Putting one adapter into a slot.", SHORT_SECONDS)
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         Info("adamix_build", "Versions of this service and what it runs on.", registry=registry).info(

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from adapters import errors as adapter_errors
 from service import errors
 from service.batcher import Closed, QueueFull
+from service.halving import DeviceOutOfMemory
 from service.schemas import InvalidRequest, NotFinite, Problem
 from service.tokenizer import InputTooLong
 
@@ -85,6 +86,10 @@ _SENTENCES: dict[type[Exception], str] = {
         "version 1c9a3464a366 of task 'sst2' gives logits that are NaN or infinite for input 0, in float16; "
         "expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
     ),
+    DeviceOutOfMemory: (
+        "the device has no memory for a batch of 64 rows and 16384 tokens, nor for half of it; "
+        "expected shorter texts, or fewer slots (ADAMIX_SLOTS) beside them"
+    ),
     adapter_errors.StoreError: "the store var/store cannot be written: No space left on device",
 }
 # By error_type: its status and the sentence.
@@ -94,7 +99,7 @@ VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActi
 ADMIT_PROBLEMS = (*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping")
 PREDICT_PROBLEMS = (
     *("MalformedBody", "MissingKey", *ADMIT_PROBLEMS, "BodyTooLarge", "TooManyInputs", "InputTooLong"),
-    *("TooManyWindows", "InvalidWindow", "InvalidRequest", "InvalidText", "QueueFull", "NotFinite"),
+    *("TooManyWindows", "InvalidWindow", "InvalidRequest", "InvalidText", "QueueFull", "NotFinite", "DeviceOutOfMemory"),
 )
 WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
 

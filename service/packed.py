@@ -23,9 +23,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`; `masks`, `[B]`, are the
-    places of the prompts' masks in their rows, if there are prompts. Of the T tokens the last few may belong to no row:
-    `tokens` do. `blocks` are what the linear layers take at once."""
+    """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`, `bounds`, `[B + 1]` of
+    int32, where each begins and the last one ends; `masks`, `[B]`, are the places of the prompts' masks in their rows, if
+    there are prompts. Of the T tokens the last few may belong to no row: `tokens` do. `blocks` are what the linear layers
+    take at once. `groups` are there where attention goes by them."""
 
     tokens: int
     blocks: list[slice]
@@ -34,6 +35,8 @@ class Packed:
     positions: Tensor
     starts: Tensor
     lengths: Tensor
+    bounds: Tensor
+    longest: int
     groups: tuple[Group, ...]
     masks: Tensor | None
 

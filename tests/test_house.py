@@ -25,7 +25,10 @@ SERVICE_MAY = {
     # app picks the device and the dtype
     "torch": (
         {"torch"},
-        {"engine", "encoder", "linear", "quantized", "outliers", "packed", "adaptation", "slots", "heads", "app"},
+        {
+            *("engine", "halving", "encoder", "attention", "linear", "quantized", "outliers", "packed"),
+            *("adaptation", "slots", "heads", "app"),
+        },
     ),
     "transformers": ({"transformers"}, {"encoder"}),
     "OpenTelemetry": ({"opentelemetry"}, {"middleware", "tracing"}),

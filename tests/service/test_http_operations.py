@@ -49,6 +49,7 @@ CONTRACT = {
     "adamix_adapter_loads": "counter",
     "adamix_adapter_evictions": "counter",
     "adamix_adapter_load_failures": "counter",
+    "adamix_out_of_memory": "counter",
     "adamix_adapter_load_duration_seconds": "histogram",
     "adamix_backbone_bytes": "gauge",
     "adamix_adapters_bytes": "gauge",

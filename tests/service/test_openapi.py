@@ -129,7 +129,7 @@ PROVOKED: dict[str, Provoke] = {
 # What a single client cannot bring about here; each has a test of its own that looks at its error_type.
 OTHERS = {
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
-    *("Stopping", "DamagedAdapter", "NotFinite", "StoreError"),
+    *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "StoreError"),
 }
 
 
