@@ -61,9 +61,10 @@ class Engine:
         self._adaptation: Callable[[Sequence[Segment], int], Adapt] = Adaptation
         self._heads = classify
         if device.type == "cuda":
-            from service.fused import FusedAdaptation, fused_classify  # it needs Triton, which torch brings for GPUs alone
+            from service import fused  # it needs Triton, which torch brings for GPUs alone
 
-            self._adaptation, self._heads = FusedAdaptation, fused_classify
+            fused.compile_all(self.encoder.config.hidden_size, dtype, device)
+            self._adaptation, self._heads = fused.FusedAdaptation, fused.fused_classify
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[list[float]]:

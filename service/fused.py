@@ -60,6 +60,18 @@ def fused_classify(pooled: Mapping[Pooling, Tensor], segments: Sequence[Segment]
     return [row[: len(s.resident.spec.labels)] for s in segments for row in values[s.rows]]
 
 
+def compile_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Launch every kernel that a batch may ask for on nothing, so that no request waits for the compiler: seconds each at a
+    first start, later ones find them in Triton's cache."""
+    x, out = torch.empty(1, width, dtype=dtype, device=device), torch.empty(1, 1, device=device)
+    nothing, nowhere = ([(0,) * columns] for columns in (6, 4))
+    for height in (SMALL, LARGE):
+        for inner in kernels.INNERS:
+            kernels.adapt(x, 0, Tables.of([], nothing, device, height=height, widest=inner, least_tiles=1))
+    for columns in kernels.COLUMNS:
+        kernels.grouped(out, width, Tables.of([], nowhere, device, height=SMALL, widest=columns, least_tiles=1))
+
+
 def _dense(inputs: Mapping[Pooling, Tensor], segments: Sequence[Segment]) -> Tensor:
     """tanh(W·x + b) of the segments' rows, `[rows, d]`; others' are anything."""
     out = torch.empty_like(next(iter(inputs.values())))

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from service.tables import Tables
 
-# tl.dot takes no side shorter than this.
-LEAST = 16
+# What bottlenecks and label counts are rounded up to: tl.dot takes no side shorter than 16, and each size is one more
+# compilation, of seconds, and for bottlenecks one more CUDA graph.
+INNERS = (16, 64, 256)
+COLUMNS = (16, 64)
 # Bytes of the largest operand that a program holds at once: wide chunks for small tiles, so that few tokens wait for few
 # loads in turn, narrow ones for tall tiles and wide bottlenecks, which fill the registers and the shared memory.
 CHUNK = 16384
@@ -27,7 +29,7 @@ def adapt(x: Tensor, layer: int, tables: Tables) -> None:
     `[d]`, then r and that layer's number; further layers follow each other in memory. Weights are in `x`'s dtype, sums
     in float32. Rows of adapters that begin above `layer` stay as they are.
     """
-    inner = max(LEAST, triton.next_power_of_2(tables.widest))
+    inner = next(size for size in INNERS if size >= tables.widest)
     _adapt[(len(tables.tiles),)](
         x,
         tables.tiles,
@@ -47,7 +49,7 @@ def grouped(out: Tensor, depth: int, tables: Tables) -> None:
 
     Columns of the segments: the addresses of x `[rows, depth]`, W `[n, depth]` and b `[n]`, then n.
     """
-    columns = min(64, max(LEAST, triton.next_power_of_2(tables.widest)))
+    columns = next((size for size in COLUMNS if size >= tables.widest), COLUMNS[-1])
     _grouped[(len(tables.tiles), triton.cdiv(tables.widest, columns))](
         out,
         tables.tiles,
@@ -74,7 +76,7 @@ def add_norm(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
 
 def _chunk(length: int, side: int) -> int:
     """How much of the summed dimension is taken at once, where the other side's elements take `side` bytes."""
-    return max(LEAST, min(int(triton.next_power_of_2(length)), CHUNK // side))
+    return max(16, min(int(triton.next_power_of_2(length)), CHUNK // side))
 
 
 @triton.jit(do_not_specialize=["layer"])  # nor compiled anew for the layers 1 and 16

@@ -129,7 +129,7 @@ def near(dtype: torch.dtype) -> dict[str, float]:
 def test_adapters_of_all_tasks_in_one_launch(
     fused: ModuleType, device: torch.device, adapters: list[Adapter], dtype: torch.dtype, lengths: list[int]
 ) -> None:
-    """Each row gets its adapter's formula, of any bottleneck, in the layers that this adapts, and is left alone in others."""
+    """Each row gets its adapter's formula, of any bottleneck, in layers that this adapts, and is left alone in others."""
     segments = segments_of(adapters, lengths, device, dtype)
     rows = sum(lengths) + 3
     adapt = fused.FusedAdaptation(segments, rows)
@@ -177,6 +177,12 @@ def test_any_segmentation(
     torch.testing.assert_close(found.cpu(), x, **near(torch.float32))
 
 
+def test_compiling_changes_nothing(fused: ModuleType, device: torch.device) -> None:
+    """Every kernel can be launched on nothing, before the first batch comes."""
+    for dtype in DTYPES:
+        fused.compile_all(40, dtype, device)
+
+
 def test_heads_of_all_tasks(fused: ModuleType, device: torch.device, backbone: Backbone) -> None:
     """Heads of any label count, pooling and form give each row what they give segment by segment."""
     made = [
@@ -217,12 +223,12 @@ def test_the_kernels_compile_for_a_gpu(fused: ModuleType, tmp_path: Path, monkey
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
     shared = _compiled_instead_of_launched(monkeypatch)
+    # Of the kernels that `compile_all` launches, some of each kind: all of them take half a minute a dtype.
     for dtype, bottleneck, height in ((torch.bfloat16, 16, 64), (torch.float16, 256, 64), (torch.float32, 16, 16)):
-        x = torch.zeros(1, 1024, dtype=dtype)
-        tables = Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck)
-        kernels.adapt(x, 3, tables)
+        x = torch.zeros(1, 384, dtype=dtype)
+        kernels.adapt(x, 3, Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck))
         kernels.add_norm(x, x, x[0], x[0], 1e-5)
-    kernels.grouped(torch.zeros(1, 3), 1024, Tables.of([slice(0, 1)], [(0,) * 4], CPU, height=16, widest=3))
+    kernels.grouped(torch.zeros(1, 3), 384, Tables.of([slice(0, 1)], [(0,) * 4], CPU, height=16, widest=3))
     assert len(shared) == 7
     assert max(shared) <= 99 * 1024  # what a program may have on cards of other kinds too
 
