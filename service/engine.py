@@ -14,8 +14,8 @@ from adapters.file import Adapter
 from adapters.spec import Pooling
 from service.adaptation import Adaptation
 from service.encoder import PackedEncoder
-from service.heads import Segment, logits
-from service.packed import Packed, Split
+from service.heads import Segment, classify
+from service.packed import Adapt, Packed, Split
 from service.slots import Resident, Slots
 from service.trunks import stages
 
@@ -58,6 +58,13 @@ class Engine:
             "pooler": self.encoder.pool_pooler,
             "mask": self.encoder.pool_mask,
         }
+        self._adaptation: Callable[[Sequence[Segment], int], Adapt] = Adaptation
+        self._heads = classify
+        if device.type == "cuda":
+            from service import fused  # it needs Triton, which torch brings for GPUs alone
+
+            fused.compile_all(self.encoder.config.hidden_size, dtype, device)
+            self._adaptation, self._heads = fused.FusedAdaptation, fused.fused_classify
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -84,20 +91,16 @@ class Engine:
             splits[stage.layer] = Split(batch, self.encoder.index(stage.tokens + spare), its_own)
         return self.encoder.forward(start, adapt, splits), batch
 
-    def _pack(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Packed, Adaptation]:
+    def _pack(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Packed, Adapt]:
         prompted = any(row.adapter.spec.pooling == "mask" for row in rows)
         masks = [row.mask or 0 for row in rows] if prompted else None
         batch = self.encoder.pack([(row.ids, row.types) for row in rows], masks)
-        return batch, Adaptation(_segments(rows, residents), len(batch.ids))
+        return batch, self._adaptation(_segments(rows, residents), len(batch.ids))
 
     def _classify(self, hidden: Tensor, batch: Packed, segments: list[Segment]) -> list[list[float]]:
         poolings = {segment.resident.spec.pooling for segment in segments}
         pooled = {pooling: self._poolings[pooling](hidden, batch) for pooling in poolings}
-        answers: list[list[float]] = []
-        for segment in segments:
-            rows = pooled[segment.resident.spec.pooling][segment.rows]
-            answers += logits(rows, segment.resident, self.encoder.eps).tolist()
-        return answers
+        return self._heads(pooled, segments, self.encoder.eps)
 
 
 def _segments(rows: list[Row], residents: dict[str, Resident]) -> list[Segment]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.spec import Pooling
 from service.slots import Resident
 
 
@@ -18,6 +20,14 @@ class Segment:
     resident: Resident
     rows: slice
     tokens: slice
+
+
+def classify(pooled: Mapping[Pooling, Tensor], segments: Sequence[Segment], eps: float) -> list[list[float]]:
+    """The logits of each row, in order; `pooled` has all rows, `[B, d]`, by each pooling that a segment has."""
+    found: list[list[float]] = []
+    for segment in segments:
+        found += logits(pooled[segment.resident.spec.pooling][segment.rows], segment.resident, eps).tolist()
+    return found
 
 
 def logits(pooled: Tensor, resident: Resident, eps: float) -> Tensor:

@@ -26,10 +26,11 @@ SERVICE_MAY = {
     "torch": (
         {"torch"},
         {
-            *("engine", "halving", "encoder", "attention", "linear", "quantized", "outliers", "packed"),
-            *("adaptation", "slots", "heads", "app"),
+            *("engine", "halving", "graphs", "encoder", "attention", "linear", "quantized", "outliers", "packed"),
+            *("adaptation", "fused", "kernels", "tables", "slots", "heads", "app"),
         },
     ),
+    "Triton": ({"triton"}, {"kernels"}),
     "transformers": ({"transformers"}, {"encoder"}),
     "OpenTelemetry": ({"opentelemetry"}, {"middleware", "tracing"}),
     "the settings": ({"service.settings"}, {"app", "__main__"}),
@@ -177,3 +178,22 @@ def test_the_engine_without_http() -> None:
     """The engine, the batcher and the schemas can be imported where no web framework is installed."""
     done = run(BLOCKED)
     assert (done.returncode, done.stdout, done.stderr) == (0, "imported\n", "")
+
+
+UNACCELERATED = """
+import sys
+sys.modules["triton"] = None  # importing it raises ImportError
+import torch
+from adapters import backbone
+from service.engine import Engine
+from service.slots import Slots
+cpu = torch.device("cpu")
+Engine(backbone.load({folder!r}), Slots(1, cpu, torch.float32), cpu, torch.float32)
+print("built")
+"""
+
+
+def test_a_cpu_s_engine_does_without_triton(bert_folder: Path) -> None:
+    """An engine on a CPU can be built where Triton is not installed."""
+    done = run(UNACCELERATED.format(folder=str(bert_folder)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "built\n", "")

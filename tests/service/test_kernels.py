@@ -1,0 +1,276 @@
+"""The GPU's kernels against the plain formulas: in Triton's interpreter where there is no GPU, else compiled on it.
+
+Triton decides at a kernel's definition whether it is interpreted. So `service.kernels` and `service.fused` are imported by a
+fixture here, which asks for the interpreter for as long as these tests run; nothing else in the suite imports them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adapters import backbone as backbones
+from adapters.backbone import Backbone
+from adapters.file import Adapter, parse
+from service.adaptation import Adaptation
+from service.engine import Engine, Row
+from service.heads import Segment, classify
+from service.slots import Slots
+from service.tables import Tables
+from tests import formula
+from tests.service.test_encoder import rows_of
+from tests.tiny import random_adapter, tiny_backbone
+
+GPU = torch.cuda.is_available()
+CPU = torch.device("cpu")
+NO_GPU = "no GPU that torch can use here: the kernels run in Triton's interpreter alone"
+DEVICES = [
+    pytest.param(
+        "cpu",
+        marks=pytest.mark.skipif(GPU, reason="there is a GPU: the kernels are compiled, not interpreted"),
+        id="interpreter",
+    ),
+    pytest.param("cuda", marks=pytest.mark.skipif(not GPU, reason=NO_GPU), id="gpu"),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# (bottleneck, first layer) of each task
+KINDS = [(1, 0), (5, 1), (16, 0), (48, 1), (256, 0)]
+
+
+@pytest.fixture(scope="module")
+def fused() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        if not GPU:
+            patch.setenv("TRITON_INTERPRET", "1")
+            _mend_interpreter(patch)
+        from service import fused
+
+        yield fused
+
+
+def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
+    """Triton 3.7's interpreter keeps bfloat16 as the bits of uint16, and its dot multiplies those."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    broken = interpreter.InterpreterBuilder.create_dot
+
+    def widened(operand: Any) -> Any:
+        if operand.dtype.scalar != language.bfloat16:
+            return operand
+        bits = operand.data.astype("uint32") << 16
+        return interpreter.TensorHandle(bits.view("float32"), language.float32)
+
+    def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return broken(self, widened(a), widened(b), *others)
+
+    patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """Of a width that is no power of two."""
+    return backbones.load(str(tiny_backbone(tmp_path_factory.mktemp("backbone"), "bert", hidden=40)))
+
+
+@pytest.fixture(scope="module")
+def adapters(backbone: Backbone) -> list[Adapter]:
+    made = [
+        random_adapter(backbone, f"task-{i}", ["no", "yes"], bottleneck=r, first_layer=first, seed=i)
+        for i, (r, first) in enumerate(KINDS)
+    ]
+    return [parse(data) for _, _, data in made]
+
+
+def segments_of(
+    adapters: Sequence[Adapter], lengths: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> list[Segment]:
+    """Segment i has `lengths[i]` rows of one token each."""
+    residents = Slots(len(adapters), device, dtype).acquire(adapters)
+    places = [slice(*ends) for ends in pairwise(accumulate(lengths, initial=0))]
+    return [Segment(residents[adapter.digest], place, place) for adapter, place in zip(adapters, places, strict=True)]
+
+
+def expected(x: Tensor, segments: Sequence[Segment], layer: int) -> Tensor:
+    """The formula in float64, segment by segment, with the weights as they lie on the device."""
+    y = x.double().cpu()
+    for segment in segments:
+        resident = segment.resident
+        if layer >= resident.spec.first_layer:
+            down, down_bias, up, up_bias = (w.cpu() for w in resident.layers[layer - resident.spec.first_layer])
+            y[segment.tokens] = formula.bottleneck(down.T, down_bias, up.T, up_bias, y[segment.tokens])
+    return y
+
+
+def near(dtype: torch.dtype) -> dict[str, float]:
+    error = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps * 8
+    return {"rtol": error, "atol": error}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", [[1, 70, 3, 16, 40], [2000, 1, 1, 1, 70]], ids=["few tokens", "many tokens"])
+def test_adapters_of_all_tasks_in_one_launch(
+    fused: ModuleType, device: torch.device, adapters: list[Adapter], dtype: torch.dtype, lengths: list[int]
+) -> None:
+    """Each row gets its adapter's formula, of any bottleneck, in layers that this adapts, and is left alone in others."""
+    segments = segments_of(adapters, lengths, device, dtype)
+    rows = sum(lengths) + 3
+    adapt = fused.FusedAdaptation(segments, rows)
+    for layer in (0, 1):
+        x = torch.randn(rows, 40).to(device, dtype)
+        found = x.clone()
+        adapt(layer, found)
+        torch.testing.assert_close(found.cpu().double(), expected(x, segments, layer), **near(dtype))
+        bare = [i for segment in segments if segment.resident.spec.first_layer > layer for i in range(rows)[segment.tokens]]
+        bare += range(sum(lengths), rows)
+        assert torch.equal(found[bare], x[bare])
+
+
+def test_tables_of_a_fixed_size(fused: ModuleType, device: torch.device, adapters: list[Adapter]) -> None:
+    """Tables filled up to a fixed size give the same, so one launch serves every batch that fits."""
+    segments = segments_of(adapters[:3], [1, 20, 5], device, torch.float32)
+    small, large = fused.FusedAdaptation(segments, 26), fused.FusedAdaptation(segments, 26, least_tiles=9, least_segments=7)
+    assert [len(small.tables.tiles), len(large.tables.tiles), len(large.tables.segments)] == [4, 9, 7]
+    x = torch.randn(26, 40, device=device)
+    first, second = x.clone(), x.clone()
+    small(1, first)
+    large(1, second)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, x)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(0, len(KINDS) - 1), st.integers(1, 40)), min_size=1, unique_by=lambda part: part[0]
+    ),
+    layer=st.integers(0, 1),
+    spare=st.integers(0, 5),
+)
+def test_any_segmentation(
+    fused: ModuleType, adapters: list[Adapter], parts: list[tuple[int, int]], layer: int, spare: int
+) -> None:
+    """Whatever tasks lie side by side, and however long, the rows are those of `Adaptation`."""
+    chosen, lengths = [adapters[i] for i, _ in parts], [length for _, length in parts]
+    device = torch.device("cuda" if GPU else "cpu")
+    x = torch.randn(sum(lengths) + spare, 40)
+    found = x.to(device, copy=True)
+    fused.FusedAdaptation(segments_of(chosen, lengths, device, torch.float32), len(x))(layer, found)
+    Adaptation(segments_of(chosen, lengths, CPU, torch.float32), len(x))(layer, x)
+    torch.testing.assert_close(found.cpu(), x, **near(torch.float32))
+
+
+def test_compiling_changes_nothing(fused: ModuleType, device: torch.device) -> None:
+    """Every kernel can be launched on nothing, before the first batch comes."""
+    for dtype in DTYPES:
+        fused.compile_all(40, dtype, device)
+
+
+def test_heads_of_all_tasks(fused: ModuleType, device: torch.device, backbone: Backbone) -> None:
+    """Heads of any label count, pooling and form give each row what they give segment by segment."""
+    made = [
+        random_adapter(backbone, "value", ["score"], problem_type="regression", seed=1),
+        random_adapter(backbone, "two", ["no", "yes"], pooling="cls", dense=True, seed=2),
+        random_adapter(backbone, "many", [f"label {i}" for i in range(70)], dense=True, seed=3),
+        random_adapter(backbone, "prompt", ["no", "yes", "maybe"], template="{text} it is {mask}", seed=4),
+        random_adapter(backbone, "five", list("abcde"), pooling="cls", seed=5),
+    ]
+    segments = segments_of([parse(data) for _, _, data in made], [1, 20, 3, 2, 1], device, torch.float32)
+    pooled = {pooling: torch.randn(27, 40, device=device) for pooling in ("mean", "cls", "mask")}
+    for chosen in (segments, segments[1:2], segments[3:4], segments[4:]):
+        found, plain = fused.fused_classify(pooled, chosen, 1e-5), classify(pooled, chosen, 1e-5)
+        assert [len(row) for row in found] == [len(row) for row in plain]
+        for one, other in zip(found, plain, strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [40, 384, 768, 1024])
+def test_residual_and_norm(fused: ModuleType, device: torch.device, dtype: torch.dtype, width: int) -> None:
+    """The sum's LayerNorm is that of float64 to the last bits of its dtype, at any width."""
+    y, x = (torch.randn(3, width).to(device, dtype) for _ in range(2))
+    weight, bias = (torch.randn(width).to(device, dtype) for _ in range(2))
+    found = fused.kernels.add_norm(y, x, weight, bias, 1e-5)
+    plain = F.layer_norm(y.double() + x.double(), (width,), weight.double(), bias.double(), 1e-5)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), plain, **near(dtype))
+
+
+def test_the_kernels_compile_for_a_gpu(fused: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is interpreted here compiles for an H100 (sm_90), as each launch asks for it, within its shared memory."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    spec = importlib.util.spec_from_file_location("compiled_kernels", fused.kernels.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    shared = _compiled_instead_of_launched(monkeypatch)
+    # Of the kernels that `compile_all` launches, some of each kind: all of them take half a minute a dtype.
+    for dtype, bottleneck, height in ((torch.bfloat16, 16, 64), (torch.float16, 256, 64), (torch.float32, 16, 16)):
+        x = torch.zeros(1, 384, dtype=dtype)
+        kernels.adapt(x, 3, Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck))
+        kernels.add_norm(x, x, x[0], x[0], 1e-5)
+    kernels.grouped(torch.zeros(1, 3), 384, Tables.of([slice(0, 1)], [(0,) * 4], CPU, height=16, widest=3))
+    assert len(shared) == 7
+    assert max(shared) <= 99 * 1024  # what a program may have on cards of other kinds too
+
+
+def _compiled_instead_of_launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Launches compile for a card that need not be there; gives the shared memory of each."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction, mangle_type
+
+    shared: list[int] = []
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG001 - Triton passes them
+        named = {name: options.pop(name) for name in kernel.arg_names if name in options}
+        arguments = inspect.signature(kernel.fn).bind(*args, **named).arguments
+        constants = {param.name: arguments[param.name] for param in kernel.params if param.is_constexpr}
+        types = {name: "constexpr" if name in constants else mangle_type(value) for name, value in arguments.items()}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, value in enumerate(arguments.values()) if torch.is_tensor(value)}
+        source = ASTSource(kernel, types, constants, aligned)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert compiled.asm["cubin"]
+        shared.append(compiled.metadata.shared)
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    return shared
+
+
+@pytest.mark.skipif(not GPU, reason=NO_GPU)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 6e-2)], ids=str)
+def test_the_engine_on_a_gpu(embedded: Backbone, dtype: torch.dtype, error: float) -> None:
+    """On a GPU rows of several tasks get the answers of the CPU's float32 engine, up to the dtype's rounding."""
+    made = [
+        random_adapter(embedded, "value", ["score"], problem_type="regression", bottleneck=5, seed=1),
+        random_adapter(embedded, "two", ["no", "yes"], pooling="cls", dense=True, first_layer=2, seed=2),
+        random_adapter(embedded, "five", list("abcde"), bottleneck=48, pooling="pooler", seed=3),
+    ]
+    adapters = [parse(data) for _, _, data in made]
+    texts = rows_of(embedded, [7, 1, 30, 12, 12, 64, 5, 3, 9])
+    rows = [Row(adapters[i % 3], text.ids, text.types) for i, text in enumerate(texts)]
+    gpu = torch.device("cuda")
+    found = Engine(embedded, Slots(3, gpu, dtype), gpu, dtype).run(rows)
+    plain = Engine(embedded, Slots(3, CPU, torch.float32), CPU, torch.float32).run(rows)
+    for one, other in zip(found, plain, strict=True):
+        assert one == pytest.approx(other, rel=error, abs=error * max(map(abs, other)) + error)
