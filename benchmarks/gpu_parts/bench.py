@@ -59,22 +59,20 @@ class Bench:
 
     @cached_property
     def texts(self) -> list[list[int]]:
-        """Rows in the embedded backbone's tokens: of the texts, or random words in as many as SST-2's have."""
-        if self.texts_file is not None:
-            lines = self.texts_file.read_text(encoding="utf-8").splitlines()
-            texts = [(json.loads(line)["text"],) for line in lines if line.strip()]
-            length = min(self.sizes.length, self.embedded.max_length)
-            return [row.ids for row in encode(self.embedded.tokenizer, texts, length)]
-        rng = random.Random(0)
-        mean, deviation, shortest, longest = SST2
-        lengths = [min(max(shortest, round(rng.gauss(mean, deviation))), longest) for _ in range(1000)]
-        vocabulary = self.embedded.config.vocab_size
-        return [rng.choices(range(vocabulary // 2, vocabulary), k=length) for length in lengths]
+        """The texts in the embedded backbone's tokens; none, if there is no file."""
+        if self.texts_file is None:
+            return []
+        lines = self.texts_file.read_text(encoding="utf-8").splitlines()
+        texts = [(json.loads(line)["text"],) for line in lines if line.strip()]
+        return [row.ids for row in encode(self.embedded.tokenizer, texts, self.embedded.max_length)]
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Of the texts, in tokens; no longer than a long row."""
-        return [min(len(ids), self.sizes.length) for ids in self.texts]
+        """Of the texts, in tokens, or made up as SST-2's are; no longer than a long row."""
+        mean, deviation, shortest, longest = SST2
+        rng = random.Random(0)
+        made_up = [min(max(shortest, round(rng.gauss(mean, deviation))), longest) for _ in range(1000)]
+        return [min(length, self.sizes.length) for length in (map(len, self.texts) if self.texts else made_up)]
 
     def engine(self, backbone: Backbone, slots: int, dtype: torch.dtype | None = None) -> Engine:
         used = dtype or self.dtype

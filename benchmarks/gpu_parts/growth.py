@@ -1,13 +1,14 @@
 """From ten tasks to ten thousand: each row's task is drawn evenly, the adapters lie in this machine's memory.
 
-`ahead`: a thread brings the next batch's adapters to their slots while one runs, as the service does; `within`: each batch
-brings in what it lacks. Ratios are to the fewest tasks, within a repeat.
+A thread brings the next batch's adapters to their slots while one runs, as the service does. Ratios are to the fewest tasks,
+within a repeat.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
@@ -55,15 +56,14 @@ def _workload(bench: Bench, stores: list[tuple[list[Adapter], Engine]], lengths:
         return [[Row(rng.choice(adapters), row.ids, row.types) for row in batch] for batch in texts]
 
     with ThreadPoolExecutor(1) as loader:
-        runs: dict[str, Run] = {}
-        for adapters, engine in stores:
-            name = f"{len(adapters)} tasks"
-            runs[f"{name}, ahead"] = lambda engine=engine, of=adapters: _ahead(engine, loader, drawn(of))
-            runs[f"{name}, within"] = lambda engine=engine, of=adapters: _within(engine, drawn(of))
+        runs: dict[str, Run] = {
+            f"{len(adapters)} tasks": _Stream(engine, loader, lambda adapters=adapters: drawn(adapters))
+            for adapters, engine in stores
+        }
         timed = bench.clock.interleaved(runs, sizes.repeats)
     found = {}
     for name, seconds in timed.items():
-        fewest = timed[f"{len(stores[0][0])} tasks, {name.rpartition(' ')[2]}"]
+        fewest = next(iter(timed.values()))
         found[name] = {
             "texts_per_second": summary([sizes.batches * sizes.rows / s for s in seconds]),
             "ratio": summary([a / b for a, b in zip(fewest, seconds, strict=True)]),
@@ -71,18 +71,20 @@ def _workload(bench: Bench, stores: list[tuple[list[Adapter], Engine]], lengths:
     return found
 
 
-def _ahead(engine: Engine, loader: ThreadPoolExecutor, batches: list[list[Row]]) -> None:
-    engine.slots.acquire(row.adapter for row in batches[0])
-    for batch, following in pairwise([*batches, []]):
-        wanted = {row.adapter_key: row.adapter for row in following}
-        coming = [loader.submit(engine.slots.prefetch, adapter) for adapter in wanted.values()]
-        engine.run(batch)
-        wait(coming)
+class _Stream:
+    """Batches without end, so many a call: of each the adapters come while the one before runs, across calls too."""
 
+    def __init__(self, engine: Engine, loader: ThreadPoolExecutor, draw: Callable[[], list[list[Row]]]) -> None:
+        self._engine, self._loader, self._draw = engine, loader, draw
+        self._batches = draw()
 
-def _within(engine: Engine, batches: list[list[Row]]) -> None:
-    for batch in batches:
-        engine.run(batch)
+    def __call__(self) -> None:
+        batches, self._batches = self._batches, self._draw()
+        for batch, following in pairwise([*batches, self._batches[0]]):
+            wanted = {row.adapter_key: row.adapter for row in following}
+            coming = [self._loader.submit(self._engine.slots.prefetch, adapter) for adapter in wanted.values()]
+            self._engine.run(batch)
+            wait(coming)
 
 
 def _bytes(bench: Bench) -> int:

@@ -52,10 +52,11 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 def _cases(bench: Bench, backbone: Backbone) -> dict[str, dict[str, Any]]:
     rng = random.Random(1)
-    ids = [rng.choice(bench.texts)[: bench.sizes.length] for _ in range(bench.sizes.parity_rows)]
-    if backbone is bench.large:  # another vocabulary: random words in as many, and of the full length
-        words = range(material.FIRST_WORD, bench.sizes.large.vocabulary)
-        ids = [rng.choices(words, k=len(row) if i % 8 else bench.sizes.length) for i, row in enumerate(ids)]
+    words = range(material.FIRST_WORD, backbone.config.vocab_size)
+    lengths = rng.choices([*bench.lengths, bench.sizes.length], k=bench.sizes.parity_rows - 1)
+    ids = [rng.choices(words, k=length) for length in [bench.sizes.length, *lengths]]
+    if bench.texts and backbone is bench.embedded:
+        ids = [row[: bench.sizes.length] for row in rng.choices(bench.texts, k=len(ids))]
     adapters = material.varied_adapters(backbone, bench.sizes.tasks)
     batches = {
         f"{tasks} tasks" if tasks > 1 else "1 task": [
