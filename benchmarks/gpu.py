@@ -33,7 +33,7 @@ from benchmarks.gpu_parts import unvalidated
 from benchmarks.gpu_parts.record import PASSED, Record, device_name
 from benchmarks.gpu_parts.sizes import FULL, TINY, Sizes
 
-PARTS = ("parity", "ceilings", "throughput", "latency", "growth", "loads", "pets", "memory", "loras")
+PARTS = ("parity", "ceilings", "throughput", "latency", "growth", "loads", "pets", "memory", "kernels", "loras")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from benchmarks import half
 from benchmarks.gpu import PARTS, main
-from benchmarks.gpu_parts import ceilings
+from benchmarks.gpu_parts import ceilings, latency
 from service.engine import Engine
 from tests.conftest import ROOT
 
@@ -68,6 +68,7 @@ def test_every_part_where_no_web_framework_is(arguments: list[str], found: Calla
     parts = {name: part["result"] for name, part in result["parts"].items()}
     assert len(parts["parity"]["cases"]) == 16  # two backbones and dtypes; none, one and many adapters, transformers' own
     assert "with graphs" in parts["latency"]
+    assert set(parts["kernels"]) == {"one text", "a full batch"}
     assert parts["memory"]["full_copies"]["2"] > 0
     for workload in parts["throughput"].values():
         assert set(workload["ratios"]) == RATIOS
@@ -112,6 +113,23 @@ def test_a_run_that_goes_on(
     second = found()
     assert second["parts"]["ceilings"]["result"]["tflops"]
     assert second["parts"]["latency"] == first["parts"]["latency"]
+
+
+def test_an_engine_with_graphs(arguments: list[str], found: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the engine has an option of CUDA graphs, one text is timed with them and without, and both answers compared."""
+    asked = []
+
+    class WithGraphs(Engine):
+        def __init__(self, backbone: Any, slots: Any, device: Any, dtype: Any, *, graphs: bool = True) -> None:
+            super().__init__(backbone, slots, device, dtype)
+            asked.append(graphs)
+
+    monkeypatch.setattr(latency, "Engine", WithGraphs)
+    assert main([*arguments, "--parts", "latency"]) == 0
+    result = found()["parts"]["latency"]["result"]
+    assert asked == [False, True]
+    assert set(result["without graphs"]) == set(result["with graphs"]) == {"device_ms", "end_to_end_ms"}
+    assert result["difference_of_answers"] == 0
 
 
 @pytest.mark.parametrize(
