@@ -31,6 +31,8 @@ NOT_RUN = {
     ". .venv/bin/activate": "the tests have an environment already",
     "pip install": "installs; CI's own targets do the same",
     "docker compose up": "containers: deploy/check.sh looks at what it starts",
+    "python -m benchmarks.gpu": "a GPU; tests/test_gpu_benchmark.py runs it on a CPU at sizes that measure nothing",
+    "python -m benchmarks.half": "tests/test_gpu_benchmark.py makes that folder",
     "python -m benchmarks.": "hours, with data sets that are not in the repository",
     "adamix-train --install-completion": "writes into a user's shell; tests/test_doors.py asks for the completion itself",
     "python -m adapters convert pytorch_model_": "gigabytes; tests/test_convert_adamix.py makes small checkpoints",
