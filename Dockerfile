@@ -57,6 +57,10 @@ COPY service service
 RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps .
 
 FROM python:${PYTHON_VERSION}-slim
+# Triton, which comes with torch's CUDA build, links its kernels' launchers with a C compiler at their first use.
+ARG TORCH_BUILD=cpu
+RUN [ "$TORCH_BUILD" = cpu ] || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*; }
 RUN useradd --uid 10001 --home-dir /data adamix && install --directory --owner adamix --group adamix /data
 # The base image has no bytecode of the standard library: each start and each health check would compile it anew.
 RUN python -m compileall -q -x '/(site-packages|tests?)/' /usr/local/lib/python3*

@@ -29,6 +29,7 @@ def adapt(x: Tensor, layer: int, tables: Tables) -> None:
     `[d]`, then r and that layer's number; further layers follow each other in memory. Weights are in `x`'s dtype, sums
     in float32. Rows of adapters that begin above `layer` stay as they are.
     """
+    assert x.is_contiguous(), "rows are found by their numbers"
     inner = next(size for size in INNERS if size >= tables.widest)
     _adapt[(len(tables.tiles),)](
         x,
