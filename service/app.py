@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,7 @@ def wire(settings: Settings) -> Service:
         evicted=metrics.evictions.inc,
         failed=metrics.load_failures.inc,
     )
-    engine = Engine(backbone, slots, device, dtype)
+    engine = Engine(backbone, slots, device, dtype, recorded=_recorded)
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
         backbone=ServedBackbone(
@@ -150,6 +151,10 @@ def wire(settings: Settings) -> Service:
     metrics.registry.register(StateCollector(service.gauges))
     _seed(service, settings)
     return service
+
+
+def _recorded(done: int, of: int) -> None:
+    log.info("CUDA graphs recorded", done=done, of=of)
 
 
 def _shrink(service: Service) -> None:
@@ -198,6 +203,10 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidSettings(
             "setting ADAMIX_DEVICE is 'cuda', but this machine has no GPU that torch can use; expected cpu"
+        )
+    if name == "cuda" and importlib.util.find_spec("triton") is None:
+        raise InvalidSettings(
+            "setting ADAMIX_DEVICE is 'cuda', but Triton is not installed; expected torch's own CUDA build, which brings it"
         )
     return torch.device(name)
 

@@ -7,7 +7,7 @@ key and value fused into one projection and each row attending to itself alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any
@@ -49,7 +49,12 @@ class PackedEncoder:
         self._linear: type[Plain | Prepacked | Quantized] = Quantized if dtype == torch.int8 else Plain
         if device.type == "cpu" and dtype == torch.float32 and prepacks():
             self._linear = Prepacked
-        self._attention = attention or attention_for(device, self.dtype)
+        self.attention = attention or attention_for(device, self.dtype)
+        self._add_norm = _add_norm
+        if device.type == "cuda":
+            from service import kernels  # it needs Triton, which torch brings for GPUs alone
+
+            self._add_norm = kernels.add_norm
         self.config = backbone.config
         self._heads: int = self.config.num_attention_heads
         self.eps: float = self.config.layer_norm_eps
@@ -99,23 +104,30 @@ class PackedEncoder:
             lengths=sizes,
             bounds=ends.to(torch.int32),
             longest=max(lengths),
-            groups=groups_of(lengths, self.index) if self._attention is by_groups else (),
+            groups=groups_of(lengths, self.index) if self.attention is by_groups else (),
             masks=None if masks is None else places,
         )
+
+    def filled(self, tokens: int, rows: int) -> Packed:
+        """A batch of a size, for buffers that others' numbers are copied into: rows of any length have room in it."""
+        length = tokens // rows
+        batch = self.pack([([0] * length, [0] * length)] * rows)
+        return replace(batch, longest=min(tokens, len(self._positions)))
 
     def forward(self, batch: Packed, adapt: Adapt, splits: Mapping[int, Split] = MappingProxyType({})) -> Tensor:
         """The last hidden state of every row's tokens, `[tokens, d]`; `splits[i]` comes before layer i's adapters."""
         x = self._embed(batch)
         for i, layer in enumerate(self._layers):
-            attended = self._attention(in_blocks(layer.qkv, x, batch.blocks), batch, self._heads)
-            x = self._norm(in_blocks(layer.attention_out, attended, batch.blocks).add_(x), layer.attention_norm)
+            attended = self.attention(in_blocks(layer.qkv, x, batch.blocks), batch, self._heads)
+            y = in_blocks(layer.attention_out, attended, batch.blocks)
+            x = self._add_norm(y, x, *layer.attention_norm, self.eps)
             y = in_blocks(layer.feed_forward, x, batch.blocks)
             if i in splits:
                 split = splits[i]
                 batch, adapt = split.batch, split.adapt
                 x, y = x[split.tokens], y[split.tokens]
             adapt(i, y)
-            x = self._norm(y.add_(x), layer.out_norm)
+            x = self._add_norm(y, x, *layer.out_norm, self.eps)
         return x[: batch.tokens]
 
     def pool_first(self, hidden: Tensor, batch: Packed) -> Tensor:
@@ -196,6 +208,10 @@ class PackedEncoder:
         """Places, as this device takes them; a GPU takes them while we go on."""
         pinned = self.device.type == "cuda"
         return torch.tensor(values, dtype=torch.long, pin_memory=pinned).to(self.device, non_blocking=True)
+
+
+def _add_norm(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(y.add_(x), x.shape[-1:], weight, bias, eps)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from adapters.backbone import Backbone
 from adapters.file import Adapter
 from adapters.spec import Pooling
 from service.adaptation import Adaptation
+from service.attention import by_bounds
 from service.encoder import PackedEncoder
 from service.heads import Segment, classify
 from service.packed import Adapt, Packed, Split
 from service.slots import Resident, Slots
 from service.trunks import stages
+
+if TYPE_CHECKING:
+    from service.graphs import Graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,18 @@ class Row:
 class Engine:
     """The packed encoder, the slots, and the one forward pass that uses both."""
 
-    def __init__(self, backbone: Backbone, slots: Slots, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        slots: Slots,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        graphs: bool = True,
+        recorded: Callable[[int, int], None] = lambda _done, _all: None,
+    ) -> None:
+        """On a GPU in half precision short batches are replayed from CUDA `graphs`, if those are wanted; `recorded` is told
+        how many are ready, of how many."""
         self.encoder = PackedEncoder(backbone, device, dtype)
         self.slots = slots
         self._poolings: dict[Pooling, Callable[[Tensor, Packed], Tensor]] = {
@@ -65,6 +81,11 @@ class Engine:
 
             fused.compile_all(self.encoder.config.hidden_size, dtype, device)
             self._adaptation, self._heads = fused.FusedAdaptation, fused.fused_classify
+        self._graphs: Graphs | None = None
+        if graphs and self.encoder.attention is by_bounds:
+            from service.graphs import Graphs
+
+            self._graphs = Graphs(self.encoder, recorded=recorded)
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -83,6 +104,10 @@ class Engine:
         """The last hidden state of every token, `[T, d]`, and how the rows lie in it. Rows of one text share its trunk."""
         first, *later = stages(rows)
         start, adapt = self._pack([rows[i] for i in first.rows], residents)
+        if self._graphs is not None and not later:
+            hidden = self._graphs.forward(start, adapt)
+            if hidden is not None:
+                return hidden, start
         splits = {}
         batch = start
         for stage in later:

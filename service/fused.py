@@ -64,7 +64,7 @@ def compile_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
     """Launch every kernel that a batch may ask for on nothing, so that no request waits for the compiler: seconds each at a
     first start, later ones find them in Triton's cache."""
     x, out = torch.empty(1, width, dtype=dtype, device=device), torch.empty(1, 1, device=device)
-    nothing, nowhere = ([(0,) * columns] for columns in (6, 4))
+    nothing, nowhere = ([(0,) * columns] for columns in (kernels.ADAPTER_COLUMNS, kernels.PRODUCT_COLUMNS))
     for height in (SMALL, LARGE):
         for inner in kernels.INNERS:
             kernels.adapt(x, 0, Tables.of([], nothing, device, height=height, widest=inner, least_tiles=1))

@@ -59,6 +59,7 @@ class Slots:
         self._residents: OrderedDict[str, Resident] = OrderedDict()
         self._running: set[str] = set()  # pinned: the last batch's, which may still run
         self._ahead: set[str] = set()  # brought in before their batch, which has not come yet
+        self._stream: torch.cuda.Stream | None = None
         self._loading = threading.Lock()  # one comes in at a time, so there are never more than slots
         self._choosing = threading.Lock()  # held for no longer than it takes to look who is where
 
@@ -124,10 +125,15 @@ class Slots:
         return resident
 
     def _load(self, adapter: Adapter) -> Resident:
-        tensors = _moved(adapter.tensors, self._device, self._dtype)
-        if self._dtype != torch.float32:
-            head = {name: tensor for name, tensor in adapter.tensors.items() if name.startswith("head.")}
-            tensors |= _moved(head, self._device, torch.float32)
+        if self._device.type == "cuda":
+            # Beside the batch that runs, not behind it. No batch uses the memory that this takes: what makes room was not
+            # pinned, and every earlier batch has given its answers.
+            self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(self._stream):
+                tensors = self._on_device(adapter)
+            self._stream.synchronize()
+        else:
+            tensors = self._on_device(adapter)
 
         def pair(name: str) -> tuple[Tensor, Tensor] | None:
             return (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) if f"{name}.weight" in tensors else None
@@ -145,6 +151,13 @@ class Slots:
             out=out,
         )
 
+    def _on_device(self, adapter: Adapter) -> dict[str, Tensor]:
+        tensors = _moved(adapter.tensors, self._device, self._dtype)
+        if self._dtype != torch.float32:
+            head = {name: tensor for name, tensor in adapter.tensors.items() if name.startswith("head.")}
+            tensors |= _moved(head, self._device, torch.float32)
+        return tensors
+
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """All of them on a device, in a dtype: those that lie in one piece of memory, as a file's do, in one copy."""
@@ -153,9 +166,10 @@ def _moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dty
         return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     start = min(tensor.storage_offset() for tensor in tensors.values())
     end = max(tensor.storage_offset() + tensor.numel() for tensor in tensors.values())
-    moved = torch.empty(end - start, device=device, dtype=dtype)
-    # In pieces of which none is so long that it would start OpenMP's workers in a loader's thread, for good.
     here = first.as_strided((end - start,), (1,), start)
-    for begin in range(0, end - start, SERIAL):
-        moved[begin : begin + SERIAL].copy_(here[begin : begin + SERIAL])
+    moved = torch.empty(end - start, device=device, dtype=dtype)
+    # On a CPU in pieces of which none is so long that it would start OpenMP's workers in a loader's thread, for good.
+    length = SERIAL if device.type == "cpu" else len(here)
+    for begin in range(0, len(here), length):
+        moved[begin : begin + length].copy_(here[begin : begin + length])
     return {name: moved.as_strided(t.shape, t.stride(), t.storage_offset() - start) for name, t in tensors.items()}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx2
@@ -20,6 +21,7 @@ import pytest
 
 from adapters.backbone import Backbone
 from adapters.store import Store
+from tests.service.interpreter import interpreted
 from tests.tiny import random_adapter
 
 ADMIN_KEY = "a-key-for-tests"
@@ -125,3 +127,13 @@ def server(filled_store: Path) -> Iterator[Server]:
 def client(server: Server) -> Iterator[httpx2.Client]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def fused() -> Iterator[ModuleType]:
+    """The one way for tests to `service.fused` and the kernels that it imports; nothing else in the suite imports them."""
+    with pytest.MonkeyPatch.context() as patch:
+        interpreted(patch)
+        from service import fused
+
+        yield fused

@@ -1,14 +1,10 @@
-"""The GPU's kernels against the plain formulas: in Triton's interpreter where there is no GPU, else compiled on it.
-
-Triton decides at a kernel's definition whether it is interpreted. So `service.kernels` and `service.fused` are imported by a
-fixture here, which asks for the interpreter for as long as these tests run; nothing else in the suite imports them.
-"""
+"""The GPU's kernels against the plain formulas: in Triton's interpreter where there is no GPU, else compiled on it."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from types import ModuleType
@@ -30,12 +26,11 @@ from service.heads import Segment, classify
 from service.slots import Slots
 from service.tables import Tables
 from tests import formula
+from tests.service.interpreter import GPU, NO_GPU
 from tests.service.test_encoder import rows_of
 from tests.tiny import random_adapter, tiny_backbone
 
-GPU = torch.cuda.is_available()
 CPU = torch.device("cpu")
-NO_GPU = "no GPU that torch can use here: the kernels run in Triton's interpreter alone"
 DEVICES = [
     pytest.param(
         "cpu",
@@ -47,36 +42,6 @@ DEVICES = [
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # (bottleneck, first layer) of each task
 KINDS = [(1, 0), (5, 1), (16, 0), (48, 1), (256, 0)]
-
-
-@pytest.fixture(scope="module")
-def fused() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        if not GPU:
-            patch.setenv("TRITON_INTERPRET", "1")
-            _mend_interpreter(patch)
-        from service import fused
-
-        yield fused
-
-
-def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
-    """Triton 3.7's interpreter keeps bfloat16 as the bits of uint16, and its dot multiplies those."""
-    from triton import language
-    from triton.runtime import interpreter
-
-    broken = interpreter.InterpreterBuilder.create_dot
-
-    def widened(operand: Any) -> Any:
-        if operand.dtype.scalar != language.bfloat16:
-            return operand
-        bits = operand.data.astype("uint32") << 16
-        return interpreter.TensorHandle(bits.view("float32"), language.float32)
-
-    def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
-        return broken(self, widened(a), widened(b), *others)
-
-    patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
 
 
 @pytest.fixture(params=DEVICES)

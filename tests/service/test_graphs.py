@@ -1,0 +1,114 @@
+"""Passes of fixed sizes that are recorded once and replayed, in Triton's interpreter; on a GPU also as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapters import backbone as backbones
+from adapters.backbone import Backbone
+from adapters.file import Adapter, parse
+from service.attention import by_groups
+from service.encoder import PackedEncoder
+from service.engine import Engine, Row
+from service.heads import Segment
+from service.packed import Packed
+from service.slots import Slots
+from tests.service.interpreter import GPU, NO_GPU
+from tests.service.test_encoder import rows_of
+from tests.tiny import random_adapter, tiny_backbone
+
+CPU = torch.device("cpu")
+LADDER = [(16, 2), (32, 4)]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return backbones.load(str(tiny_backbone(tmp_path_factory.mktemp("backbone"), "bert")))
+
+
+@pytest.fixture(scope="module")
+def adapters(backbone: Backbone) -> list[Adapter]:
+    made = [random_adapter(backbone, f"task-{r}", ["no", "yes"], bottleneck=r, seed=r)[2] for r in (4, 16, 100, 200)]
+    return [parse(data) for data in made]
+
+
+def row_by_row(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
+    """Attention by the rows' bounds, as they are on the device by then; tokens of no row get what nobody may see."""
+    out = qkv.new_full((len(qkv), qkv.shape[1] // 3), float("nan"))
+    bounds = batch.bounds.tolist()
+    for start, end in pairwise(bounds):
+        q, k, v = qkv[start:end].unflatten(1, (3, heads, out.shape[1] // heads)).permute(1, 2, 0, 3)
+        out[start:end] = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+    return out
+
+
+def replayed(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """What a CUDA graph does: the same pass again, over the same buffers."""
+    hidden = run()
+
+    def replay() -> None:
+        hidden.copy_(run())
+
+    return hidden, replay
+
+
+def segments_of(adapters: Sequence[Adapter], lengths: Sequence[int]) -> list[Segment]:
+    """One row each."""
+    residents = Slots(len(adapters), CPU, torch.float32).acquire(adapters)
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    return [
+        Segment(residents[adapter.digest], slice(i, i + 1), slice(end - length, end))
+        for i, (adapter, length, end) in enumerate(zip(adapters, lengths, ends, strict=True))
+    ]
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU: passes are recorded on it")
+@torch.inference_mode()
+def test_replays_are_the_batches_own_passes(fused: ModuleType, backbone: Backbone, adapters: list[Adapter]) -> None:
+    """Batches of any sizes, one after the other, get from the recordings what they get without, whatever was there before;
+    one that none has room for is told so."""
+    from service.graphs import Graphs
+
+    encoder, plain = (PackedEncoder(backbone, CPU, torch.float32, attention) for attention in (row_by_row, by_groups))
+    progress: list[tuple[int, int]] = []
+    graphs = Graphs(encoder, LADDER, record=replayed, recorded=lambda done, of: progress.append((done, of)))
+    assert progress == [(i, 6) for i in range(1, 7)]
+    for lengths, chosen in (
+        ([32], [1]),
+        ([9, 3, 8, 12], [0, 1, 2, 3]),
+        ([1], [2]),
+        ([5, 4], [3, 0]),
+        ([16], [0]),
+        ([1, 1, 1], [1, 2, 3]),
+    ):
+        rows = [(row.ids, row.types) for row in rows_of(backbone, lengths, seed=sum(lengths))]
+        segments = segments_of([adapters[i] for i in chosen], lengths)
+        batch = encoder.pack(rows)
+        found = graphs.forward(batch, fused.FusedAdaptation(segments, len(batch.ids)))
+        batch = plain.pack(rows)
+        expected = plain.forward(batch, fused.FusedAdaptation(segments, len(batch.ids)))
+        assert found is not None
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for lengths, chosen in (([33], [0]), ([1, 1, 1, 1, 1], [0, 1, 2, 3, 0])):
+        batch = encoder.pack([(row.ids, row.types) for row in rows_of(backbone, lengths)])
+        segments = segments_of([adapters[i] for i in chosen], lengths)
+        assert graphs.forward(batch, fused.FusedAdaptation(segments, len(batch.ids))) is None
+
+
+@pytest.mark.skipif(not GPU, reason=NO_GPU)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_graphs_on_a_gpu(backbone: Backbone, adapters: list[Adapter], dtype: torch.dtype) -> None:
+    """An engine with CUDA graphs gives the logits of one without, batch after batch of any size."""
+    gpu = torch.device("cuda")
+    with_graphs, without = (Engine(backbone, Slots(4, gpu, dtype), gpu, dtype, graphs=graphs) for graphs in (True, False))
+    for lengths in ([7], [30, 1, 12], [3] * 40, [32] * 20, [5], [32] * 100):
+        rows = [Row(adapters[i % 4], row.ids, row.types) for i, row in enumerate(rows_of(backbone, lengths))]
+        for one, other in zip(with_graphs.run(rows), without.run(rows), strict=True):
+            assert one == pytest.approx(other, rel=0.02, abs=0.02)
