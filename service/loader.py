@@ -1,5 +1,5 @@
-"""Adapters read from disk and brought to the device, off the event loop and before their rows are queued: no batch waits
-for a file, and few wait for a copy."""
+"""Adapters read from disk, and brought to a GPU, off the event loop and before their rows are queued: no batch waits for a
+file."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class Loader:
         return await self._once(self._read, digest, lambda: self._store.get(task, digest))
 
     async def prefetch(self, adapter: Adapter) -> None:
-        """Bring an adapter to the device, if there is a slot to be had before its batch."""
-        if not self._slots.resident(adapter.digest):
+        """Bring an adapter to the device, if there is a slot to be had before its batch. Not on a CPU: there the copy would
+        take a core from the batch that runs, and more memory, from each thread's own heap."""
+        if self._slots.apart and not self._slots.resident(adapter.digest):
             await self._once(self._copied, adapter.digest, lambda: self._slots.prefetch(adapter))
 
     async def _once(self, under_way: dict[str, asyncio.Future[T]], digest: str, job: Callable[[], T]) -> T:

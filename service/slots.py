@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from adapters.file import SERIAL, Adapter
+from adapters.file import Adapter
 from adapters.spec import AdapterSpec
 
 
@@ -62,6 +62,11 @@ class Slots:
         self._stream: torch.cuda.Stream | None = None
         self._loading = threading.Lock()  # one comes in at a time, so there are never more than slots
         self._choosing = threading.Lock()  # held for no longer than it takes to look who is where
+
+    @property
+    def apart(self) -> bool:
+        """Whether the device has a memory of its own, and takes copies while it works."""
+        return self._device.type != "cpu"
 
     def resident(self, digest: str) -> bool:
         return digest in self._residents
@@ -166,10 +171,6 @@ def _moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dty
         return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     start = min(tensor.storage_offset() for tensor in tensors.values())
     end = max(tensor.storage_offset() + tensor.numel() for tensor in tensors.values())
-    here = first.as_strided((end - start,), (1,), start)
-    moved = torch.empty(end - start, device=device, dtype=dtype)
-    # On a CPU in pieces of which none is so long that it would start OpenMP's workers in a loader's thread, for good.
-    length = SERIAL if device.type == "cpu" else len(here)
-    for begin in range(0, len(here), length):
-        moved[begin : begin + length].copy_(here[begin : begin + length])
-    return {name: moved.as_strided(t.shape, t.stride(), t.storage_offset() - start) for name, t in tensors.items()}
+    moved = first.as_strided((end - start,), (1,), start).to(device, dtype)
+    shift = moved.storage_offset() - start
+    return {name: moved.as_strided(t.shape, t.stride(), t.storage_offset() + shift) for name, t in tensors.items()}
