@@ -22,8 +22,8 @@ FEW_TOKENS = 2048
 class FusedAdaptation:
     """What `Adaptation` does, in one launch a layer."""
 
-    def __init__(self, segments: Sequence[Segment], rows: int, *, least_tiles: int = 0, least_segments: int = 0) -> None:
-        """Of `rows`, those that belong to no segment stay as they are. `tables` can be filled up to a fixed size."""
+    def __init__(self, segments: Sequence[Segment], rows: int) -> None:
+        """Of `rows`, those that belong to no segment stay as they are."""
         residents = [segment.resident for segment in segments]
         self._residents = residents  # kept: the tables know their weights by address alone
         self.tables = Tables.of(
@@ -32,8 +32,6 @@ class FusedAdaptation:
             residents[0].down.device,
             height=SMALL if rows <= FEW_TOKENS else LARGE,
             widest=max(resident.spec.bottleneck for resident in residents),
-            least_tiles=least_tiles,
-            least_segments=least_segments,
         )
 
     def __call__(self, layer: int, x: Tensor) -> None:
@@ -63,13 +61,14 @@ def fused_classify(pooled: Mapping[Pooling, Tensor], segments: Sequence[Segment]
 def compile_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
     """Launch every kernel that a batch may ask for on nothing, so that no request waits for the compiler: seconds each at a
     first start, later ones find them in Triton's cache."""
-    x, out = torch.empty(1, width, dtype=dtype, device=device), torch.empty(1, 1, device=device)
-    nothing, nowhere = ([(0,) * columns] for columns in (kernels.ADAPTER_COLUMNS, kernels.PRODUCT_COLUMNS))
+    x, out = torch.zeros(1, width, dtype=dtype, device=device), torch.empty(1, 1, device=device)
+    kernels.add_norm(x, x, x[0], x[0], 1.0)
     for height in (SMALL, LARGE):
         for inner in kernels.INNERS:
-            kernels.adapt(x, 0, Tables.of([], nothing, device, height=height, widest=inner, least_tiles=1))
+            kernels.adapt(x, 0, Tables.idle(1, 1, kernels.ADAPTER_COLUMNS, device, height=height, widest=inner))
     for columns in kernels.COLUMNS:
-        kernels.grouped(out, width, Tables.of([], nowhere, device, height=SMALL, widest=columns, least_tiles=1))
+        nothing = Tables.idle(1, 1, kernels.PRODUCT_COLUMNS, device, height=SMALL, widest=columns)
+        kernels.grouped(out, width, nothing)
 
 
 def _dense(inputs: Mapping[Pooling, Tensor], segments: Sequence[Segment]) -> Tensor:

@@ -101,8 +101,6 @@ def _tokens(batch: Packed) -> tuple[Tensor, ...]:
 @torch.inference_mode()
 def _recording(encoder: PackedEncoder, tokens: int, rows: int, inner: int, record: Record) -> _Recording:
     batch = encoder.filled(tokens, rows)
-    tiles = torch.zeros(tokens // SMALL + rows, 3, dtype=torch.int64, device=encoder.device)
-    segments = torch.zeros(rows, kernels.ADAPTER_COLUMNS, dtype=torch.int64, device=encoder.device)
-    tables = Tables(tiles, segments, SMALL, inner)
+    tables = Tables.idle(tokens // SMALL + rows, rows, kernels.ADAPTER_COLUMNS, encoder.device, height=SMALL, widest=inner)
     hidden, replay = record(lambda: encoder.forward(batch, lambda layer, x: kernels.adapt(x, layer, tables)))
     return _Recording(batch, tables, hidden, replay)

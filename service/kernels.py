@@ -13,7 +13,7 @@ from torch import Tensor
 
 from service.tables import Tables
 
-ADAPTER_COLUMNS, PRODUCT_COLUMNS = 6, 4  # of `Tables.segments`
+ADAPTER_COLUMNS, PRODUCT_COLUMNS = 6, 4  # of `Tables.segments`, as the kernels step over them
 # What bottlenecks and label counts are rounded up to: tl.dot takes no side shorter than 16, and each size is one more
 # compilation, of seconds, and for bottlenecks one more CUDA graph.
 INNERS = (16, 64, 256)

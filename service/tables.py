@@ -32,21 +32,21 @@ class Tables:
         *,
         height: int,
         widest: int,
-        least_tiles: int = 0,
-        least_segments: int = 0,
     ) -> Tables:
-        """`rows[i]` are those of `segments[i]`. Both tables come in one copy, which the host does not wait for; tiles and
-        segments that do nothing fill them up to the least number."""
+        """`rows[i]` are those of `segments[i]`. Both tables come in one copy, which the host does not wait for."""
         tiles = [number for tile in _tiles(rows, height) for number in tile]
-        tiles += [0] * (3 * least_tiles - len(tiles))
-        columns = len(segments[0])
         known = [number for segment in segments for number in segment]
-        known += [0] * (columns * least_segments - len(known))
         # The segments first: their rows take multiples of 16 bytes, so the tiles' address is one too, and Triton compiles a
         # kernel once and not again for another alignment.
         both = torch.tensor(known + tiles, dtype=torch.int64, pin_memory=device.type == "cuda")
         both = both.to(device, non_blocking=True)
-        return cls(both[len(known) :].view(-1, 3), both[: len(known)].view(-1, columns), height, widest)
+        return cls(both[len(known) :].view(-1, 3), both[: len(known)].view(len(segments), -1), height, widest)
+
+    @classmethod
+    def idle(cls, tiles: int, segments: int, columns: int, device: torch.device, *, height: int, widest: int) -> Tables:
+        """Tables of that many tiles and segments that do nothing, until others are copied into them."""
+        zeros = torch.zeros(3 * tiles + columns * segments, dtype=torch.int64, device=device)
+        return cls(zeros[columns * segments :].view(-1, 3), zeros[: columns * segments].view(-1, columns), height, widest)
 
 
 def _tiles(rows: Sequence[slice], height: int) -> Iterator[tuple[int, int, int]]:

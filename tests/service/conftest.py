@@ -129,7 +129,7 @@ def client(server: Server) -> Iterator[httpx2.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fused() -> Iterator[ModuleType]:
     """The one way for tests to `service.fused` and the kernels that it imports; nothing else in the suite imports them."""
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from types import ModuleType
 
@@ -17,11 +17,11 @@ from adapters.file import Adapter, parse
 from service.attention import by_groups
 from service.encoder import PackedEncoder
 from service.engine import Engine, Row
-from service.heads import Segment
 from service.packed import Packed
 from service.slots import Slots
 from tests.service.interpreter import GPU, NO_GPU
 from tests.service.test_encoder import rows_of
+from tests.service.test_kernels import segments_of
 from tests.tiny import random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -59,16 +59,6 @@ def replayed(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     return hidden, replay
 
 
-def segments_of(adapters: Sequence[Adapter], lengths: Sequence[int]) -> list[Segment]:
-    """One row each."""
-    residents = Slots(len(adapters), CPU, torch.float32).acquire(adapters)
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    return [
-        Segment(residents[adapter.digest], slice(i, i + 1), slice(end - length, end))
-        for i, (adapter, length, end) in enumerate(zip(adapters, lengths, ends, strict=True))
-    ]
-
-
 @pytest.mark.skipif(GPU, reason="there is a GPU: passes are recorded on it")
 @torch.inference_mode()
 def test_replays_are_the_batches_own_passes(fused: ModuleType, backbone: Backbone, adapters: list[Adapter]) -> None:
@@ -89,7 +79,7 @@ def test_replays_are_the_batches_own_passes(fused: ModuleType, backbone: Backbon
         ([1, 1, 1], [1, 2, 3]),
     ):
         rows = [(row.ids, row.types) for row in rows_of(backbone, lengths, seed=sum(lengths))]
-        segments = segments_of([adapters[i] for i in chosen], lengths)
+        segments = segments_of([adapters[i] for i in chosen], lengths, CPU, torch.float32)
         batch = encoder.pack(rows)
         found = graphs.forward(batch, fused.FusedAdaptation(segments, len(batch.ids)))
         batch = plain.pack(rows)
@@ -98,7 +88,7 @@ def test_replays_are_the_batches_own_passes(fused: ModuleType, backbone: Backbon
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for lengths, chosen in (([33], [0]), ([1, 1, 1, 1, 1], [0, 1, 2, 3, 0])):
         batch = encoder.pack([(row.ids, row.types) for row in rows_of(backbone, lengths)])
-        segments = segments_of([adapters[i] for i in chosen], lengths)
+        segments = segments_of([adapters[i] for i in chosen], lengths, CPU, torch.float32)
         assert graphs.forward(batch, fused.FusedAdaptation(segments, len(batch.ids))) is None
 
 

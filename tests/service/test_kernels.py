@@ -108,19 +108,6 @@ def test_adapters_of_all_tasks_in_one_launch(
         assert torch.equal(found[bare], x[bare])
 
 
-def test_tables_of_a_fixed_size(fused: ModuleType, device: torch.device, adapters: list[Adapter]) -> None:
-    """Tables filled up to a fixed size give the same, so one launch serves every batch that fits."""
-    segments = segments_of(adapters[:3], [1, 20, 5], device, torch.float32)
-    small, large = fused.FusedAdaptation(segments, 26), fused.FusedAdaptation(segments, 26, least_tiles=9, least_segments=7)
-    assert [len(small.tables.tiles), len(large.tables.tiles), len(large.tables.segments)] == [4, 9, 7]
-    x = torch.randn(26, 40, device=device)
-    first, second = x.clone(), x.clone()
-    small(1, first)
-    large(1, second)
-    assert torch.equal(first, second)
-    assert not torch.equal(first, x)
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     parts=st.lists(
@@ -142,10 +129,30 @@ def test_any_segmentation(
     torch.testing.assert_close(found.cpu(), x, **near(torch.float32))
 
 
-def test_compiling_changes_nothing(fused: ModuleType, device: torch.device) -> None:
-    """Every kernel can be launched on nothing, before the first batch comes."""
+def test_every_kernel_is_compiled_before_the_first_batch(
+    fused: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each size that a batch can ask a kernel for has been launched once, on nothing, in each dtype."""
+    launched: list[tuple[str, int, int]] = []
+
+    def noted(name: str) -> None:
+        launch = getattr(fused.kernels, name)
+
+        def noting(x: Tensor, other: Any, *rest: Any) -> Any:
+            height, widest = (rest[0].height, rest[0].widest) if isinstance(rest[0], Tables) else (0, 0)
+            launched.append((name, height, widest))
+            return launch(x, other, *rest)
+
+        monkeypatch.setattr(fused.kernels, name, noting)
+
+    for name in ("adapt", "grouped", "add_norm"):
+        noted(name)
     for dtype in DTYPES:
+        launched.clear()
         fused.compile_all(40, dtype, device)
+        adapters = {("adapt", height, inner) for height in (fused.SMALL, fused.LARGE) for inner in fused.kernels.INNERS}
+        heads = {("grouped", fused.SMALL, columns) for columns in fused.kernels.COLUMNS}
+        assert set(launched) == adapters | heads | {("add_norm", 0, 0)}
 
 
 def test_heads_of_all_tasks(fused: ModuleType, device: torch.device, backbone: Backbone) -> None:
