@@ -11,7 +11,7 @@ from training.config import Recipe
 from training.record import append
 
 Cells = list[dict[str, Any]]
-KEY = ("task", "method", "seed", "cap", "backbone", "search")
+KEY = ("task", "method", "seed", "cap", "shots", "backbone", "search")
 
 
 def read(folder: Path) -> Cells:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.glue search                      # learning rates, on a split of train; never on dev
     python -m benchmarks.glue run --tasks rte,mrpc --methods full,adapter --seeds 0,1,2
+    python -m benchmarks.glue run --tasks sst2,subj --shots 30 --seeds 0,1,2,3,4
     python -m benchmarks.glue render                      # benchmarks/results/*.jsonl → docs/results.md and its plots
 
 A cell is one line of JSON in the results, written when it is whole: a run that was killed goes on with the first cell
@@ -9,7 +10,8 @@ that lacks. Data are JSON lines, `GLUE_DIR/TASK/train.jsonl` and `dev.jsonl`; al
 
 Settings are the same for all methods (`COMMON`, and `BUDGETS` of glue_data.py) but for the learning rate, for which each has
 the same budget: the three of `RATES`, tried with seed 0 on `SEARCH_ROWS` training rows and judged on a fifth of them all,
-held out. Variants of a method take its rate.
+held out. Variants of a method take its rate. With `--shots` so do the runs on a few examples, `FEW_EPOCHS` each: there is
+nothing to choose by.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 COMMON = Recipe(bottleneck=16, experts=4, consistency=0.03, batch_size=32, dense_head=True, max_length=128)
 DRAWS = 20  # random routings that a mixture is judged under
 SEARCH_ROWS = 1600
-
+FEW_EPOCHS = 100  # of a few examples, which fit into one mini-batch: as many steps
 
 # The rows with so many times the epochs: each of four experts has a step in four.
 LONG, LONGER = 4, {f"{name}-long": {"method": name} for name in ("full", "adamix", "adapter")}
@@ -79,6 +81,7 @@ def run(
     glue_dir: Folder = FOLDER,
     results: Results = RESULTS,
     rows: Rows = None,
+    shots: Annotated[int | None, typer.Option(help="So many training examples, drawn by the seed.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.")] = None,
     backbone: Annotated[str, typer.Option(help="`embedded`, a folder, or a hub id.")] = backbones.EMBEDDED,
     precision: Annotated[Precision, typer.Option(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")] = "auto",
@@ -91,7 +94,7 @@ def run(
             for task in chosen(tasks, BUDGETS):
                 for method in chosen(methods, METHODS):
                     rate = rate_of(results, backbone, rows, METHODS[method]["method"])
-                    recipe = recipe_of(task, method, rate, seed, epochs, precision)
+                    recipe = recipe_of(task, method, rate, seed, epochs, precision, shots)
                     sets = read(glue_dir, task, rows)
                     line = fill(results / "glue.jsonl", results, loaded, task, method, recipe, sets, rows)
                     if line is not None:
@@ -156,14 +159,15 @@ def fill(
     rate: float | None = None,
 ) -> dict[str, Any] | None:
     """Run one cell and write it down; None if it is there already. `rate` is that of a search."""
-    key = {"task": task, "method": method, "seed": recipe.seed, "cap": cap, "backbone": backbone.name, "search": rate}
+    key = {"task": task, "method": method, "seed": recipe.seed, "cap": cap, "shots": recipe.shots, "search": rate}
+    key["backbone"] = backbone.name
     if cells.done(results, key, dataclasses.asdict(recipe)):
         return None
     measured = measure(backbone, *sets, recipe)
     if measured.done.step != measured.done.steps:
         raise ValueError(f"the cell {task}/{method}/{recipe.seed} was stopped; expected it whole, so nothing is written")
     line = record(task, TASKS[task].metric, recipe, measured, len(sets[1].texts), backbone.name)
-    if recipe.method == "adamix" and rate is None:
+    if recipe.method == "adamix" and rate is None and recipe.shots is None:
         line["routing"] = routings(backbone, measured, sets[1], recipe, TASKS[task].metric)
     return cells.add(path, {**line, **key})
 
@@ -182,15 +186,19 @@ def routings(backbone: Backbone, measured: Measured, dev: Dataset, recipe: Recip
     }
 
 
-def recipe_of(task: str, method: str, rate: float, seed: int, epochs: int | None, precision: Precision) -> Recipe:
+def recipe_of(
+    task: str, method: str, rate: float, seed: int, epochs: int | None, precision: Precision, shots: int | None = None
+) -> Recipe:
+    own = BUDGETS[task].epochs if shots is None else FEW_EPOCHS
     return dataclasses.replace(
         COMMON,
         **METHODS[method],
         learning_rate=rate,
-        epochs=(epochs or BUDGETS[task].epochs) * (LONG if method in LONGER else 1),
+        epochs=(epochs or own) * (LONG if method in LONGER else 1),
         positive=TASKS[task].positive,
         seed=seed,
         precision=precision,
+        shots=shots,
     )
 
 

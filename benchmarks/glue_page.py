@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import cells as stored
 from benchmarks import glue_plots
 from benchmarks.cells import Cells
-from training.tasks import lacking
+from training.tasks import TASKS, lacking
 
 MAIN = ("full", "adamix", "adapter", "lora", "houlsby", "bitfit", "head")
 INTRO = """# Results
@@ -18,6 +18,9 @@ Made by `python -m benchmarks.glue render` from the cells in `benchmarks/results
 of the model after its last epoch (nothing is chosen by them): accuracy, but Matthews correlation for cola and Pearson
 correlation for stsb, all times 100. After a mean stands the standard deviation over the seeds (n - 1), and in brackets the
 number of seeds.
+"""
+FEW = """Each seed draws its own examples, as many of each class as there can be, the same for all methods. The number of
+epochs is fixed, and the learning rates are those of the whole sets: with so few examples there is nothing to choose by.
 """
 
 
@@ -32,34 +35,31 @@ def write(
     final = [cell for cell in cells if cell["search"] is None]
     if not final:
         raise ValueError("there are no cells yet; expected some: python -m benchmarks.glue run")
-    groups = sorted({(cell["backbone"], cell["cap"]) for cell in final}, key=str)
+    groups: dict[tuple[str, int | None, int | None], Cells] = {}
+    for cell in final:
+        groups.setdefault((cell["backbone"], cell["cap"], cell["shots"]), []).append(cell)
     parts = [INTRO]
-    for backbone, cap in groups:
-        group = [cell for cell in final if (cell["backbone"], cell["cap"]) == (backbone, cap)]
-        name = f"{out.stem}-{Path(backbone).name}{'' if cap is None else f'-{cap}'}"
-        parts += _group(group, backbone, cap, tasks, methods, out, name)
-        parts.append(_search(cells, backbone, cap, grid))
+    for backbone, cap, shots in sorted(groups, key=lambda key: (key[0], key[1] or 0, key[2] or 0)):
+        few, few_name = ("", "") if shots is None else (f", {shots} training examples", f"-{shots}-shots")
+        capped = "" if cap is None else f", at most {cap} rows of each file: a look, no result"
+        name = f"{out.stem}-{Path(backbone).name}{'' if cap is None else f'-{cap}'}{few_name}"
+        parts.append(f"## Backbone {backbone}{few}{capped}\n")
+        if shots is not None:
+            parts.append(FEW)
+        parts += _group(groups[backbone, cap, shots], tasks, methods, out, name)
+        if shots is None:
+            parts.append(_search(cells, backbone, cap, grid))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(parts), encoding="utf-8")
 
 
-def _group(
-    group: Cells,
-    backbone: str,
-    cap: int | None,
-    tasks: list[str],
-    methods: list[str],
-    out: Path,
-    name: str,
-) -> list[str]:
-    """All that was measured on one backbone under one cap of rows."""
+def _group(group: Cells, tasks: list[str], methods: list[str], out: Path, name: str) -> list[str]:
+    """All that was measured on one backbone, under one cap of rows, with as many examples."""
     shown = [task for task in tasks if any(cell["task"] == task for cell in group)]
     ran = [method for method in methods if any(cell["method"] == method for cell in group)]
-    capped = "" if cap is None else f", at most {cap} rows of each file: a look, no result"
     main = [method for method in ran if method in MAIN]
     seeds = ", ".join(map(str, sorted({cell["seed"] for cell in group})))
     parts = [
-        f"## Backbone {backbone}{capped}\n",
         f"Seeds {seeds}; hardware: {'; '.join(sorted({cell['hardware'] for cell in group}))}.\n",
         _table(group, shown, main),
         *(
@@ -147,7 +147,7 @@ def _heading(group: Cells, task: str) -> str:
 
 def _lacking(group: Cells, task: str) -> str:
     of = next(cell for cell in group if cell["task"] == task)
-    return lacking(task, of["rows"], of["dev_rows"])
+    return lacking(task, of["rows"] if of["shots"] is None else TASKS[task].official[0], of["dev_rows"])
 
 
 def _unmerged(group: Cells, tasks: list[str]) -> str:

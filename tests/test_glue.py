@@ -96,6 +96,25 @@ def test_longer(data: Path, bert_folder: Path) -> None:
     assert (recipe["method"], recipe["epochs"]) == ("full", 4)
 
 
+def test_few_examples(data: Path, bert_folder: Path) -> None:
+    """Runs on a few examples are cells of their own, in a part of the page of their own."""
+    methods = ("--methods", "full,adamix", "--seeds", "0,1")
+    assert invoke("run", data, bert_folder, *methods).exit_code == 0
+    result = invoke("run", data, bert_folder, *methods, "--shots", "6")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 8), result.output
+    few = [cell for cell in found(data) if cell["shots"] == 6]
+    assert {cell["rows"] for cell in few} == {6}
+    assert len(found(data)) == 8 + len(few)
+    out = data.parent / "results.md"
+    where = ["--results", str(data.parent / "results"), "--out", str(out)]
+    assert CliRunner().invoke(app, ["render", *where]).exit_code == 0
+    whole, part = out.read_text().split(f"## Backbone {bert_folder}, 6 training examples\n")
+    assert "subj accuracy (train 12, dev 12)" in whole.replace("†", "")
+    assert "subj accuracy (train 6, dev 12)" in part.replace("†", "")
+    assert "train is" not in part
+    assert "Learning rates" not in part
+
+
 def test_another_recipe(data: Path, bert_folder: Path) -> None:
     """A cell that is there by another recipe ends the program: one table does not mix two."""
     assert invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0").exit_code == 0
