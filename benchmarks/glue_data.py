@@ -28,9 +28,9 @@ BUDGETS = {
     "sst2": Budget(4, cap=8000),
     "subj": Budget(3),
     "mpqa": Budget(5),
-    "qnli": Budget(5),
-    "mnli": Budget(10),
-    "qqp": Budget(3),
+    "qnli": Budget(3),
+    "mnli": Budget(6),
+    "qqp": Budget(2),
 }
 
 
