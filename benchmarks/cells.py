@@ -11,6 +11,7 @@ from training.config import Recipe
 from training.record import append
 
 Cells = list[dict[str, Any]]
+FIRST = ("full", "adamix", "adapter", "lora")  # the methods that the average is made for
 KEY = ("task", "method", "seed", "cap", "shots", "backbone", "search")
 
 
@@ -72,9 +73,11 @@ def best_rate(folder: Path, backbone: str, cap: int | None, method: str, grid: t
 
 
 def common(group: Cells, tasks: list[str], methods: list[str]) -> list[str]:
-    """The tasks of which each of the methods has cells."""
+    """The tasks that the average is over: those of which each of the `FIRST` methods among these has cells, or else each of
+    all. A method that lacks one of them has no average, and takes none from the others."""
     there = {(cell["method"], cell["task"]) for cell in group}
-    return [task for task in tasks if all((method, task) in there for method in methods)]
+    wanted = [method for method in methods if method in FIRST] or methods
+    return [task for task in tasks if all((method, task) in there for method in wanted)]
 
 
 def averages(own: Cells, tasks: list[str]) -> list[float]:

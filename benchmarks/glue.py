@@ -1,12 +1,14 @@
 """The table: methods × tasks × seeds, cell by cell, and the page that shows it.
 
     python -m benchmarks.glue search                      # learning rates, on a split of train; never on dev
+    python -m benchmarks.glue run --precision bfloat16    # the committed cells' precision
     python -m benchmarks.glue run --tasks rte,mrpc --methods full,adapter --seeds 0,1,2
     python -m benchmarks.glue run --tasks sst2,subj --shots 30 --seeds 0,1,2,3,4
     python -m benchmarks.glue render                      # benchmarks/results/*.jsonl → docs/results.md and its plots
 
 A cell is one line of JSON in the results, written when it is whole: a run that was killed goes on with the first cell
-that lacks. Data are JSON lines, `GLUE_DIR/TASK/train.jsonl` and `dev.jsonl`; all methods and seeds see the same rows.
+that lacks. Data are JSON lines, `GLUE_DIR/TASK/train.jsonl` and `dev.jsonl`, or else the hub's rows; all methods and seeds
+see the same.
 
 Settings are the same for all methods (`COMMON`, and `BUDGETS` of glue_data.py) but for the learning rate, for which each has
 the same budget: the three of `RATES`, tried with seed 0 on `SEARCH_ROWS` training rows and judged on a fifth of them all,
@@ -21,7 +23,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
 
 from adapters import backbone as backbones
@@ -33,6 +34,8 @@ from benchmarks.glue_data import BUDGETS, held_out, read
 from training.config import Evaluation, Precision, Recipe
 from training.data import Dataset
 from training.evaluate import predict_unmerged, scores
+from training.hardware import device_of
+from training.processes import current
 from training.record import record
 from training.tasks import FOLDER, TASKS
 from training.train import Measured, measure
@@ -82,7 +85,7 @@ def run(
     results: Results = RESULTS,
     rows: Rows = None,
     shots: Annotated[int | None, typer.Option(help="So many training examples, drawn by the seed.", min=1)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.", min=1)] = None,
     backbone: Annotated[str, typer.Option(help="`embedded`, a folder, or a hub id.")] = backbones.EMBEDDED,
     precision: Annotated[Precision, typer.Option(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")] = "auto",
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")] = None,
@@ -110,7 +113,7 @@ def search(
     glue_dir: Folder = FOLDER,
     results: Results = RESULTS,
     rows: Rows = None,
-    epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of each task's own.", min=1)] = None,
     backbone: Annotated[str, typer.Option(help="`embedded`, a folder, or a hub id.")] = backbones.EMBEDDED,
     precision: Annotated[Precision, typer.Option(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")] = "auto",
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")] = None,
@@ -204,7 +207,7 @@ def recipe_of(
 
 def load(name: str, device: str | None) -> Backbone:
     backbone = backbones.load(name)
-    backbone.encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # as in training
+    backbone.encoder.to(device_of(device, current()))  # type: ignore[arg-type]  # as in training
     return backbone
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import data
+from training import data, tasks
 from training.data import Dataset
 
 
@@ -35,8 +35,8 @@ BUDGETS = {
 
 
 def read(folder: Path, task: str, rows: int | None) -> tuple[Dataset, Dataset]:
-    """A task's files, capped; which rows a cap keeps depends on nothing else."""
-    train, dev = data.read(folder / task / "train.jsonl", folder / task / "dev.jsonl", data.Columns())
+    """A task's files, or the hub's rows, capped; which rows a cap keeps depends on nothing else. Raises DataError."""
+    (train, dev), _ = tasks.read(task, folder, data.Columns(), None)
     caps = [cap for cap in (rows, BUDGETS[task].cap) if cap is not None]
     return sample(train, min(caps, default=len(train.texts))), sample(dev, rows or len(dev.texts))
 

@@ -19,50 +19,57 @@ def _methods_plot(group: Cells, tasks: list[str], methods: list[str], file: Path
         return ""
     figure, axes = plot.figure()
     order = sorted(averages, key=lambda method: statistics.mean(averages[method]))
-    means, spreads = ([f(averages[m]) for m in order] for f in (statistics.mean, _deviation))
+    means, spreads = ([100 * f(averages[m]) for m in order] for f in (statistics.mean, _deviation))
     axes.errorbar(means, order, xerr=spreads, fmt="o", capsize=4)
-    axes.set_xlabel(f"average of {', '.join(common)}")
+    axes.set_xlabel(_named(common))
     plot.save(figure, file)
     return f"Methods by their average, mean and standard deviation over {_count(averages.values())}."
 
 
 def _routing_plot(group: Cells, tasks: list[str], _methods: list[str], file: Path) -> str:
-    """The paper's violins: random routing's scores, with the merged adapter as a dot."""
+    """The paper's violins: random routing's scores, each less that of the adapter that the same run was merged into."""
     routed = [cell for cell in group if cell["method"] == "adamix" and "routing" in cell]
     shown = [task for task in tasks if any(cell["task"] == task for cell in routed)]
     if not shown:
         return ""
     figure, axes = plot.figure()
-    draws = [[d for cell in routed if cell["task"] == task for d in cell["routing"]["random"]] for task in shown]
-    merged = [cells.scores(routed, task) for task in shown]
-    axes.violinplot(draws, positions=range(len(shown)), showextrema=False)
-    for i, values in enumerate(merged):
-        axes.scatter([i] * len(values), values, color="tab:red", zorder=3, label="merged" if i == 0 else None)
+    own = [[cell for cell in routed if cell["task"] == task] for task in shown]
+    gains = [[100 * (draw - cell["score"]) for cell in of for draw in cell["routing"]["random"]] for of in own]
+    axes.violinplot(gains, positions=range(len(shown)), showmedians=True, showextrema=False)
+    axes.axhline(0, color="tab:red", label="merged")
     axes.set_xticks(range(len(shown)), shown)
-    axes.set_ylabel("score")
+    axes.set_ylabel("points above the merged adapter")
     axes.legend()
     plot.save(figure, file)
     per = len(routed[0]["routing"]["random"])
-    return f"Random routing ({per} draws a run, the violins) against the merged adapter (a dot a run); {_count(merged)}."
+    seeds = _count([cells.scores(of, task) for of, task in zip(own, shown, strict=True)])
+    return f"Random routing ({per} draws a run, the violins) against the merged adapter of the same run; {seeds}."
 
 
 def _experts_plot(group: Cells, tasks: list[str], _methods: list[str], file: Path) -> str:
-    """Score against the number of experts."""
+    """Score against the number of experts, of each number on the same tasks and seeds."""
     names = {1: "adamix-1-experts", 2: "adamix-2-experts", 4: "adamix", 8: "adamix-8-experts"}
     own = {n: [cell for cell in group if cell["method"] == name] for n, name in names.items()}
     own = {n: found for n, found in own.items() if found}
-    common = [task for task in tasks if all(any(c["task"] == task for c in found) for found in own.values())]
-    if len(own) < 2 or not common:
+    if len(own) < 2:
+        return ""
+    there = set.intersection(*({(cell["task"], cell["seed"]) for cell in found} for found in own.values()))
+    common = [task for task in tasks if any(of == task for of, _ in there)]
+    values = {n: cells.averages([c for c in found if (c["task"], c["seed"]) in there], common) for n, found in own.items()}
+    if not all(values.values()):
         return ""
     figure, axes = plot.figure()
-    values = {n: cells.averages(found, common) for n, found in own.items()}
-    axes.errorbar(
-        list(values), [*map(statistics.mean, values.values())], yerr=[*map(_deviation, values.values())], fmt="o-", capsize=4
-    )
+    means, spreads = ([100 * f(of) for of in values.values()] for f in (statistics.mean, _deviation))
+    axes.errorbar(list(values), means, yerr=spreads, fmt="o-", capsize=4)
+    axes.set_xticks(list(values))
     axes.set_xlabel("experts")
-    axes.set_ylabel(f"average of {', '.join(common)}")
+    axes.set_ylabel(_named(common))
     plot.save(figure, file)
     return f"AdaMix by its number of experts, mean and standard deviation over {_count(values.values())}."
+
+
+def _named(tasks: list[str]) -> str:
+    return f"{tasks[0]} × 100" if len(tasks) == 1 else f"average of {', '.join(tasks)}, × 100"
 
 
 def _deviation(values: list[float]) -> float:

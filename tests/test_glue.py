@@ -152,7 +152,11 @@ def test_half_a_search(data: Path, bert_folder: Path) -> None:
     [
         (["--methods", "prefix"], "'prefix' is unknown; expected one of full, adamix"),
         (["--tasks", "sst3"], "'sst3' is unknown; expected one of rte"),
-        (["--glue-dir", "nowhere"], "nowhere/subj/train.jsonl cannot be read: No such file"),
+        (
+            ["--glue-dir", "nowhere"],
+            "nowhere/subj is no folder, and SetFit/subj (train) cannot be had from the Hugging",
+        ),
+        (["--device", "cudax"], "device is 'cudax'; expected cpu or cuda"),
         (["--seeds", "one"], "seeds has 'one'; expected whole numbers with commas between"),
     ],
 )
@@ -162,6 +166,28 @@ def test_refused(data: Path, bert_folder: Path, options: list[str], message: str
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_cells_that_stand_alone(data: Path, bert_folder: Path) -> None:
+    """A method with some of the tasks takes no average from the others, and of the experts' numbers only the tasks and seeds
+    that all have are drawn: one cell more or less never keeps the page from being made."""
+    assert invoke("run", data, bert_folder, "--methods", "full,adamix", "--seeds", "0,1").exit_code == 0
+    assert invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0", "--tasks", "subj").exit_code == 0
+    assert (
+        invoke("run", data, bert_folder, "--methods", "adamix-2-experts", "--seeds", "0", "--tasks", "subj").exit_code == 0
+    )
+    out = data.parent / "results.md"
+    where = ["--results", str(data.parent / "results"), "--out", str(out)]
+    assert CliRunner().invoke(app, ["render", *where]).exit_code == 0
+    page = out.read_text()
+    assert "average of 2" in page
+    assert re.search(r"^\| head \|.*\| – \|$", page, re.M)
+    assert "AdaMix by its number of experts, mean and standard deviation over 1 seed." in page
+    assert (
+        invoke("run", data, bert_folder, "--methods", "adamix-8-experts", "--seeds", "1", "--tasks", "stsb").exit_code == 0
+    )
+    assert CliRunner().invoke(app, ["render", *where]).exit_code == 0
+    assert "number of experts" not in out.read_text()
 
 
 def test_no_cells(tmp_path: Path) -> None:
