@@ -22,6 +22,10 @@ def card(adapter: Adapter) -> dict[str, str]:
         "bottleneck": str(spec.bottleneck),
         **({"first layer": str(spec.first_layer)} if spec.first_layer else {}),
         "size": f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters",
+        "rows": ", ".join(
+            f"{count:,} {part}" for part in ("train", "dev") if isinstance(count := spec.training.get(f"{part}_rows"), int)
+        )
+        or "the file names none",
         "dev scores": json.dumps(spec.training.get("dev_scores", {})),
         "recipe": json.dumps(spec.training.get("recipe", {})),
     }

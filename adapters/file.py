@@ -125,7 +125,7 @@ def read_summary(path: Path) -> Summary:
     return Summary(spec, sum(math.prod(entry["shape"]) for entry in entries.values()))
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the new one, also after a crash."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=LEFTOVER)
     temporary = Path(name)

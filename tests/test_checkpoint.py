@@ -90,10 +90,16 @@ def test_ctrl_c_and_resume(tmp_path: Path, bert_folder: Path) -> None:
 
 
 def test_a_finished_run_is_judged_again(tmp_path: Path, bert_folder: Path) -> None:
-    """What was trained once can be judged in other ways: a finished run is not trained a second time."""
+    """What was trained once can be judged in other ways: a finished run is not trained a second time, and judged in the same
+    way it leaves its adapter, its scores and its numbers as they are."""
     kept, scores = str(tmp_path / "kept"), tmp_path / "scores.jsonl"
     options = ["--epochs", "2", "--run-dir", kept, "--scores", str(scores)]
     assert run(tmp_path, bert_folder, *options).exit_code == 0
+    files = [tmp_path / "kept" / name for name in ("adapter.safetensors", "metrics.jsonl")]
+    before = [file.read_bytes() for file in files]
+    assert run(tmp_path, bert_folder, *options, "--resume").exit_code == 0
+    assert [file.read_bytes() for file in files] == before
+    assert len(lines(scores)) == 1
     result = run(tmp_path, bert_folder, *options, "--resume", "--evaluate", "ensemble")
     assert result.exit_code == 0, result.output
     assert "step" not in result.stdout
@@ -139,14 +145,18 @@ def test_another_run_s_checkpoint(kept: Path, tmp_path: Path, bert_folder: Path,
 
 
 def test_a_half_written_checkpoint(kept: Path, tmp_path: Path, bert_folder: Path) -> None:
-    """What a kill left half-written under another name is never read; a file cut short is refused by its name."""
+    """What a kill left half-written under another name is never read, and cleared away; a file cut short is refused by its
+    name, in one sentence and with none of torch's advice."""
     whole = kept.read_bytes()
     (kept.parent / ".tmp-half").write_bytes(whole[:1000])
     again = ("--epochs", "1", "--run-dir", str(kept.parent), "--resume")
     assert run(tmp_path, bert_folder, *again).exit_code == 0
+    assert not (kept.parent / ".tmp-half").exists()
     for damaged in (whole[: len(whole) // 2], b"", b"no checkpoint", b"\x80\x04."):
         kept.write_bytes(damaged)
-        assert_refused(run(tmp_path, bert_folder, *again), f"{kept} cannot be read: ", tmp_path / "none")
+        refused = run(tmp_path, bert_folder, *again)
+        assert_refused(refused, f"{kept} cannot be read: ", tmp_path / "none")
+        assert ". " not in refused.stderr
     torch.save({"format": "another"}, kept)
     assert_refused(run(tmp_path, bert_folder, *again), f"{kept} is no checkpoint; expected one of", tmp_path / "none")
     safetensors.torch.save_file({"a": torch.zeros(1)}, kept)

@@ -147,6 +147,11 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--scores", "TMP/nowhere/s.jsonl"], "--scores TMP/nowhere/s.jsonl cannot be written"),
     (["--shots", "9"], "shots is 9, but there are 8 training examples; expected at most that"),
     (["--shots", "0"], "shots is 0; expected 1 to"),
+    (
+        ["--share-down"],
+        "share_down and share_up are both true, so that 4 experts would be one; expected one of them at most",
+    ),
+    (["--method", "lora", "--experts", "8"], "experts is 8, but method is 'lora'; expected adamix with it"),
     (["--seeds", "0;1"], "--seeds is '0;1'; expected whole numbers with commas between"),
     (["--seeds", "1,0,1"], "--seeds is '1,0,1', which names a seed twice"),
     (["--seeds", "0,1", "--out", "TMP/out"], "there are 2 seeds, but --out takes one adapter; expected one seed"),

@@ -96,7 +96,7 @@ class Checkpoint:
         }
         torch.save(content, buffer)
         try:
-            write_atomically(self.path, buffer.getvalue())
+            write_atomically(self.path, buffer.getbuffer())
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
 
@@ -121,8 +121,11 @@ class Checkpoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever torch and its readers of zip and pickle raise on a damaged file
-            reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-            raise CheckpointError(f"{self.path} cannot be read: {reason}; expected a checkpoint") from None
+            # The first sentence: torch's next ones advise to load what may run code.
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
+            raise CheckpointError(
+                f"{self.path} cannot be read: {reason}; expected a checkpoint: without this file, --resume begins anew"
+            ) from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{self.path} is no checkpoint; expected one of format {FORMAT}")
         return content

@@ -77,6 +77,13 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise TrainingError(f"{name} is {value}; expected {low} to {high}")
+        if self.method == "adamix" and self.share_down and self.share_up and self.experts > 1:
+            raise TrainingError(
+                f"share_down and share_up are both true, so that {self.experts} experts would be one; "
+                "expected one of them at most, or one expert"
+            )
+        if self.method != "adamix" and self.experts != Recipe.experts:
+            raise TrainingError(f"experts is {self.experts}, but method is {self.method!r}; expected adamix with it")
         if self.evaluate != "merged" and self.method != "adamix":
             raise TrainingError(
                 f"evaluate is {self.evaluate!r}, which needs a mixture, but method is {self.method!r}; expected adamix"

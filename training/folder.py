@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.backbone import Backbone
-from adapters.file import write_atomically
+from adapters.file import LEFTOVER, write_atomically
 from training.checkpoint import Checkpoints, check_same, identity
 from training.config import Recipe
 from training.data import Dataset
@@ -57,6 +57,10 @@ class Folders:
         for folder in folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                for left in folder.glob(
+                    f"{LEFTOVER}*"
+                ):  # half-written by a run that was killed, perhaps a full model's size
+                    left.unlink()
             except OSError as error:
                 raise CheckpointError(f"--run-dir {folder} cannot be made a folder: {error.strerror}") from None
 

@@ -11,7 +11,7 @@ import typer
 from adapters.file import write_atomically
 from training.errors import TrainingError
 from training.progress import Progress
-from training.record import append
+from training.record import append, recorded
 
 
 class Metrics:
@@ -35,7 +35,9 @@ class Metrics:
 
     def scores(self, step: int, evaluate: str, scores: dict[str, float]) -> None:
         """What the run, trained up to `step`, scores on the dev set."""
-        self._write(step, {"evaluate": evaluate}, {f"dev/{name}": value for name, value in scores.items()})
+        words, numbers = {"evaluate": evaluate}, {f"dev/{name}": value for name, value in scores.items()}
+        if not recorded(self._lines, {"step": step, **words, **numbers}):  # else a finished run is judged again
+            self._write(step, words, numbers)
 
     def close(self) -> None:
         if self._board is not None:

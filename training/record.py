@@ -42,6 +42,22 @@ def check_appendable(path: Path) -> None:
         raise TrainingError(f"--scores {path} cannot be written; expected a file's path in a folder that exists")
 
 
+def recorded(path: Path, line: dict[str, Any]) -> bool:
+    """Whether a file has that line already, of whatever duration and hardware."""
+    try:
+        there = path.read_bytes().splitlines()
+    except OSError:
+        return False
+    return any(_lasting(found) == _lasting(json.dumps(line).encode()) for found in there)
+
+
+def _lasting(line: bytes) -> Any:
+    try:
+        return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "hardware")}
+    except (ValueError, AttributeError):  # cut short by a kill, or somebody else's
+        return None
+
+
 def append(path: Path, line: dict[str, Any]) -> None:
     """Add one line; what a killed run left of its last one stays a line of its own."""
     try:

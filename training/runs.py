@@ -13,7 +13,8 @@ from typing import Any
 import typer
 
 from adapters.backbone import Backbone
-from adapters.file import Adapter, save
+from adapters.errors import InvalidAdapter
+from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
 from training import progress, shots
 from training.config import Recipe
@@ -23,7 +24,7 @@ from training.evaluate import main_metric
 from training.folder import Folders
 from training.processes import current
 from training.progress import Progress
-from training.record import append, check_appendable, record
+from training.record import append, check_appendable, record, recorded
 from training.train import Measured, Trained, check_servable, measure, train
 
 
@@ -75,7 +76,8 @@ class Runs:
                 return lines  # Ctrl-C is meant for the whole command, and half a run is no result
             line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
             lines.append({**line, "subset": subset, "version": version})
-            if self.scores is not None and current().main:
+            resumed = self.folders is not None and self.folders.resume
+            if self.scores is not None and current().main and not (resumed and recorded(self.scores, lines[-1])):
                 append(self.scores, lines[-1])
         if len(lines) > 1:
             results = [line["metrics"] for line in lines]
@@ -169,8 +171,19 @@ def _spread(results: list[dict[str, float]]) -> str:
 
 def _write(out: Path, trained: Trained) -> str:
     try:
-        adapter = save(out, trained.spec, trained.tensors)
+        adapter = _there(out, trained) or save(out, trained.spec, trained.tensors)
     except OSError as error:
         raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
     typer.echo(f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,} parameters")
     return adapter.version
+
+
+def _there(out: Path, trained: Trained) -> Adapter | None:
+    """What `out` holds, if that is this very adapter: a finished run that is judged again makes no new version of it."""
+    try:
+        found = load(out)
+    except (FileNotFoundError, InvalidAdapter):
+        return None
+    known = {name: found.spec.training.get(name) for name in ("seconds", "hardware", "created", "versions")}
+    spec = trained.spec.model_copy(update={"training": {**trained.spec.training, **known}})
+    return found if serialize(spec, trained.tensors) == out.read_bytes() else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -76,7 +75,6 @@ def train(
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
-    started = time.monotonic()
     check_servable(recipe)
     dev_rows = _rows(backbone, dev_set, recipe)
     probed = _probe_rows(dev_rows)
@@ -94,7 +92,7 @@ def train(
         first_layer=recipe.first_layer,
         bottleneck=recipe.bottleneck,
         activation="gelu",
-        training=_provenance(recipe, measured, dev_set, time.monotonic() - started),
+        training=_provenance(recipe, measured, dev_set),
         probe=_probe(judged, dev_set, dev_rows, probed),
     )
     tensors = to_tensors(judged.sites, judged.head, getattr(torch, recipe.dtype))
@@ -182,7 +180,7 @@ def _probe(merged: Classifier, dev_set: Dataset, rows: list[Tokens], chosen: lis
     )
 
 
-def _provenance(recipe: Recipe, measured: Measured, dev_set: Dataset, seconds: float) -> dict[str, Any]:
+def _provenance(recipe: Recipe, measured: Measured, dev_set: Dataset) -> dict[str, Any]:
     return {
         "recipe": dataclasses.asdict(recipe),
         "train_rows": measured.rows,
@@ -190,7 +188,7 @@ def _provenance(recipe: Recipe, measured: Measured, dev_set: Dataset, seconds: f
         "steps": measured.done.step,
         "planned_steps": measured.done.steps,
         "dev_scores": measured.scores,
-        "seconds": round(seconds, 1),
+        "seconds": round(measured.done.seconds, 1),
         "hardware": hardware(measured.model.encoder.device),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},

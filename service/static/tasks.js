@@ -119,9 +119,11 @@ function versions(adapter) {
   const detail = state.versions?.task === adapter.task ? state.versions : null;
   if (!detail) return h("p", { class: "quiet" }, "Asking for its versions…");
   const active = detail.versions.findIndex((version) => version.active);
+  const { train_rows: learnt, dev_rows: judged } = detail.spec.training;
   const facts = [
     `bottleneck ${detail.spec.bottleneck}`, `pooling ${detail.spec.pooling}`, `up to ${count(detail.spec.max_length)} tokens`,
-    `${count(detail.parameters)} parameters`, scores(adapter),
+    `${count(detail.parameters)} parameters`,
+    Number.isInteger(learnt) && `trained on ${count(learnt)} rows`, scores(adapter), Number.isInteger(judged) && `on ${count(judged)} dev rows`,
   ];
   const item = (version, i) => h("li", {},
     h("span", { class: "mono" }, version.version),
