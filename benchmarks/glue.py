@@ -170,7 +170,7 @@ def fill(
     if measured.done.step != measured.done.steps:
         raise ValueError(f"the cell {task}/{method}/{recipe.seed} was stopped; expected it whole, so nothing is written")
     line = record(task, TASKS[task].metric, recipe, measured, len(sets[1].texts), backbone.name)
-    if recipe.method == "adamix" and rate is None and recipe.shots is None:
+    if method == "adamix" and rate is None and recipe.shots is None:
         line["routing"] = routings(backbone, measured, sets[1], recipe, TASKS[task].metric)
     return cells.add(path, {**line, **key})
 
