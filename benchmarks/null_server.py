@@ -14,9 +14,9 @@ from service import logs
 from service.__main__ import serve
 from service.app import create_app
 from service.batcher import Batcher
+from service.desk import Logits
 from service.engine import Row
 from service.settings import read_settings
-from service.state import Logits
 
 
 def main(port: int) -> int:

@@ -29,8 +29,7 @@ from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service.batcher import Closed, QueueFull
-from service.halving import DeviceOutOfMemory
-from service.schemas import InvalidRequest, NotFinite
+from service.schemas import DeviceOutOfMemory, InvalidRequest, NotFinite
 from service.tokenizer import InputTooLong
 
 QUEUE_FULL = "the queue is full; expected fewer rows at once: try again in a second"

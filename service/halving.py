@@ -7,11 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from adapters.errors import AdaMixError
-
-
-class DeviceOutOfMemory(AdaMixError):
-    """The device has too little memory for a batch even in halves."""
+from service.schemas import DeviceOutOfMemory
 
 
 class Row(Protocol):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.spec import AdapterSpec, shown
+from adapters.spec import shown
 from adapters.text import TextInput, check_text
+from service.desk import Signature
 from service.schemas import InvalidRequest
 
 
-def read_inputs(inputs: Any, spec: AdapterSpec) -> tuple[list[TextInput], bool]:
+def read_inputs(inputs: Any, spec: Signature) -> tuple[list[TextInput], bool]:
     """`inputs` as one task takes them: its rows, and whether they were a list (so the answer is one too).
 
     Raises InvalidRequest or InvalidText.
@@ -23,7 +24,7 @@ def read_inputs(inputs: Any, spec: AdapterSpec) -> tuple[list[TextInput], bool]:
     return [_row(inputs, spec, "inputs")], False
 
 
-def _row(item: Any, spec: AdapterSpec, name: str) -> TextInput:
+def _row(item: Any, spec: Signature, name: str) -> TextInput:
     texts = _texts(item, name)
     wanted = 2 if spec.text_pair else 1
     if len(texts) != wanted:

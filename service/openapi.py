@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from adapters import errors as adapter_errors
 from service import errors
 from service.batcher import Closed, QueueFull
-from service.halving import DeviceOutOfMemory
-from service.schemas import InvalidRequest, NotFinite, Problem
+from service.schemas import DeviceOutOfMemory, InvalidRequest, NotFinite, Problem
 from service.tokenizer import InputTooLong
 
 Document = dict[str, Any]

@@ -20,6 +20,10 @@ class NotFinite(AdaMixError):
     """Logits that are no finite numbers: the adapter overflows on a text, in the dtype that it runs in."""
 
 
+class DeviceOutOfMemory(AdaMixError):
+    """The device has too little memory for a batch even in halves."""
+
+
 Function = Literal["softmax", "sigmoid", "none"]
 
 # What check_text allows: no control characters, and not white space alone.

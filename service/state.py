@@ -7,24 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from adapters.entry import Entry
+from adapters.errors import BackboneMismatch, DamagedAdapter
 from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
 from adapters.store import Store
-from adapters.text import TextInput, Tokens
+from adapters.text import Tokens
 from service.auth import Guard
 from service.batcher import Batcher, Closed, Outcome
+from service.desk import Logits
 from service.engine import Row
 from service.loader import Loader
 from service.metrics import Metrics
-from service.schemas import AdapterBytes, Storage
+from service.schemas import AdapterBytes, InvalidRequest, Storage
 from service.slots import Slots
 from service.tokenizer import RequestTokenizer
 
 if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
     from service.tracing import Tracing
 
-Logits = list[float]
 Tier = Literal["device", "host", "disk"]
 NAMED = 5  # of all tasks, in a sentence
 
@@ -63,6 +64,45 @@ class Service:
         if self.stopping:
             raise Closed
 
+    @property
+    def dtype(self) -> str:
+        return self.backbone.dtype
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Raises InvalidRequest where none is named, UnknownTask for one that there is not."""
+        if not tasks:
+            raise InvalidRequest(f"the request names no task; expected {self.expected_path()}")
+        for task in tasks:
+            self.store.entry(task)
+
+    async def admit(self, task: str, version: str | None) -> Adapter:
+        """The adapter that a request is admitted with. Raises as `Store.get`, and BackboneMismatch."""
+        digest = self.store.find(task, version).digest
+        try:
+            return await self.bring(task, digest)
+        except (DamagedAdapter, BackboneMismatch):
+            self.metrics.load_failures.inc()
+            raise
+
+    async def bring(self, task: str, digest: str) -> Adapter:
+        """One version of a task, checked and on its way to the device. Raises as `admit`, and counts nothing."""
+        adapter = await self.loader.load(task, digest)
+        self.check_fits(adapter)
+        await self.loader.prefetch(adapter)
+        return adapter
+
+    async def run(self, rows: Sequence[tuple[Adapter, Tokens]]) -> list[Outcome[Logits]]:
+        """Queue a request's rows together and wait for their logits. Raises as `Batcher.submit`."""
+        return await self.batcher.submit([Row(adapter, row.ids, row.types, row.mask) for adapter, row in rows])
+
+    def tokenized(self, seconds: float) -> None:
+        """Time one request's tokenisation."""
+        self.metrics.tokenization.observe(seconds)
+
+    def count(self, tasks: Sequence[str], status: int, seconds: float) -> None:
+        """Count and time a request for predictions; a task that was deleted meanwhile must not get its series back."""
+        self.metrics.request([task for task in tasks if task in self.store], status, seconds)
+
     def expected_path(self) -> str:
         """What a request for predictions that names no task should have asked, with some of the tasks that there are."""
         names = [entry.task for entry in self.store.entries()]
@@ -81,23 +121,12 @@ class Service:
             has_mask=backbone.has_mask,
         )
 
-    async def rows(self, adapter: Adapter, texts: Sequence[TextInput], *, truncate: bool) -> list[Row]:
-        """Tokenised rows of one adapter. Raises InputTooLong."""
-        spec = adapter.spec
-        tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=truncate)
-        return _rows(adapter, tokens)
-
-    async def windows(self, adapter: Adapter, texts: Sequence[TextInput], stride: int | None, limit: int) -> list[list[Row]]:
-        """Each text as one row or as windows, at most `limit` rows in all. Raises InvalidWindow or TooManyWindows."""
-        spec = adapter.spec
-        tokens = await self.tokenizer.windows(texts, spec.max_length, spec.template, stride=stride, limit=limit)
-        return [_rows(adapter, windows) for windows in tokens]
-
     async def self_test(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not the trainer's."""
         self.check_fits(adapter)
-        rows = await self.rows(adapter, adapter.spec.probe.inputs, truncate=True)  # type: ignore[arg-type]  # 1 or 2 texts
-        outcomes: list[Outcome[Logits]] = await self.batcher.submit(rows)
+        spec = adapter.spec
+        tokens = await self.tokenizer.encode(spec.probe.inputs, spec.max_length, spec.template, truncate=True)  # type: ignore[arg-type]  # 1 or 2 texts
+        outcomes = await self.run([(adapter, row) for row in tokens])
         check_parity(adapter, [outcome.value for outcome in outcomes], self.backbone.dtype)
 
     def tier(self, entry: Entry) -> Tier:
@@ -137,7 +166,3 @@ class Service:
         tiers = [(entry.task, self.tier(entry)) for entry in self.store.entries()]
         queue = {"queue_rows": self.batcher.queued_rows, "queue_max_rows": self.batcher.max_queue_rows}
         return {**queue, **values}, tiers
-
-
-def _rows(adapter: Adapter, tokens: Sequence[Tokens]) -> list[Row]:
-    return [Row(adapter, row.ids, row.types, row.mask) for row in tokens]

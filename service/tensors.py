@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
-from adapters.spec import AdapterSpec, shown
+from adapters.spec import shown
 from adapters.text import TextInput, check_text
+from service.desk import Signature
 from service.schemas import InvalidRequest, default_function, scored
 from service.v2 import LABEL, LOGITS, SCORE, Datatype, InferRequest, InputTensor, input_names
 
@@ -37,7 +38,7 @@ class Output:
     values: list[Any]
 
 
-def count_rows(request: InferRequest, spec: AdapterSpec) -> int:
+def count_rows(request: InferRequest, spec: Signature) -> int:
     """How many texts (or pairs) the input tensors say they hold. Raises InvalidRequest unless they are the task's."""
     expected = input_names(spec)
     counts: dict[str, int] = {}
@@ -60,7 +61,7 @@ def count_rows(request: InferRequest, spec: AdapterSpec) -> int:
     return counts[expected[0]]
 
 
-def read_texts(request: InferRequest, binary: bytes | None, spec: AdapterSpec) -> list[TextInput]:
+def read_texts(request: InferRequest, binary: bytes | None, spec: Signature) -> list[TextInput]:
     """The rows; `binary` is what follows the JSON, None where the request does not say where that ends.
 
     `count_rows` has been there. Raises InvalidRequest or InvalidText.
@@ -85,7 +86,7 @@ def read_texts(request: InferRequest, binary: bytes | None, spec: AdapterSpec) -
     return list(zip(first, second[0], strict=True)) if second else [(text,) for text in first]
 
 
-def wanted_outputs(request: InferRequest, spec: AdapterSpec) -> list[Wanted]:
+def wanted_outputs(request: InferRequest, spec: Signature) -> list[Wanted]:
     """The outputs asked for, by default all. Raises InvalidRequest."""
     known = (LABEL, SCORE, LOGITS)
     if not request.outputs:
@@ -110,7 +111,7 @@ def wanted_outputs(request: InferRequest, spec: AdapterSpec) -> list[Wanted]:
     return list(wanted.values())
 
 
-def output(wanted: Wanted, logits: Sequence[list[float]], spec: AdapterSpec) -> Output:
+def output(wanted: Wanted, logits: Sequence[list[float]], spec: Signature) -> Output:
     """One output tensor of rows' logits `[n][C]`. A row's label and score are its best: a multi-label task's other labels
     are in the classification of `score`, and in `logits`."""
     n, labels = len(logits), spec.labels

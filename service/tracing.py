@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from service.batcher import Outcome, Row
+from service.batcher import Outcome
 
 
 class Tracing:
@@ -28,10 +28,13 @@ class Tracing:
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self.provider.get_tracer("adamix")
 
-    def stages(self, started: float, tokenized: float, rows: Sequence[Row], outcomes: Sequence[Outcome[Any]]) -> None:
+    def stages(
+        self, started: float, tokenized: float, rows: Sequence[tuple[str, int]], outcomes: Sequence[Outcome[Any]]
+    ) -> None:
         """The stages of the request under way, now that they are over: spans below its own.
 
-        Times are time.monotonic's. Rows of one request may have gone into several batches: one `inference` each.
+        `rows` are each one's task and tokens; times are time.monotonic's. Rows of one request may have gone into several
+        batches: one `inference` each.
         """
         self._span("tokenize", started, tokenized - started, rows)
         arrived = outcomes[0].batch.started - outcomes[0].queued
@@ -46,10 +49,10 @@ class Tracing:
         """Send what is left."""
         await asyncio.to_thread(self.provider.shutdown)
 
-    def _span(self, name: str, started: float, seconds: float, rows: Sequence[Row], **batch: int) -> None:
+    def _span(self, name: str, started: float, seconds: float, rows: Sequence[tuple[str, int]], **batch: int) -> None:
         start = time.time_ns() - int((time.monotonic() - started) * 1e9)
         span = self._tracer.start_span(name, start_time=start, attributes=batch)
-        span.set_attribute("adamix.tasks", list(dict.fromkeys(row.task for row in rows)))
+        span.set_attribute("adamix.tasks", list(dict.fromkeys(task for task, _ in rows)))
         span.set_attribute("adamix.rows", len(rows))
-        span.set_attribute("adamix.tokens", sum(row.tokens for row in rows))
+        span.set_attribute("adamix.tokens", sum(tokens for _, tokens in rows))
         span.end(start + int(seconds * 1e9))

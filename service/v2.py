@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.spec import AdapterSpec, ProblemType
+from service.desk import Signature
 from service.windows import AGGREGATE, STRIDE, TRUNCATED, Aggregate, Window
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "parameters")
@@ -182,6 +183,6 @@ def model_metadata(spec: AdapterSpec, version: str, versions: list[str]) -> Mode
     )
 
 
-def input_names(spec: AdapterSpec) -> tuple[str, ...]:
+def input_names(spec: Signature) -> tuple[str, ...]:
     """The input tensors that a task takes."""
     return (TEXT, PAIR) if spec.text_pair else (TEXT,)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Path, Request
 from fastapi.security import HTTPBearer
 
 from service.examples import VERSION
-from service.state import Service
+
+if TYPE_CHECKING:  # a front end (service.front) has a desk alone, and does without torch
+    from service.desk import Desk
+    from service.state import Service
 
 Task = Annotated[str, Path(description="A task's name.", examples=["sst2"])]
 Version = Annotated[str, Path(description="A version or the beginning of one.", examples=[VERSION])]
@@ -24,3 +27,9 @@ def service_of(request: Request) -> Service:
     """The one Service of the app."""
     service: Service = request.app.state.service
     return service
+
+
+def desk_of(request: Request) -> Desk[Any]:
+    """Where the app's requests for predictions go: its Service, or a front end's Remote."""
+    desk: Desk[Any] = request.app.state.service
+    return desk

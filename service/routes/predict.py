@@ -9,15 +9,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from adapters.file import Adapter
 from adapters.text import TextInput
 from service import examples
+from service.desk import Admitted, Desk
 from service.inputs import read_inputs
 from service.openapi import PREDICT_PROBLEMS, answered, body_of, problems
 from service.routes import API_KEY, service_of
-from service.routes.prediction import admit, check_rows, counted, parse, predicted, read_body
+from service.routes.prediction import check_rows, counted, parse, predicted, read_body
 from service.schemas import InvalidRequest, Parameters, PredictRequest, Score, scored
-from service.state import Service
 
 
 class _Direct(APIRoute):
@@ -71,8 +70,8 @@ async def predict(request: Request) -> Response:
     object of answers by task. `X-Adapter-Version` says which version answered, `Server-Timing` where the time went.
     """
     tasks = list(dict.fromkeys(request.query_params.getlist("task")))
-    with counted(request, tasks) as service:
-        return await _predict(request, service, tasks, request.query_params.get("version"))
+    with counted(request, tasks) as desk:
+        return await _predict(request, desk, tasks, request.query_params.get("version"))
 
 
 @router.post("/", include_in_schema=False)
@@ -83,21 +82,21 @@ async def without_a_path(request: Request) -> Response:
     raise InvalidRequest(f"POST / predicts nothing; expected {service.expected_path()}")
 
 
-async def _predict(request: Request, service: Service, tasks: list[str], version: str | None) -> Response:
+async def _predict(request: Request, desk: Desk[Any], tasks: list[str], version: str | None) -> Response:
     if version is not None and len(tasks) > 1:
         raise InvalidRequest(f"version is {version!r} with {len(tasks)} tasks; expected one task where a version is pinned")
     body = parse(await read_body(request), PredictRequest, "a predict request", "an object with 'inputs'")
-    adapters = [await admit(service, name, version) for name in tasks]
+    adapters = [await desk.admit(name, version) for name in tasks]
     top_k = _top_k(body.parameters, adapters)
 
-    wanted: list[tuple[Adapter, list[TextInput]]] = []
+    wanted: list[tuple[Admitted, list[TextInput]]] = []
     lists: list[bool] = []  # of each task: whether its inputs were a list
     for adapter in adapters:
         texts, several = read_inputs(body.inputs, adapter.spec)
-        check_rows(service, len(texts), len(tasks))
+        check_rows(desk, len(texts), len(tasks))
         wanted.append((adapter, texts))
         lists.append(several)
-    prediction = await predicted(request, service, wanted, truncate=bool(body.truncate), window=body.window)
+    prediction = await predicted(request, desk, wanted, truncate=bool(body.truncate), window=body.window)
 
     answers: dict[str, Any] = {}
     always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")
@@ -109,7 +108,7 @@ async def _predict(request: Request, service: Service, tasks: list[str], version
     return Response(content, headers=prediction.headers, media_type="application/json")
 
 
-def _top_k(parameters: Parameters | None, adapters: list[Adapter]) -> int | None:
+def _top_k(parameters: Parameters | None, adapters: list[Admitted]) -> int | None:
     top_k = parameters.top_k if parameters is not None else None
     most = max(len(adapter.spec.labels) for adapter in adapters)
     if top_k is not None and not 1 <= top_k <= most:

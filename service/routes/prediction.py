@@ -8,22 +8,20 @@ import math
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from adapters.errors import BackboneMismatch, DamagedAdapter
-from adapters.file import Adapter
 from adapters.spec import first_problem
-from adapters.text import TextInput
+from adapters.text import TextInput, Tokens
 from service.batcher import Outcome
-from service.engine import Row
+from service.desk import A, Admitted, Desk, Logits
 from service.errors import ClientClosed, MalformedBody, TooManyInputs, status_of
-from service.routes import service_of
+from service.routes import desk_of
 from service.schemas import InvalidRequest, NotFinite
-from service.state import Logits, Service
 from service.windows import Window, joined
 
 T = TypeVar("T")
@@ -39,24 +37,20 @@ class Prediction:
 
 
 @contextlib.contextmanager
-def counted(request: Request, tasks: Sequence[str]) -> Iterator[Service]:
+def counted(request: Request, tasks: Sequence[str]) -> Iterator[Desk[Any]]:
     """Around a request for predictions: checks its key and its tasks' names, then times and counts it by its outcome."""
-    service = service_of(request)
+    desk = desk_of(request)
     started = time.perf_counter()
-    service.guard.check_predict(request.headers)
-    if not tasks:
-        raise InvalidRequest(f"the request names no task; expected {service.expected_path()}")
-    for task in tasks:
-        service.store.entry(task)  # an unknown task ends here, before it could make a series
+    desk.guard.check_predict(request.headers)
+    desk.check_tasks(tasks)  # an unknown one ends here, before it could make a series
     status = 200
     try:
-        yield service
+        yield desk
     except BaseException as error:
         status = 499 if isinstance(error, asyncio.CancelledError) else status_of(error)
         raise
     finally:
-        # A task that was deleted meanwhile must not get its series back.
-        service.metrics.request([task for task in tasks if task in service.store], status, time.perf_counter() - started)
+        desk.count(tasks, status, time.perf_counter() - started)
 
 
 async def read_body(request: Request) -> bytes:
@@ -81,32 +75,19 @@ def parse(body: bytes, model: type[Model], what: str, expected: str) -> Model:
         raise InvalidRequest(f"the body is not {what}: {first_problem(error)}") from None
 
 
-async def admit(service: Service, task: str, version: str | None) -> Adapter:
-    """The adapter that this request is admitted with."""
-    digest = service.store.find(task, version).digest
-    try:
-        adapter = await service.loader.load(task, digest)
-        service.check_fits(adapter)
-    except (DamagedAdapter, BackboneMismatch):
-        service.metrics.load_failures.inc()
-        raise
-    await service.loader.prefetch(adapter)
-    return adapter
-
-
-def check_rows(service: Service, inputs: int, tasks: int = 1) -> None:
+def check_rows(desk: Desk[Any], inputs: int, tasks: int = 1) -> None:
     """Raises TooManyInputs."""
-    if inputs * tasks > service.max_inputs:
+    if inputs * tasks > desk.max_inputs:
         raise TooManyInputs(
             f"the request has {inputs} inputs for {tasks} task{'s'[: tasks - 1]}; "
-            f"expected at most {service.max_inputs} rows in all"
+            f"expected at most {desk.max_inputs} rows in all"
         )
 
 
 async def predicted(
     request: Request,
-    service: Service,
-    wanted: Sequence[tuple[Adapter, Sequence[TextInput]]],
+    desk: Desk[A],
+    wanted: Sequence[tuple[A, Sequence[TextInput]]],
     *,
     truncate: bool,
     window: Window | None,
@@ -114,38 +95,41 @@ async def predicted(
     """Tokenise each adapter's texts, queue all rows together and wait for their logits. Raises InputTooLong, InvalidWindow,
     TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when nobody waits for the answer any more."""
     started = time.monotonic()
-    nested = await _rows(service, wanted, truncate=truncate, window=window)
-    rows = [row for texts in nested for windows in texts for row in windows]
+    nested = await _rows(desk, wanted, truncate=truncate, window=window)
+    rows = [(adapter, row) for (adapter, _), texts in zip(wanted, nested, strict=True) for row in chain.from_iterable(texts)]
     tokenized = time.monotonic()
-    service.metrics.tokenization.observe(tokenized - started)
-    outcomes = await _unless_client_leaves(request, service.batcher.submit(rows))
-    if service.tracing is not None:
-        service.tracing.stages(started, tokenized, rows, outcomes)
+    desk.tokenized(tokenized - started)
+    outcomes = await _unless_client_leaves(request, desk.run(rows))
+    if desk.tracing is not None:
+        desk.tracing.stages(started, tokenized, [(adapter.spec.task, len(row.ids)) for adapter, row in rows], outcomes)
     rest = iter(outcomes)
     aggregate = "mean" if window is None else window.aggregate
     logits: list[list[Logits]] = []
     for (adapter, _), texts in zip(wanted, nested, strict=True):
         answers = [[next(rest).value for _ in windows] for windows in texts]
-        _check_finite(adapter, answers, service.backbone.dtype)
+        _check_finite(adapter, answers, desk.dtype)
         logits.append([joined(windows, aggregate, adapter.spec.problem_type) for windows in answers])
     return Prediction(logits, _headers([adapter for adapter, _ in wanted], tokenized - started, outcomes))
 
 
 async def _rows(
-    service: Service, wanted: Sequence[tuple[Adapter, Sequence[TextInput]]], *, truncate: bool, window: Window | None
-) -> list[list[list[Row]]]:
+    desk: Desk[A], wanted: Sequence[tuple[A, Sequence[TextInput]]], *, truncate: bool, window: Window | None
+) -> list[list[list[Tokens]]]:
     """Of each adapter, each text's rows: one, or its windows, in all at most as many as a request may have inputs."""
-    if window is None:
-        return [[[row] for row in await service.rows(adapter, texts, truncate=truncate)] for adapter, texts in wanted]
-    spare = service.max_inputs - sum(len(texts) for _, texts in wanted)
-    rows = []
+    tokenizer, found = desk.tokenizer, []
+    spare = desk.max_inputs - sum(len(texts) for _, texts in wanted)
     for adapter, texts in wanted:
-        rows.append(await service.windows(adapter, texts, window.stride, spare + len(texts)))
-        spare -= sum(map(len, rows[-1])) - len(texts)
-    return rows
+        length, template = adapter.spec.max_length, adapter.spec.template
+        if window is None:
+            found.append([[row] for row in await tokenizer.encode(texts, length, template, truncate=truncate)])
+            continue
+        limit = spare + len(texts)
+        found.append(await tokenizer.windows(texts, length, template, stride=window.stride, limit=limit))
+        spare -= sum(map(len, found[-1])) - len(texts)
+    return found
 
 
-def _check_finite(adapter: Adapter, answers: list[list[Logits]], dtype: str) -> None:
+def _check_finite(adapter: Admitted, answers: list[list[Logits]], dtype: str) -> None:
     """JSON has no NaN and no infinity: they would be answered as null."""
     for i, rows in enumerate(answers):
         if not all(math.isfinite(value) for row in rows for value in row):
@@ -183,7 +167,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _headers(adapters: list[Adapter], tokenized: float, outcomes: list[Outcome[Logits]]) -> dict[str, str]:
+def _headers(adapters: Sequence[Admitted], tokenized: float, outcomes: list[Outcome[Logits]]) -> dict[str, str]:
     queued = max(outcome.queued for outcome in outcomes)
     ran = max(outcome.batch.seconds for outcome in outcomes)
     stages = {"queue": queued, "tokenize": tokenized, "inference": ran}

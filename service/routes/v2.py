@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from service import examples, tensors
+from service.desk import Desk
 from service.errors import MalformedBody
 from service.openapi import ADMIT_PROBLEMS, PREDICT_PROBLEMS, VERSION_PROBLEMS, answered, body_of, problems
 from service.routes import API_KEY, Task, Version, service_of
-from service.routes.prediction import admit, check_rows, counted, parse, predicted, read_body
-from service.state import Service
+from service.routes.prediction import check_rows, counted, parse, predicted, read_body
 from service.v2 import (
     EXTENSIONS,
     IndexEntry,
@@ -135,7 +135,7 @@ async def model_ready(request: Request, task: Task, version: AskedVersion) -> Mo
     """Whether a task can predict: its file is read if it is not in memory yet."""
     service = service_of(request)
     service.check_ready()
-    await admit(service, task, version)
+    await service.admit(task, version)
     return ModelReady(name=task, ready=True)
 
 
@@ -153,18 +153,18 @@ async def infer(request: Request, task: Task, version: AskedVersion) -> Response
     `label` and `score` are each row's best; `logits` has all. For a regression task `score` is the value, `label` its name.
     For a multi-label task every label has a probability of its own: ask for `score` as a `classification`, or take `logits`.
     """
-    with counted(request, [task]) as service:
-        return await _infer(request, service, task, version)
+    with counted(request, [task]) as desk:
+        return await _infer(request, desk, task, version)
 
 
-async def _infer(request: Request, service: Service, task: str, version: str | None) -> Response:
+async def _infer(request: Request, desk: Desk[Any], task: str, version: str | None) -> Response:
     content, binary = _split(await read_body(request), request.headers.get(JSON_LENGTH))
     body = parse(content, InferRequest, "an infer request", "an object with 'inputs'")
-    adapter = await admit(service, task, version)
+    adapter = await desk.admit(task, version)
     wanted = tensors.wanted_outputs(body, adapter.spec)
-    check_rows(service, tensors.count_rows(body, adapter.spec))
+    check_rows(desk, tensors.count_rows(body, adapter.spec))
     texts = tensors.read_texts(body, binary, adapter.spec)
-    prediction = await predicted(request, service, [(adapter, texts)], truncate=body.truncate, window=body.window)
+    prediction = await predicted(request, desk, [(adapter, texts)], truncate=body.truncate, window=body.window)
 
     (logits,) = prediction.logits
     head = {"model_name": task, "model_version": adapter.version} | ({} if body.id is None else {"id": body.id})

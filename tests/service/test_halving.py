@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from service.batcher import Batcher
-from service.halving import DeviceOutOfMemory, Halving
+from service.halving import Halving
+from service.schemas import DeviceOutOfMemory
 from tests.service.device import Text, in_loop
 
 
