@@ -7,20 +7,23 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
-import uvicorn
+import uvloop
 
 from adapters.errors import AdaMixError
 from service import logs
-from service.protocol import Protocol
+from service.protocol import Server, configured
 from service.settings import Settings, read_settings
+from service.wire import Greeting
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
-    from service.middleware import App
+    from fastapi import FastAPI
+
     from service.state import Service
 
 # How often a thread of a batch looks for the others' end before it sleeps: for longer than it is from one parallel region to
@@ -77,58 +80,60 @@ def main(
         raise typer.Exit(2) from None
 
 
-def serve(application: App, service: Service, settings: Settings) -> int:
+def serve(application: FastAPI, service: Service, settings: Settings) -> int:
     """Serve until a signal; the exit code."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # uvicorn answers what is under way, then raises the signal again: being asked to stop is no failure.
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: sys.exit(0))
-    config = uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=Protocol,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=settings.drain_seconds,
-        server_header=False,
-    )
-    server = _Server(config, service)
     # What lives until the end is no garbage: looking through all of it stalled every request for most of a second.
     gc.collect()
     gc.freeze()
+    config = configured(application, settings.drain_seconds, settings.host, settings.port)
+    server = Server(config, partial(tell, service))
     try:
+        if settings.workers > 1:
+            serve_by_front_ends(application, service, settings, config.bind_socket())
+            return 0
         server.run()
     except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
         return 2 if ended.code else 0
     return 0 if server.started else 1
 
 
-class _Server(uvicorn.Server):
-    """Says where it listens once it does: with port 0 only the operating system knows before."""
+def serve_by_front_ends(application: FastAPI, service: Service, settings: Settings, listener: socket.socket) -> None:
+    """The same, with HTTP in processes of its own."""
+    from service.front_ends import FrontEnds
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
+    greeting = Greeting(
+        tokenizer=service.tokenizer.tokenizer.to_str(),
+        mask_token=service.tokenizer.mask_token,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        dtype=service.dtype,
+        max_inputs=service.max_inputs,
+        max_body_bytes=settings.max_body_bytes,
+        drain_seconds=settings.drain_seconds,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+    front_ends = FrontEnds(application, service, greeting, listener)
+    uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, listener.getsockname()[:2])))
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", **self._state())
 
-    def _state(self) -> dict[str, object]:
-        """What is served, for the operator who reads the log."""
-        storage = self._service.storage()
-        return {
-            "backbone": storage.backbone,
-            "device": self._service.device,
-            "tasks": storage.tasks,
-            "total_bytes": storage.total_bytes,
-            "saved_bytes": storage.saved_bytes,
-        }
+def tell(service: Service, address: tuple[str, int]) -> None:
+    """Tell the operator who reads the log where it listens, and what is served there."""
+    host, port = address
+    storage = service.storage()
+    log.info(
+        "listening",
+        url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        backbone=storage.backbone,
+        device=service.device,
+        tasks=storage.tasks,
+        total_bytes=storage.total_bytes,
+        saved_bytes=storage.saved_bytes,
+    )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestContext)
+    if settings.workers == 1:  # else the front ends do that, before they relay a request
+        app.add_middleware(RequestContext)
     return app
 
 

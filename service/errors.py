@@ -10,7 +10,8 @@ is a 500 that says so and nothing else; its traceback goes to the log.
         ├── ForeignPage       a browser page of another origin tries to write
         ├── BodyTooLarge
         ├── TooManyInputs
-        └── ClientClosed      the client left; nobody reads the answer
+        ├── ClientClosed      the client left; nobody reads the answer
+        └── Referred          a front end's: the engine process is given the request, and answers it
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 import orjson
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -74,6 +76,13 @@ class ClientClosed(RequestRefused):
     status = 499
 
 
+class Referred(RequestRefused):
+    status = 421
+
+    def __init__(self) -> None:
+        super().__init__("this process cannot answer the request; expected the engine process to")
+
+
 # Of all that are not a RequestRefused: the first entry that an error is an instance of decides.
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.UnknownTask, 404),
@@ -108,12 +117,17 @@ def status_of_kind(kind: type[BaseException]) -> int:
     return next((status for known, status in STATUS if issubclass(kind, known)), 500)
 
 
+def at_fault(status: int) -> bool:
+    """Whether a status says that the request is at fault: not the load, and no client that left."""
+    return 400 <= status < 500 and status not in (429, 499)
+
+
 def error_type(kind: type[BaseException]) -> str:
     """What an answer calls the errors of a kind."""
     return "Stopping" if kind is Closed else kind.__name__
 
 
-def install(app: FastAPI) -> None:
+def install(app: Starlette) -> None:
     """Answer every error of the app in our form."""
     for kind in (AdaMixError, InputTooLong, QueueFull, Closed, ClientDisconnect):
         app.add_exception_handler(kind, _answer_ours)

@@ -87,7 +87,7 @@ class BodyLimit:
         limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if announced.isdigit() and int(announced) > limit:
-            refusal = _too_large(int(announced), limit)
+            refusal = too_large(int(announced), limit)
             answer = problem(refusal.status, refusal.detail, error_type(BodyTooLarge), {"Connection": "close"})
             await answer(scope, receive, send)
             return
@@ -98,13 +98,14 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise _too_large(received, limit)
+                raise too_large(received, limit)
             return message
 
         await self._app(scope, counted, send)
 
 
-def _too_large(found: int, limit: int) -> BodyTooLarge:
+def too_large(found: int, limit: int) -> BodyTooLarge:
+    """A refusal, of so many bytes, more than the limit."""
     return BodyTooLarge(f"the request's body has {found} bytes or more; expected at most {limit}")
 
 

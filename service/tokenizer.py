@@ -29,7 +29,7 @@ class RequestTokenizer:
     """The backbone's tokeniser, shared by all requests."""
 
     def __init__(self, tokenizer: Tokenizer, mask_token: str | None) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer, self.mask_token = tokenizer, mask_token
         self._prompt = lru_cache(TEMPLATES)(
             lambda template, max_length: None if template is None else fitted(template, tokenizer, mask_token, max_length)
         )
@@ -40,7 +40,7 @@ class RequestTokenizer:
     ) -> list[Tokens]:
         """Tokenise a request's rows. Raises InputTooLong, or InvalidPrompt for a template that this backbone cannot use."""
         prompt = self._prompt(template, max_length)
-        rows = await self._run(texts, partial(encode, self._tokenizer, texts, max_length, prompt))
+        rows = await self._run(texts, partial(encode, self.tokenizer, texts, max_length, prompt))
         if not truncate:
             for i, row in enumerate(rows):
                 if row.full_length > max_length:
@@ -56,7 +56,7 @@ class RequestTokenizer:
     ) -> list[list[Tokens]]:
         """Tokenise a request's texts, each to one row or to its windows. Raises as `windows`, and InvalidPrompt."""
         prompt = self._prompt(template, max_length)
-        work = partial(windows, self._tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt)
+        work = partial(windows, self.tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt)
         return await self._run(texts, work)
 
     async def _run(self, texts: Sequence[TextInput], work: Callable[[], T]) -> T:
