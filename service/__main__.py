@@ -22,8 +22,7 @@ from service.settings import Settings, read_settings
 from service.wire import Greeting
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
-    from fastapi import FastAPI
-
+    from service.middleware import App
     from service.state import Service
 
 # How often a thread of a batch looks for the others' end before it sleeps: for longer than it is from one parallel region to
@@ -80,7 +79,7 @@ def main(
         raise typer.Exit(2) from None
 
 
-def serve(application: FastAPI, service: Service, settings: Settings) -> int:
+def serve(application: App, service: Service, settings: Settings) -> int:
     """Serve until a signal; the exit code."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -94,16 +93,15 @@ def serve(application: FastAPI, service: Service, settings: Settings) -> int:
     server = Server(config, partial(tell, service))
     try:
         if settings.workers > 1:
-            serve_by_front_ends(application, service, settings, config.bind_socket())
-            return 0
+            return 0 if serve_by_front_ends(application, service, settings, config.bind_socket()) else 1
         server.run()
     except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
         return 2 if ended.code else 0
     return 0 if server.started else 1
 
 
-def serve_by_front_ends(application: FastAPI, service: Service, settings: Settings, listener: socket.socket) -> None:
-    """The same, with HTTP in processes of its own."""
+def serve_by_front_ends(application: App, service: Service, settings: Settings, listener: socket.socket) -> bool:
+    """The same, with HTTP in processes of its own; whether they could."""
     from service.front_ends import FrontEnds
 
     greeting = Greeting(
@@ -118,7 +116,7 @@ def serve_by_front_ends(application: FastAPI, service: Service, settings: Settin
         log_format=settings.log_format,
     )
     front_ends = FrontEnds(application, service, greeting, listener)
-    uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, listener.getsockname()[:2])))
+    return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, listener.getsockname()[:2])))
 
 
 def tell(service: Service, address: tuple[str, int]) -> None:

@@ -54,13 +54,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
-        yield
-        service.stopping = True
-        await service.batcher.close()
-        if service.tracing is not None:
-            await service.tracing.close()
-        log.info("stopped")
+        async with service.running():
+            yield
 
     app = _App(
         title="adamix-serve",

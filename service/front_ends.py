@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
 from collections.abc import Callable
 
 import structlog
-from fastapi import FastAPI
 
 from service.backend import Backend
+from service.middleware import App
 from service.state import Service
 from service.wire import Greeting
 
@@ -24,22 +25,21 @@ log = structlog.get_logger("service")
 class FrontEnds:
     """Processes that accept on one listener, each with a wire of its own to this one."""
 
-    def __init__(self, app: FastAPI, service: Service, greeting: Greeting, listener: socket.socket) -> None:
+    def __init__(self, app: App, service: Service, greeting: Greeting, listener: socket.socket) -> None:
         self._app, self._service, self._greeting, self._listener = app, service, greeting, listener
         self._processes: set[asyncio.subprocess.Process] = set()
         self._unready: set[int] = set()
-        self._stopping = False
+        self._asked = asyncio.Event()  # to stop
+        self._failed = False
 
-    async def serve(self, count: int, listening: Callable[[], None]) -> None:
-        """Serve by so many until a signal, then by none; `listening` is told once all of them do."""
-        asked = asyncio.Event()
+    async def serve(self, count: int, listening: Callable[[], None]) -> bool:
+        """Serve by so many until a signal, then by none; `listening` is told once all of them do. False if they cannot."""
         for stop in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(stop, asked.set)
+            asyncio.get_running_loop().add_signal_handler(stop, self._asked.set)
         self._unready = set(range(count))
-        async with self._app.router.lifespan_context(self._app):
+        async with self._service.running():
             kept = [asyncio.create_task(self._keep(number, listening)) for number in range(count)]
-            await asked.wait()
-            self._stopping = True
+            await self._asked.wait()
             self._listener.close()  # theirs follow: nobody is let in to wait for nobody
             for process in self._processes:
                 process.terminate()
@@ -48,6 +48,7 @@ class FrontEnds:
                 process.kill()
             if late:
                 await asyncio.wait(late)
+        return not self._failed
 
     async def _keep(self, number: int, listening: Callable[[], None]) -> None:
         def ready() -> None:
@@ -56,28 +57,35 @@ class FrontEnds:
                 if not self._unready:
                     listening()
 
-        while not self._stopping:
-            try:
-                process = await self._start(ready)
-            except OSError as error:
-                log.error("a front end cannot be started; it is tried again", error=str(error))
+        while not self._asked.is_set():
+            ended = await self._run(ready)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), PAUSE)
+            if self._asked.is_set():
+                return
+            if number in self._unready:
+                log.error("a front end ended before it served; the service stops", **ended)
+                self._failed = True
+                self._asked.set()
             else:
-                code = await process.wait()
-                self._processes.remove(process)
-                if not self._stopping:
-                    log.error("a front end ended; another one is started", pid=process.pid, exit_code=code)
-            if not self._stopping:
-                await asyncio.sleep(PAUSE)
+                log.error("a front end ended; another one is started", **ended)
 
-    async def _start(self, ready: Callable[[], None]) -> asyncio.subprocess.Process:
+    async def _run(self, ready: Callable[[], None]) -> dict[str, object]:
+        """One front end, from its start to its end; what the log is told of that."""
         ours, theirs = socket.socketpair()
         with theirs:
             handed = (theirs.fileno(), self._listener.fileno())
             command = [sys.executable, "-m", "service.front", *map(str, handed)]
-            # In a session of its own: a Ctrl-C at the terminal is for this process, which stops them in order.
-            process = await asyncio.create_subprocess_exec(*command, pass_fds=handed, start_new_session=True)
+            try:
+                # In a session of its own: a Ctrl-C at the terminal is for this process, which stops them in order.
+                process = await asyncio.create_subprocess_exec(*command, pass_fds=handed, start_new_session=True)
+            except OSError as error:
+                ours.close()
+                return {"error": str(error)}
         self._processes.add(process)
-        if self._stopping:  # asked to meanwhile
+        if self._asked.is_set():
             process.terminate()
         await Backend(self._app, self._service).serve(ours, self._greeting, ready)
-        return process
+        code = await process.wait()
+        self._processes.remove(process)
+        return {"pid": process.pid, "exit_code": code}

@@ -35,6 +35,8 @@ class Relay:
         self._orders: dict[int, asyncio.Queue[Message]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._wire.open:
+            raise Closed
         number = next(self._numbers)
         self._orders[number] = asyncio.Queue()
         request_id = structlog.contextvars.get_contextvars().get("request_id")

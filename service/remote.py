@@ -72,7 +72,6 @@ class Remote:
         self._wire, self._numbers = wire, numbers
         self._remembered: OrderedDict[tuple[str, str | None], Remembered] = OrderedDict()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._gone = False
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
         """Raises Referred where none is named; which there are is seen when they are admitted."""
@@ -128,7 +127,6 @@ class Remote:
 
     def lost(self) -> None:
         """The engine process is gone."""
-        self._gone = True
         for number in list(self._waiting):
             self.failed(number, Closed.__name__)
 
@@ -139,7 +137,7 @@ class Remote:
             yield waiting
 
     async def _ask(self, kind: str, *what: Any) -> Any:
-        if self._gone:
+        if not self._wire.open:
             raise Closed
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()

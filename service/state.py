@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
 
 from adapters.entry import Entry
 from adapters.errors import BackboneMismatch, DamagedAdapter
@@ -28,6 +31,8 @@ if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
 
 Tier = Literal["device", "host", "disk"]
 NAMED = 5  # of all tasks, in a sentence
+
+log = structlog.get_logger("service")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,17 @@ class Service:
     device: str
     tracing: Tracing | None
     stopping: bool = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run batches within; at its end what is queued is answered, and no more is taken."""
+        self.batcher.start()
+        yield
+        self.stopping = True
+        await self.batcher.close()
+        if self.tracing is not None:
+            await self.tracing.close()
+        log.info("stopped")
 
     def check_ready(self) -> None:
         """Raises Closed once the service has been asked to stop."""
@@ -125,7 +141,8 @@ class Service:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not the trainer's."""
         self.check_fits(adapter)
         spec = adapter.spec
-        tokens = await self.tokenizer.encode(spec.probe.inputs, spec.max_length, spec.template, truncate=True)  # type: ignore[arg-type]  # 1 or 2 texts
+        texts: Any = spec.probe.inputs  # of one or two each, as the spec's check has seen
+        tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=True)
         outcomes = await self.run([(adapter, row) for row in tokens])
         check_parity(adapter, [outcome.value for outcome in outcomes], self.backbone.dtype)
 

@@ -37,7 +37,7 @@ log = structlog.get_logger("service")
 
 
 class BrokenWire(Exception):
-    """Bytes that are no message."""
+    """Bytes that are no message, or too many for one."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,19 @@ class Wire(asyncio.Protocol):
         self._handlers, self._lost = handlers, lost
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=to)
 
+    @property
+    def open(self) -> bool:
+        """Whether the other process is there."""
+        return self._transport is not None
+
     def send(self, kind: str, *rest: Any) -> None:
-        """Put a message on the wire; nothing happens where there is nobody at its other end any more."""
+        """Put a message on the wire; where nobody is at its other end any more it is dropped. Raises BrokenWire for one that
+        is too long."""
+        message = self._packer.pack((kind, *rest))
+        if len(message) > MAX_BYTES:
+            raise BrokenWire(f"a message {kind!r} has {len(message)} bytes; expected at most {MAX_BYTES}")
         if self._transport is not None:
-            self._transport.write(self._packer.pack((kind, *rest)))
+            self._transport.write(message)
 
     async def drained(self) -> None:
         """Wait until the other process has read most of what was sent."""

@@ -21,7 +21,7 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 
 # Who in `service` may import what; everybody else may not.
 SERVICE_MAY = {
-    "fastapi, starlette": (WEB, {"app", "errors", "routes"}),
+    "fastapi, starlette": (WEB, {"app", "errors", "routes", "front"}),
     # app picks the device and the dtype
     "torch": (
         {"torch"},
@@ -107,10 +107,10 @@ def test_rooms_of_the_service(what: str) -> None:
 
 
 def test_only_routes_import_routes() -> None:
-    """The routes are wired by the app and used by nobody else."""
+    """The routes are wired by the app and by a front end, and used by nobody else."""
     for file in of("service"):
         if "service.routes" in imported(file):
-            assert file.parts[1] in ("routes", "app.py"), file
+            assert file.parts[1] in ("routes", "app.py", "front.py"), file
 
 
 def test_the_environment_is_read_at_the_door() -> None:
@@ -178,6 +178,12 @@ def test_the_engine_without_http() -> None:
     """The engine, the batcher and the schemas can be imported where no web framework is installed."""
     done = run(BLOCKED)
     assert (done.returncode, done.stdout, done.stderr) == (0, "imported\n", "")
+
+
+def test_a_front_end_without_the_engine() -> None:
+    """A front end imports neither torch nor transformers, nor what keeps the metrics."""
+    done = run("import sys, service.front; print({'torch', 'transformers', 'prometheus_client'} & set(sys.modules))")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "set()\n", "")
 
 
 UNACCELERATED = """
