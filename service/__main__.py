@@ -18,7 +18,7 @@ import uvloop
 from adapters.errors import AdaMixError
 from service import logs
 from service.protocol import Server, configured
-from service.settings import Settings, read_settings
+from service.settings import InvalidSettings, Settings, read_settings
 from service.wire import Greeting
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
@@ -93,16 +93,24 @@ def serve(application: App, service: Service, settings: Settings) -> int:
     server = Server(config, partial(tell, service))
     try:
         if settings.workers > 1:
-            return 0 if serve_by_front_ends(application, service, settings, config.bind_socket()) else 1
+            return 0 if serve_by_front_ends(application, service, settings) else 1
         server.run()
     except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
         return 2 if ended.code else 0
     return 0 if server.started else 1
 
 
-def serve_by_front_ends(application: App, service: Service, settings: Settings, listener: socket.socket) -> bool:
-    """The same, with HTTP in processes of its own; whether they could."""
+def serve_by_front_ends(application: App, service: Service, settings: Settings) -> bool:
+    """The same, with HTTP in processes of its own; whether they could. Raises InvalidSettings."""
     from service.front_ends import FrontEnds
+
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        reason = str(error.strerror).lower()
+        raise InvalidSettings(f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}") from None
 
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),

@@ -62,9 +62,13 @@ class Server:
 
 @contextmanager
 def running(store: Path, **settings: Any) -> Iterator[Server]:
-    """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens, stop it at the end."""
+    """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens, stop it at the end.
+
+    `WORKERS=2 pytest tests/service` asks the same of front ends.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")}
-    given = {"port": 0, "store": store, "log_format": "json", "seed": store / "no-seed", **settings}
+    given = {"port": 0, "store": store, "log_format": "json", "seed": store / "no-seed"}
+    given |= {"workers": os.environ.get("WORKERS", "1"), **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
     process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -163,6 +163,8 @@ def _upload_until_killed(server: Server, files: list[bytes], acknowledged: set[s
                 answer = client.post("/adapters", files={"file": data})
             except httpx2.TransportError:
                 return
+            if answer.status_code == 503:  # of a front end whose engine process was killed
+                return
             acknowledged.add(answer.json()["version"])
             if i == 2:
                 some.set()
