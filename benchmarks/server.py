@@ -68,9 +68,12 @@ def service(store: Path, backbone: str) -> contextlib.AbstractContextManager[Ser
     return running([sys.executable, "-m", "service", "--port", "{port}"], _settings(store, backbone, "warning"), "/ready")
 
 
-def front_end(store: Path, backbone: str) -> contextlib.AbstractContextManager[Server]:
+def front_end(
+    store: Path, backbone: str, workers: int = 1, device_ms: float = 0.0
+) -> contextlib.AbstractContextManager[Server]:
     """The same with its device taken out, and with the log as it is by default."""
-    return running([sys.executable, "-m", "benchmarks.null_server", "{port}"], _settings(store, backbone, "info"), "/ready")
+    command = [sys.executable, "-m", "benchmarks.null_server", "{port}", str(device_ms)]
+    return running(command, _settings(store, backbone, "info") | {"ADAMIX_WORKERS": str(workers)}, "/ready")
 
 
 def _settings(store: Path, backbone: str, log_level: str) -> dict[str, str]:

@@ -17,18 +17,22 @@ from benchmarks.server import front_end
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs Debian's wrk")
-def test_a_measurement(tmp_path: Path, bert_folder: Path) -> None:
-    """A real server whose device answers at once is asked by wrk, and every figure is there."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_measurement(tmp_path: Path, bert_folder: Path, workers: int) -> None:
+    """A real server whose device answers at once is asked by wrk, and every figure is there, of workers the engine's own."""
     out = tmp_path / "front_end.json"
     app = typer.Typer()
     app.command()(main)
-    options = {"--backbone": bert_folder, "--repeats": 1, "--seconds": 1, "--connections": 4, "--out": out}
+    options = {"--backbone": bert_folder, "--repeats": 1, "--seconds": 1, "--connections": 4, "--workers": workers}
+    options |= {"--device-ms": workers - 1, "--out": out}
     result = CliRunner().invoke(app, [str(part) for option in options.items() for part in option])
     assert result.exit_code == 0, result.output
     kinds = json.loads(out.read_text())["kinds"]
     assert set(kinds) == {"predict, 4 connections", "predict, 1 connection", "health, 4 connections"}
     for name, found in kinds.items():
         assert found["cpu_us"]["median"] > 0
+        assert (0 < found["engine_us"]["median"] < found["cpu_us"]["median"]) == (workers > 1)
+        assert (found["rows"]["median"] >= 1) == name.startswith("predict")
         assert (found["tokenize_us"]["median"] > 0) == name.startswith("predict")
 
 
