@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs the admin key for writes")
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
     workers: int = Field(
-        1, ge=1, le=64, description="processes that speak HTTP: from 2 on apart from the engine, which stays one"
+        1, ge=1, le=64, description="processes that speak HTTP; from 2 on they are apart from the engine, which stays one"
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine; by default one per core")
     max_batch_tokens: int | None = Field(
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
                 f"MAX_INPUTS is {self.max_inputs}; expected at most MAX_QUEUE_ROWS, which is {self.max_queue_rows}"
             )
         if self.tracing and self.workers > 1:
-            raise ValueError(f"TRACING is true with WORKERS {self.workers}; expected one of the two, or WORKERS 1")
+            raise ValueError(f"TRACING is true, but ADAMIX_WORKERS is {self.workers}; expected 1 worker where it is true")
         return self
 
 

@@ -330,8 +330,9 @@ def under_way(store: Path) -> Iterator[tuple[Server, list[psutil.Process], list[
             threads = [threading.Thread(target=ask, args=(client,)) for client in clients]
             for thread in threads:
                 thread.start()
-            while sum(line["event"] == "accepted" and line["path"] == "/predict" for line in server.lines) < 2:
-                assert server.process.poll() is None
+            with server.client() as client:
+                while sum(line["event"] == "accepted" and line["path"] == "/predict" for line in server.lines) < 2:
+                    assert client.get("/health").status_code == 200
             yield server, processes, ends
             for thread in threads:
                 thread.join(timeout=60)
@@ -357,6 +358,15 @@ def test_kill_9(filled_store: Path, tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(processes, timeout=30)
         assert alive == []
     assert ends == [503, 503]
+
+
+def test_traces_want_one_process(tmp_path: Path) -> None:
+    """Tracing with front ends ends the start with one sentence that names both settings, and exit code 2."""
+    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_TRACING": "true", "ADAMIX_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "service"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    expected = "setting ADAMIX_TRACING is true, but ADAMIX_WORKERS is 2; expected 1 worker where it is true"
+    assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
