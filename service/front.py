@@ -32,7 +32,9 @@ from service.remote import Remote
 from service.routes.predict import predict
 from service.routes.v2 import infer
 from service.tokenizer import RequestTokenizer
-from service.wire import Greeting, Wire, greeted
+from service.wire import BrokenWire, Greeting, Wire, greeted
+
+LOST_SECONDS = 1  # for 503s to be written once the engine process is gone; what is still being sent cannot be answered
 
 log = structlog.get_logger("service")
 
@@ -42,7 +44,10 @@ def main(wire: int, listener: int) -> None:
     for asked in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again when it is done
         signal.signal(asked, lambda *_: sys.exit(0))
     with socket.socket(fileno=wire) as engine, socket.socket(fileno=listener) as clients:
-        greeting = greeted(engine)
+        try:
+            greeting = greeted(engine)
+        except BrokenWire as error:  # the engine process was killed meanwhile
+            sys.exit(f"error: {error}")
         logs.configure(greeting.log_level, greeting.log_format)
         uvloop.run(serve(greeting, engine, clients))
 
@@ -64,6 +69,7 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
 
     def lost() -> None:
         log.error("the engine process is gone; this front end stops")
+        server.config.timeout_graceful_shutdown = LOST_SECONDS
         server.should_exit = True
         remote.lost()
         relay.lost()
