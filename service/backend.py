@@ -19,7 +19,7 @@ from service.wire import Greeting, Wire
 
 
 class Backend:
-    """For as long as that one lives."""
+    """It answers one front end, for as long as that one lives."""
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service

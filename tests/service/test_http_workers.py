@@ -288,6 +288,25 @@ def test_a_front_end_that_dies_is_started_anew(workers: Server) -> None:
     assert (line["pid"], line["exit_code"]) == (killed.pid, -signal.SIGKILL)
 
 
+def test_a_front_end_that_cannot_start(tmp_path: Path) -> None:
+    """A front end that ends before it serves ends the service, which says so, with exit code 1 and no process left."""
+    settings = {"ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store"), "ADAMIX_PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "service"], env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        started: list[psutil.Process] = []
+        while len(started) < 2:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"it ended with {process.wait(timeout=0.02)}; expected two front ends first")
+            started = psutil.Process(process.pid).children()
+        started[0].kill()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a front end ended before it served; the service stops" in said
+    assert "listening" not in said
+    assert psutil.wait_procs(started, timeout=0)[1] == []
+
+
 def test_keys_and_load(filled_store: Path, tmp_path: Path) -> None:
     """Without the API key there is a 401, beyond the queue a 429 that says when to come again; both in full, and counted."""
     shutil.copytree(filled_store, tmp_path / "store")
