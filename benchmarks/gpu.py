@@ -108,7 +108,8 @@ def _measured(part: str, bench: Any, budget: float) -> dict[str, Any]:
         return {"skipped": f"the budget of {budget:g} s was spent"}
     started = time.monotonic()
     try:
-        entry = {"result": importlib.import_module(f"benchmarks.gpu_parts.{part}").measure(bench)}
+        entry: dict[str, Any] = {"result": importlib.import_module(f"benchmarks.gpu_parts.{part}").measure(bench)}
+        entry["cut_short"] = bench.clock.is_up  # it may lack repeats, or the last of its workloads
     except Exception as error:  # whatever it is: it is written down, and the other parts have their turn
         entry = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     gc.collect()
@@ -124,6 +125,7 @@ def _show(part: str, record: Record) -> None:
         lines = importlib.import_module(f"benchmarks.gpu_parts.{part}").lines(entry["result"])
     else:
         lines = [entry.get("error") or f"skipped: {entry['skipped']}"]
+    flag += "  (cut short by the budget: the same command measures it again)" if entry.get("cut_short") else ""
     _say(f"{part} ({entry.get('seconds', 0)} s){flag}", *(f"  {line}" for line in lines))
 
 

@@ -136,7 +136,9 @@ class PackedEncoder:
 
     def pool_mean(self, hidden: Tensor, batch: Packed) -> Tensor:
         """`[B, d]`: the mean over each row's tokens, in float32."""
-        return torch.segment_reduce(hidden.float(), "mean", lengths=batch.lengths)
+        return torch.segment_reduce(
+            hidden.float(), "mean", lengths=batch.lengths, unsafe=True
+        )  # else it waits for a GPU, to check
 
     def pool_pooler(self, hidden: Tensor, batch: Packed) -> Tensor:
         """`[B, d]`: the backbone's own dense + tanh over each row's first token."""

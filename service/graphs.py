@@ -80,16 +80,20 @@ class Graphs:
 
 
 class _Recorder:
-    """CUDA's own; all graphs share their memory, as only one of them runs at a time."""
+    """CUDA's own; all graphs share their memory, as only one of them runs at a time. Their stream is this engine's alone:
+    a freed graph may take its stream's cuBLAS workspace along, which others of that stream replay on (pytorch#193402)."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        run()  # what is set up at a first call cannot be recorded
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            run()  # what is set up at a first call cannot be recorded
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             hidden = run()
         return hidden, graph.replay
 

@@ -96,9 +96,13 @@ def test_an_engine_that_answers_wrongly(
 
 
 def test_a_run_that_goes_on(
-    arguments: list[str], found: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    found: Callable[[], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What the budget or an error left out is measured by the next run; what is there is not measured again."""
+    """What the budget or an error left out or cut short is measured by the next run; what is whole is not measured again."""
     arguments += ["--parts", "ceilings,latency"]
     assert main([*arguments, "--budget-s", "0"]) == 1
     assert found()["parity"] == "not checked"
@@ -113,6 +117,19 @@ def test_a_run_that_goes_on(
     second = found()
     assert second["parts"]["ceilings"]["result"]["tflops"]
     assert second["parts"]["latency"] == first["parts"]["latency"]
+    capsys.readouterr()
+
+    def measured(bench: Any) -> Any:
+        bench.clock.__dict__["deadline"] = 0.0  # as if it had taken what was left
+        return second["parts"]["ceilings"]["result"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ceilings, "measure", measured)
+        (tmp_path / "gpu.json").unlink()
+        assert main([*arguments, "--parts", "ceilings"]) == 1
+    assert "cut short by the budget" in capsys.readouterr().out
+    assert main([*arguments, "--parts", "ceilings"]) == 0
+    assert not found()["parts"]["ceilings"]["cut_short"]
 
 
 def test_an_engine_with_graphs(arguments: list[str], found: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,9 @@ class Bench:
         made_up = [min(max(shortest, round(rng.gauss(mean, deviation))), longest) for _ in range(1000)]
         return [min(length, self.sizes.length) for length in (map(len, self.texts) if self.texts else made_up)]
 
-    def engine(self, backbone: Backbone, slots: int, dtype: torch.dtype | None = None) -> Engine:
+    def engine(self, backbone: Backbone, slots: int, dtype: torch.dtype | None = None, *, graphs: bool = True) -> Engine:
         used = dtype or self.dtype
-        return Engine(backbone, Slots(slots, self.device, used), self.device, used)
+        return Engine(backbone, Slots(slots, self.device, used), self.device, used, graphs=graphs)
 
     def rows(self, adapters: list[Adapter], lengths: list[int], seed: int = 0) -> list[Row]:
         """For `large`."""

@@ -43,7 +43,7 @@ def _taken(bench: Bench, adapters: list[Any]) -> int | None:
         return None
     gc.collect()
     before = torch.cuda.memory_allocated(bench.device)
-    engine = bench.engine(bench.large, max(1, len(adapters)))
+    engine = bench.engine(bench.large, max(1, len(adapters)), graphs=False)
     for adapter in adapters:
         engine.slots.acquire([adapter])
     return torch.cuda.memory_allocated(bench.device) - before

@@ -76,7 +76,7 @@ def _cases(bench: Bench, backbone: Backbone) -> dict[str, dict[str, Any]]:
     unadapted = transformers(backbone.encoder).tolist()
     found = {}
     for dtype in TOLERANCES:
-        engine = bench.engine(backbone, len(adapters), dtype)
+        engine = bench.engine(backbone, len(adapters), dtype, graphs=dtype == bench.dtype)
         own = copy.deepcopy(backbone.encoder).to(dtype)
         runs: dict[str, tuple[Callable[[], Logits], Logits]] = {
             "no adapters": (lambda engine=engine: (encoded(engine, plain).float() @ head).tolist(), unadapted),

@@ -32,7 +32,9 @@ class Record:
         return parts
 
     def done(self, part: str) -> bool:
-        return "result" in self.parts.get(part, {})
+        """Whether a part is there and whole: what the budget cut short is measured again."""
+        entry = self.parts.get(part, {})
+        return "result" in entry and not entry.get("cut_short")
 
     def put(self, part: str, entry: Mapping[str, Any]) -> None:
         """`entry` has a `result`, or an `error`, or says why it was `skipped`."""

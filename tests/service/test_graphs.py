@@ -101,4 +101,4 @@ def test_graphs_on_a_gpu(backbone: Backbone, adapters: list[Adapter], dtype: tor
     for lengths in ([7], [30, 1, 12], [3] * 40, [32] * 20, [5], [32] * 100):
         rows = [Row(adapters[i % 4], row.ids, row.types) for i, row in enumerate(rows_of(backbone, lengths))]
         for one, other in zip(with_graphs.run(rows), without.run(rows), strict=True):
-            assert one == pytest.approx(other, rel=0.02, abs=0.02)
+            assert one == pytest.approx(other, rel=0.02, abs=0.15 if dtype == torch.bfloat16 else 0.03)
