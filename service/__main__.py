@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ import uvloop
 
 from adapters.errors import AdaMixError
 from service import logs
+from service.address import claimed
 from service.protocol import Server, configured
-from service.settings import InvalidSettings, Settings, read_settings
+from service.settings import Settings, read_settings
 from service.wire import Greeting
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
@@ -104,14 +104,7 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
     """The same, with HTTP in processes of its own; whether they could. Raises InvalidSettings."""
     from service.front_ends import FrontEnds
 
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        reason = str(error.strerror).lower()
-        raise InvalidSettings(f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}") from None
-
+    place = claimed(settings.host, settings.port)
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),
         mask_token=service.tokenizer.mask_token,
@@ -123,8 +116,9 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    front_ends = FrontEnds(application, service, greeting, listener)
-    return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, listener.getsockname()[:2])))
+    with place:
+        front_ends = FrontEnds(application, service, greeting, place)
+        return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, place.getsockname()[:2])))
 
 
 def tell(service: Service, address: tuple[str, int]) -> None:

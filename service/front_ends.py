@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from service.address import listener_at
 from service.backend import Backend
 from service.middleware import App
 from service.state import Service
@@ -23,10 +24,10 @@ log = structlog.get_logger("service")
 
 
 class FrontEnds:
-    """Processes that accept on one listener, each with a wire of its own to this one."""
+    """Processes that listen at one place, each with a wire of its own to this one."""
 
-    def __init__(self, app: App, service: Service, greeting: Greeting, listener: socket.socket) -> None:
-        self._app, self._service, self._greeting, self._listener = app, service, greeting, listener
+    def __init__(self, app: App, service: Service, greeting: Greeting, place: socket.socket) -> None:
+        self._app, self._service, self._greeting, self._place = app, service, greeting, place
         self._processes: set[asyncio.subprocess.Process] = set()
         self._unready: set[int] = set()
         self._asked = asyncio.Event()  # to stop
@@ -40,7 +41,6 @@ class FrontEnds:
         async with self._service.running():
             kept = [asyncio.create_task(self._keep(number, listening)) for number in range(count)]
             await self._asked.wait()
-            self._listener.close()  # theirs follow: nobody is let in to wait for nobody
             for process in self._processes:
                 process.terminate()
             _, late = await asyncio.wait(kept, timeout=self._greeting.drain_seconds + GRACE)
@@ -73,8 +73,9 @@ class FrontEnds:
     async def _run(self, ready: Callable[[], None]) -> dict[str, object]:
         """One front end, from its start to its end; what the log is told of that."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            handed = (theirs.fileno(), self._listener.fileno())
+        # Only the front end keeps its listener: when it dies, the kernel gives its share to the others.
+        with theirs, listener_at(self._place) as listener:
+            handed = (theirs.fileno(), listener.fileno())
             command = [sys.executable, "-m", "service.front", *map(str, handed)]
             try:
                 # In a session of its own: a Ctrl-C at the terminal is for this process, which stops them in order.

@@ -37,19 +37,24 @@ def front_ends(server: Server) -> list[psutil.Process]:
     return [process for process in psutil.Process(server.process.pid).children() if process.status() != "zombie"]
 
 
+def holds(front_end: psutil.Process, port: int) -> bool:
+    """Whether that front end has the connection from this port."""
+    return any(connection.raddr and connection.raddr.port == port for connection in front_end.net_connections("tcp"))
+
+
 @contextlib.contextmanager
 def client_of(server: Server, front_end: psutil.Process) -> Iterator[httpx2.Client]:
-    """A client with one connection, to that front end: the others are held while it connects."""
-    others = [process for process in front_ends(server) if process != front_end]
-    with server.client(limits=httpx2.Limits(max_connections=1)) as client:
-        for process in others:
-            process.suspend()
-        try:
-            assert client.get("/static/icon.svg").status_code == 200
-        finally:
-            for process in others:
-                process.resume()
-        yield client
+    """A client with one connection, to that front end: it connects until the kernel gives it to that one."""
+    for _ in range(200):
+        with server.client(limits=httpx2.Limits(max_connections=1)) as client:
+            with client.stream("GET", "/static/icon.svg") as answer:
+                assert answer.status_code == 200
+                _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
+                answer.read()
+            if holds(front_end, port):
+                yield client
+                return
+    raise AssertionError(f"200 connections, and none to {front_end}")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,26 @@ def told(answer: httpx2.Response) -> tuple[int, bytes, dict[str, str]]:
     """What an answer says, without what differs from one to the next."""
     own = ("date", "server-timing", "x-request-id")
     return answer.status_code, answer.content, {name: value for name, value in answer.headers.items() if name not in own}
+
+
+def test_connections_are_spread(workers: Server) -> None:
+    """Of many connections opened before any front end wakes, each gets a part: not all the one that wakes first."""
+    processes = front_ends(workers)
+    address = ("127.0.0.1", urlsplit(workers.url).port or 0)
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            process.suspend()
+            stack.callback(process.resume)
+        connections = [stack.enter_context(socket.create_connection(address)) for _ in range(64)]
+        for process in processes:
+            process.resume()
+        for connection in connections:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert {connection.recv(12) for connection in connections} == {b"HTTP/1.1 200"}
+        ports = [connection.getsockname()[1] for connection in connections]
+        parts = [sum(holds(front_end, port) for port in ports) for front_end in processes]
+    assert sum(parts) == 64
+    assert min(parts) >= 8  # a fair coin would do that in all but one of some 10^10 times
 
 
 PREDICTIONS: dict[str, tuple[str, dict[str, Any]]] = {
