@@ -182,6 +182,14 @@ def test_a_body_without_an_end(client: httpx2.Client, clients: list[httpx2.Clien
     assert {answer.json()["error_type"] for answer in refused} == {"BodyTooLarge"}
 
 
+def test_a_body_announced_as_too_large(workers: Server) -> None:
+    """A body that is announced as too large is refused unread: a client that waits to be told to go on never is."""
+    with socket.create_connection(("127.0.0.1", urlsplit(workers.url).port or 0), timeout=60) as connection:
+        head = b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
+        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
 def test_all_else_is_the_engine_process_s(client: httpx2.Client, clients: list[httpx2.Client]) -> None:
     """The page, its parts, the documentation, V2's metadata and a file of many pieces come through every front end."""
     version = client.get("/adapters/sst2").json()["version"]
