@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from adapters.errors import AdaMixError
 from service import logs
 from service.address import claimed
 from service.protocol import Server, configured
-from service.settings import Settings, read_settings
+from service.settings import InvalidSettings, Settings, read_settings
 from service.wire import Greeting
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
@@ -104,7 +105,14 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
     """The same, with HTTP in processes of its own; whether they could. Raises InvalidSettings."""
     from service.front_ends import FrontEnds
 
-    place = claimed(settings.host, settings.port)
+    try:
+        place = claimed(settings.host, settings.port)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InvalidSettings(f"setting ADAMIX_HOST is {settings.host!r}, which is no address: {reason}") from None
+    except OSError as error:
+        reason = str(error.strerror).lower()
+        raise InvalidSettings(f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}") from None
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),
         mask_token=service.tokenizer.mask_token,

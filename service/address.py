@@ -7,22 +7,13 @@ from __future__ import annotations
 
 import socket
 
-from service.settings import InvalidSettings
-
 
 def claimed(host: str, port: int) -> socket.socket:
-    """A place at an address that nobody else has; it never listens. Raises InvalidSettings."""
+    """A place at an address that nobody else has; it never listens. Raises OSError, and UnicodeError for what is no name."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with _bound(family, (host, port), socket.SO_REUSEADDR) as alone:  # SO_REUSEPORT would share another one's
-            address = alone.getsockname()
-        return _bound(family, address, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InvalidSettings(f"setting ADAMIX_HOST is {host!r}, which is no address: {reason}") from None
-    except OSError as error:
-        reason = str(error.strerror).lower()
-        raise InvalidSettings(f"setting ADAMIX_PORT is {port}, but on {host}: {reason}") from None
+    with _bound(family, (host, port), socket.SO_REUSEADDR) as alone:  # SO_REUSEPORT would share another one's
+        address = alone.getsockname()
+    return _bound(family, address, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
 
 
 def listener_at(place: socket.socket) -> socket.socket:

@@ -439,3 +439,22 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: setting ADAMIX_PORT is ")
     assert "address already in use" in line
+
+
+def test_a_host_that_is_none(tmp_path: Path) -> None:
+    """A name that cannot be resolved is told as the host's setting, not the port's."""
+    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "service", "--host", "nowhere.invalid"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()  # an admin key is made before, for others than this machine
+    assert line.startswith("error: setting ADAMIX_HOST is 'nowhere.invalid', which is no address: ")
+
+
+def test_the_admin_key_is_not_handed_on(filled_store: Path, tmp_path: Path) -> None:
+    """A front end has no use for the admin key, and does not have it in its environment."""
+    shutil.copytree(filled_store, tmp_path / "store")
+    with running(tmp_path / "store", workers=2, admin_key="a-long-admin-key-0123456789") as server:
+        assert "ADAMIX_ADMIN_KEY" in psutil.Process(server.process.pid).environ()
+        for front_end in front_ends(server):
+            assert "ADAMIX_ADMIN_KEY" not in front_end.environ()
