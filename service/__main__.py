@@ -124,8 +124,9 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
+    environment = {name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"}
     with place:
-        front_ends = FrontEnds(application, service, greeting, place)
+        front_ends = FrontEnds(application, service, greeting, place, environment)
         return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, place.getsockname()[:2])))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -27,7 +26,10 @@ log = structlog.get_logger("service")
 class FrontEnds:
     """Processes that listen at one place, each with a wire of its own to this one."""
 
-    def __init__(self, app: App, service: Service, greeting: Greeting, place: socket.socket) -> None:
+    def __init__(
+        self, app: App, service: Service, greeting: Greeting, place: socket.socket, environment: dict[str, str]
+    ) -> None:
+        self._environment = environment
         self._app, self._service, self._greeting, self._place = app, service, greeting, place
         self._processes: set[asyncio.subprocess.Process] = set()
         self._unready: set[int] = set()
@@ -107,7 +109,7 @@ class FrontEnds:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "service.front", *map(str, handed)),
                     pass_fds=handed,
-                    env={name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"},
+                    env=self._environment,
                     # In a session of its own: a Ctrl-C at the terminal is for this process, which stops them in order.
                     start_new_session=True,
                 )
