@@ -17,6 +17,7 @@ import uvloop
 
 from adapters.errors import AdaMixError
 from service import logs
+from service.address import claimed
 from service.protocol import Server, configured
 from service.settings import InvalidSettings, Settings, read_settings
 from service.wire import Greeting
@@ -104,14 +105,14 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
     """The same, with HTTP in processes of its own; whether they could. Raises InvalidSettings."""
     from service.front_ends import FrontEnds
 
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        place = claimed(settings.host, settings.port)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InvalidSettings(f"setting ADAMIX_HOST is {settings.host!r}, which is no address: {reason}") from None
     except OSError as error:
         reason = str(error.strerror).lower()
         raise InvalidSettings(f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}") from None
-
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),
         mask_token=service.tokenizer.mask_token,
@@ -123,8 +124,10 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    front_ends = FrontEnds(application, service, greeting, listener)
-    return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, listener.getsockname()[:2])))
+    environment = {name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"}
+    with place:
+        front_ends = FrontEnds(application, service, greeting, place, environment)
+        return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, place.getsockname()[:2])))
 
 
 def tell(service: Service, address: tuple[str, int]) -> None:

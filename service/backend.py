@@ -38,6 +38,7 @@ class Backend:
             "count": self._service.count,
             "relay": self._relay,
             "event": self._event,
+            "sent": self._sent,
         }
         await self._wire.attach(front_end, handlers, self._lost)
         self._wire.send("greet", vars(greeting))
@@ -68,6 +69,10 @@ class Backend:
     def _event(self, number: int, message: Message) -> None:
         if number in self._relayed:  # else answered meanwhile
             self._relayed[number].event(message)
+
+    def _sent(self, number: int) -> None:
+        if number in self._relayed:
+            self._relayed[number].sent()
 
     def _leave(self, number: int) -> None:
         if number in self._tasks:  # else answered meanwhile

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -68,7 +69,7 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     server = Server(configured(app, greeting.drain_seconds), lambda _: wire.send("ready"))
 
     def lost() -> None:
-        log.error("the engine process is gone; this front end stops")
+        log.error("the engine process is gone; this front end stops", pid=os.getpid())
         server.config.timeout_graceful_shutdown = LOST_SECONDS
         server.should_exit = True
         remote.lost()
@@ -112,7 +113,7 @@ class _Prediction:
         self._answer, self._relay, self._max_body_bytes = answer, relay, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" or self._announces_more(scope):  # which must be refused unread
             await self._relay(scope, receive, send)
             return
         heard = _Heard(receive, self._max_body_bytes)
@@ -124,6 +125,10 @@ class _Prediction:
             await self._relay(scope, heard.again(), send)
             return
         await response(scope, receive, send)
+
+    def _announces_more(self, scope: Scope) -> bool:
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        return bool(announced.isdigit()) and int(announced) > self._max_body_bytes
 
 
 class _Heard:

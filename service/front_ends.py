@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from service.address import listener_at
 from service.backend import Backend
 from service.middleware import App
 from service.state import Service
@@ -23,10 +24,13 @@ log = structlog.get_logger("service")
 
 
 class FrontEnds:
-    """Processes that accept on one listener, each with a wire of its own to this one."""
+    """Processes that listen at one place, each with a wire of its own to this one."""
 
-    def __init__(self, app: App, service: Service, greeting: Greeting, listener: socket.socket) -> None:
-        self._app, self._service, self._greeting, self._listener = app, service, greeting, listener
+    def __init__(
+        self, app: App, service: Service, greeting: Greeting, place: socket.socket, environment: dict[str, str]
+    ) -> None:
+        self._environment = environment
+        self._app, self._service, self._greeting, self._place = app, service, greeting, place
         self._processes: set[asyncio.subprocess.Process] = set()
         self._unready: set[int] = set()
         self._asked = asyncio.Event()  # to stop
@@ -35,26 +39,33 @@ class FrontEnds:
     async def serve(self, count: int, listening: Callable[[], None]) -> bool:
         """Serve by so many until a signal, then by none; `listening` is told once all of them do. False if they cannot."""
         for stop in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(stop, self._asked.set)
+            asyncio.get_running_loop().add_signal_handler(stop, self._stop, stop)
         self._unready = set(range(count))
         async with self._service.running():
             kept = [asyncio.create_task(self._keep(number, listening)) for number in range(count)]
             await self._asked.wait()
-            self._listener.close()  # theirs follow: nobody is let in to wait for nobody
-            for process in self._processes:
-                process.terminate()
+            self._tell(signal.SIGTERM)
             _, late = await asyncio.wait(kept, timeout=self._greeting.drain_seconds + GRACE)
-            for process in self._processes:
-                process.kill()
+            self._tell(signal.SIGKILL)
             if late:
                 await asyncio.wait(late)
         return not self._failed
+
+    def _stop(self, how: signal.Signals) -> None:
+        if self._asked.is_set() and how == signal.SIGINT:  # a second Ctrl-C waits no longer, as uvicorn's
+            self._tell(signal.SIGKILL)
+        self._asked.set()
+
+    def _tell(self, how: signal.Signals) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and is about to be taken off
+                process.send_signal(how)
 
     async def _keep(self, number: int, listening: Callable[[], None]) -> None:
         def ready() -> None:
             if number in self._unready:
                 self._unready.remove(number)
-                if not self._unready:
+                if not self._unready and not self._asked.is_set():
                     listening()
 
         while not self._asked.is_set():
@@ -72,20 +83,37 @@ class FrontEnds:
 
     async def _run(self, ready: Callable[[], None]) -> dict[str, object]:
         """One front end, from its start to its end; what the log is told of that."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            handed = (theirs.fileno(), self._listener.fileno())
-            command = [sys.executable, "-m", "service.front", *map(str, handed)]
-            try:
-                # In a session of its own: a Ctrl-C at the terminal is for this process, which stops them in order.
-                process = await asyncio.create_subprocess_exec(*command, pass_fds=handed, start_new_session=True)
-            except OSError as error:
-                ours.close()
-                return {"error": str(error)}
+        try:
+            ours, process = await self._started()
+        except OSError as error:
+            return {"error": str(error)}
         self._processes.add(process)
         if self._asked.is_set():
-            process.terminate()
-        await Backend(self._app, self._service).serve(ours, self._greeting, ready)
+            self._tell(signal.SIGTERM)
+        ended: dict[str, object] = {"pid": process.pid}
+        try:
+            await Backend(self._app, self._service).serve(ours, self._greeting, ready)
+        except OSError as error:
+            ours.close()  # at which it ends
+            ended["error"] = str(error)
         code = await process.wait()
         self._processes.remove(process)
-        return {"pid": process.pid, "exit_code": code}
+        return {**ended, "exit_code": code}
+
+    async def _started(self) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        ours, theirs = socket.socketpair()
+        try:
+            # Only the front end keeps its listener: when it dies, the kernel gives its share to the others.
+            with theirs, listener_at(self._place) as listener:
+                handed = (theirs.fileno(), listener.fileno())
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "service.front", *map(str, handed)),
+                    pass_fds=handed,
+                    env=self._environment,
+                    # In a session of its own: a Ctrl-C at the terminal is for this process, which stops them in order.
+                    start_new_session=True,
+                )
+        except OSError:
+            ours.close()
+            raise
+        return ours, process

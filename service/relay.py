@@ -19,6 +19,7 @@ from service.middleware import App, Message, Receive, Scope, Send
 from service.wire import Wire
 
 PIECE = 256 << 10  # bytes of a body in one message: a prediction on the same wire waits for no more
+AHEAD = 4  # messages of one answer that are under way: the app waits for a client that reads slowly, as in one process
 SCOPE = (
     *("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers"),
     *("client", "server", "subprotocols"),
@@ -74,6 +75,7 @@ class Relay:
                     return
                 else:
                     await send(message)
+                    self._wire.send("sent", number)
 
 
 class Relayed:
@@ -83,6 +85,7 @@ class Relayed:
         self._wire, self._number = wire, number
         self._events: asyncio.Queue[Message] = asyncio.Queue()
         self._asked = False
+        self._room = asyncio.Semaphore(AHEAD)
 
     async def answer(self, app: App, request_id: str, scope: Scope) -> None:
         """Let the app answer it. The front end has given it its id, and tells the log of it."""
@@ -98,6 +101,10 @@ class Relayed:
         self._asked = False
         self._events.put_nowait(message)
 
+    def sent(self) -> None:
+        """The client has room for one more message."""
+        self._room.release()
+
     async def _receive(self) -> Message:
         if not self._asked and self._events.empty():  # a receive before this one may have been given up
             self._asked = True
@@ -107,9 +114,10 @@ class Relayed:
     async def _send(self, message: Message) -> None:
         body = memoryview(message.get("body", b""))
         while len(body) > PIECE:
+            await self._room.acquire()
             self._order({**message, "body": bytes(body[:PIECE]), "more_body": True})
-            await self._wire.drained()
             body = body[PIECE:]
+        await self._room.acquire()
         self._order({**message, "body": bytes(body)} if "body" in message else message)
 
     def _order(self, message: Message) -> None:

@@ -68,12 +68,14 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Run batches within; at its end what is queued is answered, and no more is taken."""
         self.batcher.start()
-        yield
-        self.stopping = True
-        await self.batcher.close()
-        if self.tracing is not None:
-            await self.tracing.close()
-        log.info("stopped")
+        try:
+            yield
+        finally:
+            self.stopping = True
+            await self.batcher.close()
+            if self.tracing is not None:
+                await self.tracing.close()
+            log.info("stopped")
 
     def check_ready(self) -> None:
         """Raises Closed once the service has been asked to stop."""

@@ -11,6 +11,7 @@ A message is a list: its kind, the number of the request that it belongs to, and
       count  tasks, status, seconds
       relay  n  request's id, ASGI scope    a whole request → orders
       event  n  ASGI message                what its client does, where an order asks for it
+      sent   n                              its client has room for more than an order's message
 
     from the engine process
       greet  Greeting                       the first one
@@ -92,8 +93,6 @@ class Wire(asyncio.Protocol):
         self._messages = Messages()
         self._packer = msgpack.Packer(unicode_errors="surrogatepass")
         self._transport: asyncio.Transport | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
 
     async def attach(self, to: socket.socket, handlers: Mapping[str, Callable[..., None]], lost: Callable[[], None]) -> None:
         """Tell `handlers` what comes, by its kind, and `lost` that the other process is gone, or sends no messages."""
@@ -114,10 +113,6 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(message)
 
-    async def drained(self) -> None:
-        """Wait until the other process has read most of what was sent."""
-        await self._writable.wait()
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods alone
 
@@ -130,13 +125,6 @@ class Wire(asyncio.Protocol):
             assert self._transport is not None
             self._transport.abort()
 
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
     def connection_lost(self, _error: Exception | None) -> None:
         self._transport = None
-        self._writable.set()
         self._lost()

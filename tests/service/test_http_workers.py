@@ -37,19 +37,24 @@ def front_ends(server: Server) -> list[psutil.Process]:
     return [process for process in psutil.Process(server.process.pid).children() if process.status() != "zombie"]
 
 
+def holds(front_end: psutil.Process, port: int) -> bool:
+    """Whether that front end has the connection from this port."""
+    return any(connection.raddr and connection.raddr.port == port for connection in front_end.net_connections("tcp"))
+
+
 @contextlib.contextmanager
 def client_of(server: Server, front_end: psutil.Process) -> Iterator[httpx2.Client]:
-    """A client with one connection, to that front end: the others are held while it connects."""
-    others = [process for process in front_ends(server) if process != front_end]
-    with server.client(limits=httpx2.Limits(max_connections=1)) as client:
-        for process in others:
-            process.suspend()
-        try:
-            assert client.get("/static/icon.svg").status_code == 200
-        finally:
-            for process in others:
-                process.resume()
-        yield client
+    """A client with one connection, to that front end: it connects until the kernel gives it to that one."""
+    for _ in range(200):
+        with server.client(limits=httpx2.Limits(max_connections=1)) as client:
+            with client.stream("GET", "/static/icon.svg") as answer:
+                assert answer.status_code == 200
+                _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
+                answer.read()
+            if holds(front_end, port):
+                yield client
+                return
+    raise AssertionError(f"200 connections, and none to {front_end}")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,26 @@ def told(answer: httpx2.Response) -> tuple[int, bytes, dict[str, str]]:
     """What an answer says, without what differs from one to the next."""
     own = ("date", "server-timing", "x-request-id")
     return answer.status_code, answer.content, {name: value for name, value in answer.headers.items() if name not in own}
+
+
+def test_connections_are_spread(workers: Server) -> None:
+    """Of many connections opened before any front end wakes, each gets a part: not all the one that wakes first."""
+    processes = front_ends(workers)
+    address = ("127.0.0.1", urlsplit(workers.url).port or 0)
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            process.suspend()
+            stack.callback(process.resume)
+        connections = [stack.enter_context(socket.create_connection(address)) for _ in range(64)]
+        for process in processes:
+            process.resume()
+        for connection in connections:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert {connection.recv(12) for connection in connections} == {b"HTTP/1.1 200"}
+        ports = [connection.getsockname()[1] for connection in connections]
+        parts = [sum(holds(front_end, port) for port in ports) for front_end in processes]
+    assert sum(parts) == 64
+    assert min(parts) >= 8  # a fair coin would do that in all but one of some 10^10 times
 
 
 PREDICTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -155,6 +180,14 @@ def test_a_body_without_an_end(client: httpx2.Client, clients: list[httpx2.Clien
     refused = [each.post("/predict?task=sst2", content=iter([b" " * 60_000] * 50)) for each in (client, *clients)]
     assert {answer.status_code for answer in refused} == {413}
     assert {answer.json()["error_type"] for answer in refused} == {"BodyTooLarge"}
+
+
+def test_a_body_announced_as_too_large(workers: Server) -> None:
+    """A body that is announced as too large is refused unread: a client that waits to be told to go on never is."""
+    with socket.create_connection(("127.0.0.1", urlsplit(workers.url).port or 0), timeout=60) as connection:
+        head = b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
+        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 413"
 
 
 def test_all_else_is_the_engine_process_s(client: httpx2.Client, clients: list[httpx2.Client]) -> None:
@@ -406,3 +439,22 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: setting ADAMIX_PORT is ")
     assert "address already in use" in line
+
+
+def test_a_host_that_is_none(tmp_path: Path) -> None:
+    """A name that cannot be resolved is told as the host's setting, not the port's."""
+    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "service", "--host", "nowhere.invalid"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()  # an admin key is made before, for others than this machine
+    assert line.startswith("error: setting ADAMIX_HOST is 'nowhere.invalid', which is no address: ")
+
+
+def test_the_admin_key_is_not_handed_on(filled_store: Path, tmp_path: Path) -> None:
+    """A front end has no use for the admin key, and does not have it in its environment."""
+    shutil.copytree(filled_store, tmp_path / "store")
+    with running(tmp_path / "store", workers=2, admin_key="a-long-admin-key-0123456789") as server:
+        assert "ADAMIX_ADMIN_KEY" in psutil.Process(server.process.pid).environ()
+        for front_end in front_ends(server):
+            assert "ADAMIX_ADMIN_KEY" not in front_end.environ()

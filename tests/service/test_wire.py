@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import msgpack
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import wire
+from service.relay import AHEAD, Relay, Relayed
 from service.wire import BrokenWire, Greeting, Messages, Wire, greeted
 
 VALUES = st.recursive(
@@ -106,7 +107,7 @@ def test_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("last", [b"", b"\xc1"])
 def test_an_end(last: bytes) -> None:
-    """Where the other process is gone, or sends garbage, this one is told once; from then on it waits for nothing."""
+    """Where the other process is gone, or sends garbage, this one is told once; what it sends from then on is dropped."""
     lost: list[str] = []
 
     async def listen() -> None:
@@ -122,7 +123,44 @@ def test_an_end(last: bytes) -> None:
         await ended.wait()
         assert not here.open
         here.send("ready")
-        await here.drained()
 
     asyncio.run(listen())
     assert lost == ["lost"]
+
+
+def test_a_client_that_reads_slowly() -> None:
+    """The app is not let on while a client takes nothing of its answer; of a client that reads, it all arrives."""
+    taken: list[bytes] = []
+    given: list[int] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        for piece in range(100):
+            await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+            given.append(piece)
+
+    async def talk() -> None:
+        ours, theirs = socket.socketpair()
+        engine, front_end = Wire(), Wire()
+        relay, answering, full, reads = Relay(front_end, count()), set(), asyncio.Event(), asyncio.Event()
+        relayed = Relayed(engine, 0)
+
+        def begin(_number: int, _request_id: str, scope: Any) -> None:
+            answering.add(asyncio.create_task(relayed.answer(app, "id", scope)))
+
+        async def send(message: Any) -> None:
+            taken.append(message["body"])
+            full.set()
+            await reads.wait()
+
+        await engine.attach(ours, {"relay": begin, "sent": lambda _: relayed.sent()}, lambda: None)
+        await front_end.attach(theirs, {"order": relay.order}, lambda: None)
+        client = asyncio.create_task(relay({"type": "http"}, None, send))  # type: ignore[arg-type]
+        await full.wait()
+        for _ in range(1000):  # turns of the loop, in which the app could have gone on
+            await asyncio.sleep(0)
+        assert len(given) == AHEAD
+        reads.set()
+        await client
+
+    asyncio.run(talk())
+    assert taken == [b"x" * 1000] * 100
