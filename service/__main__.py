@@ -90,11 +90,11 @@ def serve(application: App, service: Service, settings: Settings) -> int:
     # What lives until the end is no garbage: looking through all of it stalled every request for most of a second.
     gc.collect()
     gc.freeze()
+    if settings.workers > 1:
+        return 0 if serve_by_front_ends(application, service, settings) else 1
     config = configured(application, settings.drain_seconds, settings.host, settings.port)
     server = Server(config, partial(tell, service))
     try:
-        if settings.workers > 1:
-            return 0 if serve_by_front_ends(application, service, settings) else 1
         server.run()
     except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
         return 2 if ended.code else 0

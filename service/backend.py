@@ -7,15 +7,19 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+
 from adapters.spec import AdapterSpec
 from adapters.text import Tokens
 from service.batcher import Closed, Outcome, QueueFull
 from service.desk import Logits
-from service.errors import Referred
+from service.errors import Referred, at_fault, status_of
 from service.middleware import App, Message, Scope
 from service.relay import Relayed
 from service.state import Service
 from service.wire import Greeting, Wire
+
+log = structlog.get_logger("service")
 
 
 class Backend:
@@ -89,7 +93,9 @@ class Backend:
             await work
         except (QueueFull, Closed) as error:
             self._wire.send("failed", number, type(error).__name__)
-        except Exception:
+        except Exception as error:
+            if not at_fault(status_of(error)):  # it may not happen a second time, and would leave no trace
+                log.warning("a request is answered anew, whole", error=repr(error))
             self._wire.send("failed", number, Referred.__name__)
 
     def _start(self, number: int, work: Coroutine[Any, Any, None]) -> None:
