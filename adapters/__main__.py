@@ -1,4 +1,5 @@
-"""`python -m adapters`: look at adapter files, check them, send them to a server, convert them from and to other makers'."""
+"""`python -m adapters`: look at adapter files, check them, send them to a server, convert them from
+and to other makers'."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from rich.text import Text
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType, shown
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import: each command waits for what it needs, help for nothing
+# torch and transformers take seconds to import: each command waits for what it needs, help for
+# nothing
+if TYPE_CHECKING:
     from adapters.file import Adapter
 
 app = typer.Typer(
@@ -23,12 +26,16 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="""Look at adapter files, check them, send them to a server, convert them from and to other makers'.
+    help="""Look at adapter files, check them, send them to a server, convert them from and to other
+    makers'.
 
     ```
     python -m adapters push tickets.safetensors --url http://localhost:8000
     ```""",
-    epilog="**Exit codes:** 0, done; 2, something that you can mend, in one sentence on stderr; 1, a fault of ours.",
+    epilog=(
+        "**Exit codes:** 0, done; 2, something that you can mend, in one sentence on stderr; 1, a"
+        " fault of ours."
+    ),
 )
 File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
@@ -49,7 +56,11 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 
     adapter = _load(file)
     if as_json:
-        typer.echo(json.dumps({"version": adapter.digest, **adapter.spec.model_dump(mode="json")}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"version": adapter.digest, **adapter.spec.model_dump(mode="json")}, indent=2
+            )
+        )
         return
     rows = card(adapter)
     if not (console := Console()).is_terminal:
@@ -65,11 +76,13 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 def validate(
     file: File,
     backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Also replay the probe on this backbone: {BACKBONE}")
+        str | None,
+        typer.Option(metavar="NAME", help=f"Also replay the probe on this backbone: {BACKBONE}"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a file against docs/adapter-format.md; exit code 2 and one sentence if it breaks a rule.
+    """Check a file against docs/adapter-format.md; exit code 2 and one sentence if it breaks a
+    rule.
 
     The file alone, or also what it computes:
 
@@ -87,15 +100,22 @@ def validate(
             replay(adapter, backbones.load(backbone))
         except AdaMixError as error:
             _fail(str(error))
-    _say(adapter, f"{file}: a valid adapter for task {adapter.spec.task}, version {adapter.version}", as_json)
+    _say(
+        adapter,
+        f"{file}: a valid adapter for task {adapter.spec.task}, version {adapter.version}",
+        as_json,
+    )
 
 
 @app.command()
 def push(
     file: File,
-    url: Annotated[str, typer.Option(metavar="URL", help="The server, such as http://localhost:8000.")],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="The server, such as http://localhost:8000.")
+    ],
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="ADAMIX_ADMIN_KEY", help="The server's admin key.")
+        str | None,
+        typer.Option(metavar="KEY", envvar="ADAMIX_ADMIN_KEY", help="The server's admin key."),
     ] = None,
     activate: Annotated[bool, typer.Option(help="Serve this version from now on.")] = True,
     as_json: AsJson = False,
@@ -117,45 +137,68 @@ def push(
         created = upload(file, url, key, activate)
     except AdaMixError as error:
         _fail(str(error))
-    known = f"{'uploaded' if created else 'was there already'}{' and is active' if activate else ''}"
+    known = (
+        f"{'uploaded' if created else 'was there already'}{' and is active' if activate else ''}"
+    )
     _say(adapter, f"{adapter.spec.task}@{adapter.version} {known}", as_json, created=created)
 
 
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="An AdaMix checkpoint, or the folder of an AdapterHub adapter and its head.")
+        Path,
+        typer.Argument(
+            help="An AdaMix checkpoint, or the folder of an AdapterHub adapter and its head."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The adapter file to write.")],
-    backbone: Annotated[str, typer.Option(metavar="NAME", help=f"What it was trained on: {BACKBONE}")],
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What it was trained on: {BACKBONE}")
+    ],
     task: Annotated[str, typer.Option(metavar="NAME", help="What clients will ask for.")],
     labels: Annotated[
         str | None,
-        _unsaid(metavar="A,B,…", help="Names of the head's rows, in order; or a JSON list. By default as the source says."),
+        _unsaid(
+            metavar="A,B,…",
+            help=(
+                "Names of the head's rows, in order; or a JSON list. By default as the source says."
+            ),
+        ),
     ] = None,
     problem_type: Annotated[
         ProblemType | None,
         _unsaid(
             metavar="NAME",
-            help="`single_label_classification`, `multi_label_classification` or `regression`; else as the source says.",
+            help=(
+                "`single_label_classification`, `multi_label_classification` or `regression`; else"
+                " as the source says."
+            ),
         ),
     ] = None,
-    text_pair: Annotated[bool, _unsaid("--text-pair", help="The task takes pairs of texts.")] = False,
+    text_pair: Annotated[
+        bool, _unsaid("--text-pair", help="The task takes pairs of texts.")
+    ] = False,
     max_length: Annotated[int, _unsaid(help="Tokens of the longest input.")] = 128,
     probe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON lines with `text`, perhaps `text_pair`: 8 go into the file, with logits."),
+        typer.Option(
+            metavar="FILE",
+            help="JSON lines with `text`, perhaps `text_pair`: 8 go into the file, with logits.",
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"],
-        typer.Option(metavar="NAME", help="Of the weights in the file: `float32`, `float16` or `bfloat16`."),
+        typer.Option(
+            metavar="NAME", help="Of the weights in the file: `float32`, `float16` or `bfloat16`."
+        ),
     ] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Make an adapter file of another maker's: docs/convert.md says which.
 
-    A server compares an adapter's fingerprint and replays its probe, so the backbone is loaded here and computes the probe's
-    logits, on neutral sentences unless `--probe` has better ones. Code that a checkpoint holds is never run.
+    A server compares an adapter's fingerprint and replays its probe, so the backbone is loaded here
+    and computes the probe's logits, on neutral sentences unless `--probe` has better ones. Code
+    that a checkpoint holds is never run.
 
     ```
     python -m adapters convert pytorch_model_sst2_expert_soup.bin \\
@@ -194,7 +237,8 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write; not there yet, or empty.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)` computes the same logits.
+    """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)`
+    computes the same logits.
 
     ```
     python -m adapters export sst2.safetensors sst2-adapterhub

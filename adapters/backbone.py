@@ -1,4 +1,5 @@
-"""The frozen backbone: load one by name, know it by its fingerprint, attach adapters to it for training."""
+"""The frozen backbone: load one by name, know it by its fingerprint, attach adapters to it for
+training."""
 
 from __future__ import annotations
 
@@ -56,14 +57,19 @@ class Backbone:
 
     @property
     def default_pooling(self) -> Pooling:
-        """How this family's own classifiers pool: MiniLM by mean, BERT by its pooler, the others by the first token."""
+        """How this family's own classifiers pool: MiniLM by mean, BERT by its pooler, the others by
+        the first token."""
         if self.name == EMBEDDED:
             return "mean"
         return "pooler" if self.has_pooler and self.config.model_type == "bert" else "cls"
 
     def prompt(self, template: str | None, max_length: int) -> Prompt | None:
         """A template as this backbone's tokens, if there is one. Raises InvalidPrompt."""
-        return None if template is None else fitted(template, self.tokenizer, self.mask_token, max_length)
+        return (
+            None
+            if template is None
+            else fitted(template, self.tokenizer, self.mask_token, max_length)
+        )
 
     @property
     def reference(self) -> BackboneRef:
@@ -85,19 +91,28 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise; what lacks is said below
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise BackboneError(f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote")
+        raise BackboneError(
+            f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote"
+        )
     try:
         source = location(name)
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in FAMILIES:
-            raise BackboneError(f"backbone {name!r} is a {config.model_type!r}; expected one of {', '.join(FAMILIES)}")
-        # In float32 first: the fingerprint is over the stored contents, not over what a dtype leaves of them.
-        encoder, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            raise BackboneError(
+                f"backbone {name!r} is a {config.model_type!r}; expected one of"
+                f" {', '.join(FAMILIES)}"
+            )
+        # In float32 first: the fingerprint is over the stored contents, not over what a dtype
+        # leaves of them.
+        encoder, report = AutoModel.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True
+        )
         loaded = AutoTokenizer.from_pretrained(source)
         tokenizer, mask_token = loaded.backend_tokenizer, loaded.mask_token
     except BackboneError:
         raise
-    except Exception as error:  # whatever transformers and its readers of weights, JSON and pickles raise on broken files
+    except Exception as error:
+        # whatever transformers and its readers of weights, JSON and pickles raise on broken files
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise BackboneError(
             f"backbone {name!r} cannot be loaded: {reason}; "
@@ -112,7 +127,8 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
 
 
 def location(name: str) -> str:
-    """Where transformers finds the checkpoint of a backbone: a folder or a Hugging Face id. Raises BackboneError."""
+    """Where transformers finds the checkpoint of a backbone: a folder or a Hugging Face id. Raises
+    BackboneError."""
     return _embedded_folder() if name == EMBEDDED else name
 
 
@@ -121,7 +137,9 @@ def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.named_parameters()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().contiguous().cpu().numpy().astype("<f4", copy=False).data)
+        digest.update(
+            tensor.detach().float().contiguous().cpu().numpy().astype("<f4", copy=False).data
+        )
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     digest.update(json.dumps(vocabulary, ensure_ascii=True).encode())
     return digest.hexdigest()
@@ -129,12 +147,14 @@ def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
 
 @contextlib.contextmanager
 def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
-    """Within the context the feed-forward output of each of the uppermost layers passes through its adapter (design: right
-    after `layer.output.dense`, before dropout, residual and LayerNorm). The encoder itself is not changed."""
+    """Within the context the feed-forward output of each of the uppermost layers passes through its
+    adapter (design: right after `layer.output.dense`, before dropout, residual and LayerNorm). The
+    encoder itself is not changed."""
     layers = cast(nn.ModuleList, encoder.get_submodule("encoder.layer"))
     if not 1 <= len(sites) <= len(layers):
         raise ValueError(
-            f"there are {len(sites)} adapters for {len(layers)} layers; expected at least one, at most one each"
+            f"there are {len(sites)} adapters for {len(layers)} layers; expected at least one, at"
+            " most one each"
         )
     handles = [
         layer.get_submodule("output.dense").register_forward_hook(_applying(site))
@@ -148,7 +168,8 @@ def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
 
 
 def position_offset(config: Any) -> int:
-    """The position id of a row's first token: 0 for BERT and ELECTRA, padding index + 1 for the RoBERTa family."""
+    """The position id of a row's first token: 0 for BERT and ELECTRA, padding index + 1 for the
+    RoBERTa family."""
     return 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
 
 
@@ -171,17 +192,21 @@ def _embedded_folder() -> str:
     with (folder / "model.safetensors").open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != EMBEDDED_SHA256:
-        raise BackboneError(f"the embedded backbone's model.safetensors has sha256 {found}; expected {EMBEDDED_SHA256}")
+        raise BackboneError(
+            f"the embedded backbone's model.safetensors has sha256 {found}; expected"
+            f" {EMBEDDED_SHA256}"
+        )
     return str(folder)
 
 
 def _drop_made_up_pooler(encoder: PreTrainedModel, missing: set[str], name: str) -> bool:
-    """A checkpoint without a pooler gets a random one from transformers: take it off. Say if anything else lacks."""
+    """A checkpoint without a pooler gets a random one from transformers: take it off. Say if
+    anything else lacks."""
     made_up = {key for key in missing if key.startswith(POOLER_PREFIX)}
     if missing - made_up:
         raise BackboneError(
-            f"backbone {name!r} lacks {len(missing - made_up)} tensors, {min(missing - made_up)!r} the first; "
-            "expected a whole encoder"
+            f"backbone {name!r} lacks {len(missing - made_up)} tensors, {min(missing - made_up)!r}"
+            " the first; expected a whole encoder"
         )
     if made_up:
         encoder.register_module("pooler", None)
@@ -189,9 +214,14 @@ def _drop_made_up_pooler(encoder: PreTrainedModel, missing: set[str], name: str)
 
 
 def _cached_fingerprint(source: str, encoder: PreTrainedModel, tokenizer: Tokenizer) -> str:
-    """Hashing 1.4 GB takes seconds: remember the result by the weight files' paths, sizes and times."""
+    """Hashing 1.4 GB takes seconds: remember the result by the weight files' paths, sizes and
+    times."""
     key = _files_key(source)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamix-serve" / "fingerprints.json"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "adamix-serve"
+        / "fingerprints.json"
+    )
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):  # unreadable, no JSON, or no object
         known = {**json.loads(cache.read_text())}
@@ -214,6 +244,10 @@ def _files_key(source: str) -> str | None:
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model"))
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")
+    )
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps([stats, transformers.__version__]).encode()).hexdigest()

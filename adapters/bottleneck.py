@@ -1,4 +1,5 @@
-"""The maths of an adapter: one bottleneck, and M of them under one random route (AdaMix, arXiv 2205.12410, section 3)."""
+"""The maths of an adapter: one bottleneck, and M of them under one random route (AdaMix, arXiv
+2205.12410, section 3)."""
 
 from __future__ import annotations
 
@@ -30,19 +31,30 @@ class Bottleneck(nn.Module):
 class RoutedBottleneck(nn.Module):
     """M experts at one site, of which a step uses one: the mixture that is merged after training.
 
-    `share_down` or `share_up` gives all experts one common projection (the paper's default: up shared, down not).
-    Down and up are drawn independently where both are mixtures. `route` is the pair (down expert, up expert) that
-    `forward` uses; `draw` sets it, for the whole mini-batch, uniformly at random.
+    `share_down` or `share_up` gives all experts one common projection (the paper's default: up
+    shared, down not). Down and up are drawn independently where both are mixtures. `route` is the
+    pair (down expert, up expert) that `forward` uses; `draw` sets it, for the whole mini-batch,
+    uniformly at random.
     """
 
     def __init__(
-        self, hidden_size: int, bottleneck: int, experts: int, *, share_down: bool = False, share_up: bool = True
+        self,
+        hidden_size: int,
+        bottleneck: int,
+        experts: int,
+        *,
+        share_down: bool = False,
+        share_up: bool = True,
     ) -> None:
         super().__init__()
         if experts < 1:
             raise ValueError(f"experts is {experts}; expected 1 or more")
-        self.downs = nn.ModuleList(_projection(hidden_size, bottleneck) for _ in range(1 if share_down else experts))
-        self.ups = nn.ModuleList(_projection(bottleneck, hidden_size) for _ in range(1 if share_up else experts))
+        self.downs = nn.ModuleList(
+            _projection(hidden_size, bottleneck) for _ in range(1 if share_down else experts)
+        )
+        self.ups = nn.ModuleList(
+            _projection(bottleneck, hidden_size) for _ in range(1 if share_up else experts)
+        )
         self.route: tuple[int, int] = (0, 0)
 
     def draw(self, rng: random.Random) -> None:

@@ -1,4 +1,5 @@
-"""Parsed adapters in memory: at most so many bytes of files, the least recently used one makes room."""
+"""Parsed adapters in memory: at most so many bytes of files, the least recently used one makes
+room."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from adapters.file import Adapter
 
 
 class AdapterCache:
-    """Adapters by digest; safe to use from several threads. It always keeps the newest, whatever its size.
+    """Adapters by digest; safe to use from several threads. It always keeps the newest, whatever
+    its size.
 
-    Its lock is never held over disk work, so that a request which finds its adapter here waits for nobody.
+    Its lock is never held over disk work, so that a request which finds its adapter here waits for
+    nobody.
     """
 
     def __init__(self, max_bytes: int) -> None:

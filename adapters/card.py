@@ -17,15 +17,21 @@ def card(adapter: Adapter) -> dict[str, str]:
         "pooling": spec.pooling,
         **({"template": spec.template} if spec.template is not None else {}),
         "max length": f"{spec.max_length} tokens",
-        "backbone": f"{spec.backbone.name} ({spec.backbone.num_layers} layers of {spec.backbone.hidden_size}, "
-        f"fingerprint {spec.backbone.fingerprint[:12]})",
+        "backbone": (
+            f"{spec.backbone.name} ({spec.backbone.num_layers} layers of"
+            f" {spec.backbone.hidden_size}, fingerprint {spec.backbone.fingerprint[:12]})"
+        ),
         "bottleneck": str(spec.bottleneck),
         **({"first layer": str(spec.first_layer)} if spec.first_layer else {}),
         "size": f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters",
-        "rows": ", ".join(
-            f"{count:,} {part}" for part in ("train", "dev") if isinstance(count := spec.training.get(f"{part}_rows"), int)
-        )
-        or "the file names none",
+        "rows": (
+            ", ".join(
+                f"{count:,} {part}"
+                for part in ("train", "dev")
+                if isinstance(count := spec.training.get(f"{part}_rows"), int)
+            )
+            or "the file names none"
+        ),
         "dev scores": json.dumps(spec.training.get("dev_scores", {})),
         "recipe": json.dumps(spec.training.get("recipe", {})),
     }

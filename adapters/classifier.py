@@ -1,5 +1,5 @@
-"""The reference model: frozen backbone + adapters + pooling + head → logits. The trainer trains it; the server's packed
-encoder is tested against it."""
+"""The reference model: frozen backbone + adapters + pooling + head → logits. The trainer trains it;
+the server's packed encoder is tested against it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adapters.text import Tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows: `ids`, `types` and `mask` are `[B, T]`; `mask` is 1 on tokens and 0 on padding. `prompted` is `[B]`: the
-    place of each row's mask token, where rows have a prompt."""
+    """Padded rows: `ids`, `types` and `mask` are `[B, T]`; `mask` is 1 on tokens and 0 on padding.
+    `prompted` is `[B]`: the place of each row's mask token, where rows have a prompt."""
 
     ids: Tensor
     types: Tensor
@@ -29,7 +29,8 @@ class Batch:
 
 
 class Head(nn.Module):
-    """Pooled `[B, d]` → logits `[B, C]`: optionally dense + tanh, then the output projection (RoBERTa's form)."""
+    """Pooled `[B, d]` → logits `[B, C]`: optionally dense + tanh, then the output projection
+    (RoBERTa's form)."""
 
     def __init__(self, hidden_size: int, labels: int, *, dense: bool, dropout: float = 0.0) -> None:
         super().__init__()
@@ -50,7 +51,8 @@ class Head(nn.Module):
 
 
 class WordHead(nn.Module):
-    """Pooled `[B, d]` → logits `[B, C]` as a masked language model scores words: dense + GELU, LayerNorm, words' rows."""
+    """Pooled `[B, d]` → logits `[B, C]` as a masked language model scores words: dense + GELU,
+    LayerNorm, words' rows."""
 
     def __init__(self, hidden_size: int, words: int, eps: float) -> None:
         super().__init__()
@@ -64,17 +66,22 @@ class WordHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """`backbone.encoder` with an adapter in each of its uppermost layers, pooled and classified. The encoder is shared,
-    never changed."""
+    """`backbone.encoder` with an adapter in each of its uppermost layers, pooled and classified.
+    The encoder is shared, never changed."""
 
-    def __init__(self, backbone: Backbone, sites: nn.ModuleList, head: Head | WordHead, pooling: Pooling) -> None:
+    def __init__(
+        self, backbone: Backbone, sites: nn.ModuleList, head: Head | WordHead, pooling: Pooling
+    ) -> None:
         super().__init__()
         if pooling == "pooler" and not backbone.has_pooler:
             raise BackboneError(
-                f"pooling is 'pooler', but the checkpoint of {backbone.name!r} has none; expected cls or mean"
+                f"pooling is 'pooler', but the checkpoint of {backbone.name!r} has none; expected"
+                " cls or mean"
             )
         if pooling == "mask" and not isinstance(head, WordHead):
-            raise BackboneError("pooling is 'mask', which needs a prompt; expected cls, mean or pooler")
+            raise BackboneError(
+                "pooling is 'mask', which needs a prompt; expected cls, mean or pooler"
+            )
         self.encoder = backbone.encoder
         self.sites = sites
         self.head = head
@@ -83,14 +90,18 @@ class Classifier(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits `[B, C]`."""
         with attached(self.encoder, self.sites):
-            output = self.encoder(input_ids=batch.ids, token_type_ids=batch.types, attention_mask=batch.mask)
+            output = self.encoder(
+                input_ids=batch.ids, token_type_ids=batch.types, attention_mask=batch.mask
+            )
         hidden = output.last_hidden_state  # [B, T, d]
         if self.pooling == "pooler":
             pooled = output.pooler_output
         elif self.pooling == "cls":
             pooled = hidden[:, 0]
         elif self.pooling == "mask":
-            assert batch.prompted is not None, "rows of a task with a template are encoded with its prompt"
+            assert batch.prompted is not None, (
+                "rows of a task with a template are encoded with its prompt"
+            )
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), batch.prompted]
         else:
             weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
@@ -113,16 +124,23 @@ def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch
     return Batch(ids.to(device), types.to(device), mask.to(device), prompted)
 
 
-def to_tensors(sites: nn.ModuleList, head: Head | WordHead, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Merged sites and a head → the tensors of an adapter file (docs/adapter-format.md, section 2)."""
+def to_tensors(
+    sites: nn.ModuleList, head: Head | WordHead, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Merged sites and a head → the tensors of an adapter file (docs/adapter-format.md, section
+    2)."""
     tensors = {
-        f"{side}.{kind}": torch.stack([getattr(getattr(site, side), kind).detach() for site in sites])
+        f"{side}.{kind}": torch.stack(
+            [getattr(getattr(site, side), kind).detach() for site in sites]
+        )
         for side in ("down", "up")
         for kind in ("weight", "bias")
     }
     for name, tensor in head.state_dict().items():
         tensors[f"head.{name}"] = tensor
-    return {name: tensor.to(device="cpu", dtype=dtype, copy=True) for name, tensor in tensors.items()}
+    return {
+        name: tensor.to(device="cpu", dtype=dtype, copy=True) for name, tensor in tensors.items()
+    }
 
 
 def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Pooling) -> Classifier:
@@ -136,9 +154,19 @@ def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Poo
     else:
         head = Head(d, labels, dense="head.dense.weight" in tensors)
     for i, site in enumerate(sites):
-        site.load_state_dict({name: tensor[i].float() for name, tensor in tensors.items() if not name.startswith("head.")})
+        site.load_state_dict(
+            {
+                name: tensor[i].float()
+                for name, tensor in tensors.items()
+                if not name.startswith("head.")
+            }
+        )
     head.load_state_dict(
-        {name.removeprefix("head."): tensor.float() for name, tensor in tensors.items() if name.startswith("head.")}
+        {
+            name.removeprefix("head."): tensor.float()
+            for name, tensor in tensors.items()
+            if name.startswith("head.")
+        }
     )
     return Classifier(backbone, sites, head, pooling).to(backbone.encoder.device).eval()
 

@@ -45,8 +45,9 @@ class Entry:
 
 
 def scan(folder: os.DirEntry[str]) -> Entry | None:
-    """What a task's folder holds: whole version files, and an active one only if its file is there. What a crash left
-    half-written is removed. A folder whose name no task has (`lost+found`, which only root may read) is left alone.
+    """What a task's folder holds: whole version files, and an active one only if its file is there.
+    What a crash left half-written is removed. A folder whose name no task has (`lost+found`, which
+    only root may read) is left alone.
 
     No `Path` objects: they would take most of the time that ten thousand tasks take.
     """
@@ -58,7 +59,9 @@ def scan(folder: os.DirEntry[str]) -> Entry | None:
         for file in files:
             if file.name.endswith(SUFFIX) and len(file.name) == 64 + len(SUFFIX):
                 stat = file.stat()
-                versions.append(Version(file.name.removesuffix(SUFFIX), stat.st_size, stat.st_mtime))
+                versions.append(
+                    Version(file.name.removesuffix(SUFFIX), stat.st_size, stat.st_mtime)
+                )
             elif file.name == ACTIVE:
                 active = _content(file.path)
             elif file.name.startswith(LEFTOVER):

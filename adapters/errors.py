@@ -3,9 +3,11 @@
     AdaMixError
     ├── InvalidAdapter          a file or spec breaks the format (docs/adapter-format.md)
     │   ├── BackboneMismatch    a valid adapter, made for another backbone
-    │   └── InvalidPrompt       a template that breaks the format, or that the backbone has no use for
+    │   └── InvalidPrompt       a template that breaks the format, or that the backbone has no use
+    for
     ├── BackboneError           a backbone cannot be found, read or served
-    ├── CannotConvert           a file of another maker that is damaged, or does not compute what ours can
+    ├── CannotConvert           a file of another maker that is damaged, or does not compute what
+    ours can
     ├── CannotUpload            a server that cannot be reached, or does not take a file
     ├── InvalidText             an input text that no tokeniser should see
     ├── InvalidWindow           a stride, or a pair's shorter text, that leaves a window no room
@@ -43,7 +45,8 @@ class BackboneError(AdaMixError):
 
 
 class CannotConvert(AdaMixError):
-    """A file of another maker that is damaged, or does not compute what an adapter file can say; or the other way round."""
+    """A file of another maker that is damaged, or does not compute what an adapter file can say; or
+    the other way round."""
 
 
 class CannotUpload(AdaMixError):

@@ -22,14 +22,16 @@ from adapters.errors import InvalidAdapter
 from adapters.spec import AdapterSpec
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Numbers that torch looks through without OpenMP's help: workers of an upload's thread would slow down the engine's.
+# Numbers that torch looks through without OpenMP's help: workers of an upload's thread would slow
+# down the engine's.
 SERIAL = 1 << 15
 LEFTOVER = ".tmp-"  # how a file begins that is not whole yet
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One parsed, valid adapter; immutable, so a request in flight keeps the one it was admitted with."""
+    """One parsed, valid adapter; immutable, so a request in flight keeps the one it was admitted
+    with."""
 
     spec: AdapterSpec
     tensors: Mapping[str, Tensor]
@@ -71,10 +73,14 @@ def serialize(spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> bytes:
     metadata = {"format": header.FORMAT, "spec": spec.model_dump_json()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(contiguous, metadata)
-    # safetensors writes the metadata's keys in a random order; in ours, one adapter is one file and one version.
+    # safetensors writes the metadata's keys in a random order; in ours, one adapter is one file and
+    # one version.
     size = struct.unpack("<Q", data[:8])[0]
-    head = json.dumps({**json.loads(data[8 : 8 + size]), "__metadata__": metadata}, ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)  # the tensors begin at a multiple of eight, as safetensors has it
+    head = json.dumps(
+        {**json.loads(data[8 : 8 + size]), "__metadata__": metadata}, ensure_ascii=False
+    ).encode()
+    # the tensors begin at a multiple of eight, as safetensors has it
+    head += b" " * (-len(head) % 8)
     return struct.pack("<Q", len(head)) + head + data[8 + size :]
 
 
@@ -84,11 +90,13 @@ def load(path: Path) -> Adapter:
 
 
 def parse(data: bytes) -> Adapter:
-    """Bytes → a valid adapter, or InvalidAdapter with the first rule of docs/adapter-format.md that they break."""
+    """Bytes → a valid adapter, or InvalidAdapter with the first rule of docs/adapter-format.md that
+    they break."""
     header.read(data)
     try:
         safetensors.deserialize(data)  # type: ignore[no-untyped-call]
-    except Exception as error:  # safetensors raises a SafetensorError for which it exports no stable name per case
+    except Exception as error:
+        # safetensors raises a SafetensorError for which it exports no stable name per case
         raise InvalidAdapter(f"the file is not valid safetensors: {error}") from None
     adapter = reread(bytearray(data), hashlib.sha256(data).hexdigest())
     for name, tensor in adapter.tensors.items():
@@ -98,8 +106,9 @@ def parse(data: bytes) -> Adapter:
 
 
 def reread(data: bytearray, digest: str) -> Adapter:
-    """A file that was valid when it was stored, and by its sha256 `digest` is the same: its numbers are not looked through
-    again, which takes longest. Raises InvalidAdapter all the same for one that was never valid.
+    """A file that was valid when it was stored, and by its sha256 `digest` is the same: its numbers
+    are not looked through again, which takes longest. Raises InvalidAdapter all the same for one
+    that was never valid.
 
     The tensors lie in `data`, so an adapter takes what its file does.
     """
@@ -116,7 +125,11 @@ def _view(whole: Tensor, start: int, entry: dict[str, Any]) -> Tensor:
     """A tensor where it lies in the file's bytes; where it lies crooked, a copy."""
     dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
     part = whole[start + begin : start + end]
-    return (part.clone() if (start + begin) % dtype.itemsize else part).view(dtype).view(entry["shape"])
+    return (
+        (part.clone() if (start + begin) % dtype.itemsize else part)
+        .view(dtype)
+        .view(entry["shape"])
+    )
 
 
 def read_summary(path: Path) -> Summary:
@@ -126,7 +139,8 @@ def read_summary(path: Path) -> Summary:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the new one, also after a crash."""
+    """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the new one,
+    also after a crash."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=LEFTOVER)
     temporary = Path(name)
     try:

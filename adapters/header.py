@@ -1,4 +1,5 @@
-"""The header of an adapter file: its spec and where its tensors lie, held to docs/adapter-format.md, sections 1 to 3."""
+"""The header of an adapter file: its spec and where its tensors lie, held to
+docs/adapter-format.md, sections 1 to 3."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def read_file(path: Path) -> tuple[Entries, AdapterSpec]:
 
 
 def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a file of this spec may hold, with its shape (docs/adapter-format.md, section 2)."""
+    """Every tensor that a file of this spec may hold, with its shape (docs/adapter-format.md,
+    section 2)."""
     layers = spec.backbone.num_layers - spec.first_layer
     d, r, labels = spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
     norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
@@ -58,14 +60,19 @@ def _checked(data: bytes | bytearray) -> tuple[Entries, AdapterSpec]:
 
 def _size(start: bytes | bytearray, file_size: int) -> int:
     if len(start) < 8:
-        raise InvalidAdapter(f"the file has {len(start)} bytes; expected a safetensors file, which has at least 8")
+        raise InvalidAdapter(
+            f"the file has {len(start)} bytes; expected a safetensors file, which has at least 8"
+        )
     size: int = struct.unpack("<Q", start)[0]
     if size > MAX_HEADER_BYTES:
         raise InvalidAdapter(
-            f"the file's header claims {size} bytes; expected at most {MAX_HEADER_BYTES}, and a safetensors file"
+            f"the file's header claims {size} bytes; expected at most {MAX_HEADER_BYTES}, and a"
+            " safetensors file"
         )
     if 8 + size > file_size:
-        raise InvalidAdapter(f"the file has {file_size} bytes, its header alone claims {8 + size}; it is cut short")
+        raise InvalidAdapter(
+            f"the file has {file_size} bytes, its header alone claims {8 + size}; it is cut short"
+        )
     return size
 
 
@@ -73,9 +80,13 @@ def _parsed(data: bytes | bytearray) -> dict[str, Any]:
     try:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise InvalidAdapter(f"the file's header is not JSON: {error}; expected a safetensors file") from None
+        raise InvalidAdapter(
+            f"the file's header is not JSON: {error}; expected a safetensors file"
+        ) from None
     if not isinstance(header, dict):
-        raise InvalidAdapter(f"the file's header is a JSON {type(header).__name__}; expected an object")
+        raise InvalidAdapter(
+            f"the file's header is a JSON {type(header).__name__}; expected an object"
+        )
     return header
 
 
@@ -84,7 +95,9 @@ def _check_spec_keys(text: str) -> None:
     try:
         json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise InvalidAdapter(f"the adapter's spec is not JSON: {error}; expected an object") from None
+        raise InvalidAdapter(
+            f"the adapter's spec is not JSON: {error}; expected an object"
+        ) from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -99,11 +112,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_metadata(metadata: Any) -> AdapterSpec:
     if not isinstance(metadata, dict) or set(metadata) != {"format", "spec"}:
         found = sorted(metadata) if isinstance(metadata, dict) else "none"
-        raise InvalidAdapter(f"the file's metadata keys are {found}; expected exactly 'format' and 'spec'")
+        raise InvalidAdapter(
+            f"the file's metadata keys are {found}; expected exactly 'format' and 'spec'"
+        )
     if metadata["format"] != FORMAT:
-        raise InvalidAdapter(f"the file's format is {str(metadata['format'])[:80]!r}; expected {FORMAT!r}")
+        raise InvalidAdapter(
+            f"the file's format is {str(metadata['format'])[:80]!r}; expected {FORMAT!r}"
+        )
     if not isinstance(metadata["spec"], str):
-        raise InvalidAdapter(f"the metadata's spec is a {type(metadata['spec']).__name__}; expected a string of JSON")
+        raise InvalidAdapter(
+            f"the metadata's spec is a {type(metadata['spec']).__name__}; expected a string of JSON"
+        )
     _check_spec_keys(metadata["spec"])
     return parse_spec(metadata["spec"])
 
@@ -112,25 +131,35 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
     shapes = expected_shapes(spec)
     for name in header:
         if name not in shapes:
-            raise InvalidAdapter(f"the file holds a tensor {name[:80]!r}; expected only {', '.join(shapes)}")
+            raise InvalidAdapter(
+                f"the file holds a tensor {name[:80]!r}; expected only {', '.join(shapes)}"
+            )
     dense = [name for name in DENSE_HEAD if name in header]
     if len(dense) == 1:
-        raise InvalidAdapter(f"the file holds {dense[0]!r} alone; expected both of {', '.join(DENSE_HEAD)}, or neither")
+        raise InvalidAdapter(
+            f"the file holds {dense[0]!r} alone; expected both of {', '.join(DENSE_HEAD)}, or"
+            " neither"
+        )
     for name, shape in shapes.items():
         if name not in header:
             if name in DENSE_HEAD and spec.pooling != "mask":
                 continue
-            raise InvalidAdapter(f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}")
+            raise InvalidAdapter(
+                f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}"
+            )
         entry = header[name] if isinstance(header[name], dict) else {}
         if str(entry.get("dtype")) not in DTYPES:  # str: what JSON holds need not be hashable
             raise InvalidAdapter(
-                f"tensor {name!r} has dtype {shown(entry.get('dtype'))}; expected one of {', '.join(DTYPES)}"
+                f"tensor {name!r} has dtype {shown(entry.get('dtype'))}; expected one of"
+                f" {', '.join(DTYPES)}"
             )
         if entry.get("shape") != list(shape):
             raise InvalidAdapter(
-                f"tensor {name!r} has shape {shown(entry.get('shape'))}; expected {list(shape)} by the file's spec"
+                f"tensor {name!r} has shape {shown(entry.get('shape'))}; expected {list(shape)} by"
+                " the file's spec"
             )
         if set(entry) - TENSOR_KEYS:
             raise InvalidAdapter(
-                f"tensor {name!r} has the keys {shown(sorted(entry))}; expected only {', '.join(sorted(TENSOR_KEYS))}"
+                f"tensor {name!r} has the keys {shown(sorted(entry))}; expected only"
+                f" {', '.join(sorted(TENSOR_KEYS))}"
             )

@@ -1,4 +1,5 @@
-"""Routed experts → one adapter per layer, by averaging weights (AdaMix, arXiv 2205.12410, section 3.3)."""
+"""Routed experts → one adapter per layer, by averaging weights (AdaMix, arXiv 2205.12410, section
+3.3)."""
 
 from __future__ import annotations
 
@@ -12,18 +13,22 @@ from adapters.bottleneck import Bottleneck, RoutedBottleneck
 
 
 def merge(sites: Iterable[nn.Module]) -> nn.ModuleList:
-    """One `Bottleneck` per site: the mean of its experts' weights and biases, computed in float64 and rounded once
-    (so that equal experts merge to exactly themselves).
+    """One `Bottleneck` per site: the mean of its experts' weights and biases, computed in float64
+    and rounded once (so that equal experts merge to exactly themselves).
 
-    A site that is a `Bottleneck` already is copied. The experts are left as they are, so training can go on.
+    A site that is a `Bottleneck` already is copied. The experts are left as they are, so training
+    can go on.
     """
     return nn.ModuleList(_merge_site(site) for site in sites)
 
 
 def average(experts: Sequence[Tensor], shares: Tensor | None = None) -> Tensor:
-    """The mean of the experts' tensors, or their sum weighted by `shares` [M]; in float64, for the caller to round."""
+    """The mean of the experts' tensors, or their sum weighted by `shares` [M]; in float64, for the
+    caller to round."""
     stacked = torch.stack([expert.double() for expert in experts])
-    return stacked.mean(dim=0) if shares is None else torch.tensordot(shares.double(), stacked, dims=1)
+    return (
+        stacked.mean(dim=0) if shares is None else torch.tensordot(shares.double(), stacked, dims=1)
+    )
 
 
 @torch.no_grad()
@@ -33,7 +38,9 @@ def _merge_site(site: nn.Module) -> Bottleneck:
     elif isinstance(site, Bottleneck):
         downs, ups = [site.down], [site.up]
     else:
-        raise TypeError(f"a site is a {type(site).__name__}; expected Bottleneck or RoutedBottleneck")
+        raise TypeError(
+            f"a site is a {type(site).__name__}; expected Bottleneck or RoutedBottleneck"
+        )
     bottleneck, hidden_size = downs[0].weight.shape
     merged = Bottleneck(hidden_size, bottleneck).to(downs[0].weight.device)
     for projection, experts in ((merged.down, downs), (merged.up, ups)):

@@ -1,7 +1,8 @@
-"""A prompt: a template around the texts with one mask, as the tokens that trainer and server put around an input's own.
+"""A prompt: a template around the texts with one mask, as the tokens that trainer and server put
+around an input's own.
 
-Template and texts are tokenised apart, as LM-BFF does it (Gao et al. 2021): no text can change, move or cut off the
-template's tokens, whatever it holds, a mask token of its own included.
+Template and texts are tokenised apart, as LM-BFF does it (Gao et al. 2021): no text can change,
+move or cut off the template's tokens, whatever it holds, a mask token of its own included.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from adapters.spec import MASK, TEXTS, shown
 class Prompt:
     """A template in one tokeniser's terms.
 
-    `chunks` are its tokens, the row's special ones included; text `order[i]` of an input follows chunk `i`. `spaces[j]` is
-    the white space before text `j`, which is tokenised with it. The mask is token `place` of chunk `masked`.
+    `chunks` are its tokens, the row's special ones included; text `order[i]` of an input follows
+    chunk `i`. `spaces[j]` is the white space before text `j`, which is tokenised with it. The mask
+    is token `place` of chunk `masked`.
     """
 
     chunks: tuple[list[int], ...]
@@ -53,17 +55,24 @@ class Prompt:
 
 
 def fitted(template: str, tokenizer: Tokenizer, mask_token: str | None, max_length: int) -> Prompt:
-    """Tokenise a template that `AdapterSpec` takes. Raises InvalidPrompt where it cannot be used with this backbone."""
+    """Tokenise a template that `AdapterSpec` takes. Raises InvalidPrompt where it cannot be used
+    with this backbone."""
     mask = tokenizer.token_to_id(mask_token) if mask_token is not None else None
     if mask is None or mask_token is None:
-        raise InvalidPrompt(f"the template is {shown(template)}, but the backbone's tokeniser has no mask token for it")
+        raise InvalidPrompt(
+            f"the template is {shown(template)}, but the backbone's tokeniser has no mask token"
+            " for it"
+        )
     literals, texts = split(template)
     strings = [literal.rstrip().replace(MASK, mask_token) for literal in literals]
-    chunks = [encoding.ids for encoding in tokenizer.encode_batch_fast(strings, add_special_tokens=False)]
+    chunks = [
+        encoding.ids for encoding in tokenizer.encode_batch_fast(strings, add_special_tokens=False)
+    ]
     found = sum(chunk.count(mask) for chunk in chunks)
     if found != 1:
         raise InvalidPrompt(
-            f"the template {shown(template)} has {found} tokens {mask_token!r}; expected only {MASK} to be one"
+            f"the template {shown(template)} has {found} tokens {mask_token!r}; expected only"
+            f" {MASK} to be one"
         )
     masked = next(i for i, chunk in enumerate(chunks) if mask in chunk)
     place = chunks[masked].index(mask)
@@ -83,13 +92,14 @@ def fitted(template: str, tokenizer: Tokenizer, mask_token: str | None, max_leng
     )
     if result.length + len(order) > max_length:
         raise InvalidPrompt(
-            f"the template {shown(template)} takes {result.length} of the {max_length} tokens of a row; "
-            f"expected room for {'a text' if len(order) == 1 else 'two texts'}"
+            f"the template {shown(template)} takes {result.length} of the {max_length} tokens of a"
+            f" row; expected room for {'a text' if len(order) == 1 else 'two texts'}"
         )
     return result
 
 
 def split(template: str) -> tuple[list[str], list[str]]:
-    """What stands around the texts, one more than they are, and the texts' placeholders in their order."""
+    """What stands around the texts, one more than they are, and the texts' placeholders in their
+    order."""
     parts = re.split(f"({'|'.join(map(re.escape, TEXTS))})", template)
     return parts[::2], parts[1::2]

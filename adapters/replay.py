@@ -10,7 +10,8 @@ from adapters.text import encode
 
 
 def replay(adapter: Adapter, backbone: Backbone) -> None:
-    """Raises BackboneMismatch where it does not fit, InvalidAdapter where it computes something else."""
+    """Raises BackboneMismatch where it does not fit, InvalidAdapter where it computes something
+    else."""
     check_backbone(
         adapter,
         backbone.reference,

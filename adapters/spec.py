@@ -1,4 +1,5 @@
-"""AdapterSpec: the frozen description of one adapter, as stored in its file (docs/adapter-format.md, section 3)."""
+"""AdapterSpec: the frozen description of one adapter, as stored in its file
+(docs/adapter-format.md, section 3)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ import re
 import reprlib
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from adapters.errors import InvalidAdapter, InvalidPrompt
 
@@ -40,7 +49,9 @@ class BackboneRef(_Frozen):
 class Probe(_Frozen):
     """A few inputs with the logits the trainer got: a server replays them at upload."""
 
-    inputs: Annotated[tuple[tuple[Text, ...], ...], Field(min_length=1, max_length=16, strict=False)]
+    inputs: Annotated[
+        tuple[tuple[Text, ...], ...], Field(min_length=1, max_length=16, strict=False)
+    ]
     logits: Annotated[tuple[tuple[float, ...], ...], Field(strict=False)]
 
 
@@ -66,34 +77,50 @@ class AdapterSpec(_Frozen):
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels are {list(self.labels)}; expected distinct names")
         if self.problem_type == "regression" and len(self.labels) != 1:
-            raise ValueError(f"a regression task has {len(self.labels)} labels; expected 1, the name of its value")
+            raise ValueError(
+                f"a regression task has {len(self.labels)} labels; expected 1, the name of its"
+                " value"
+            )
         if self.problem_type == "single_label_classification" and len(self.labels) < 2:
-            raise ValueError(f"single_label_classification has the label {self.labels[0]!r} only; expected 2 or more")
+            raise ValueError(
+                f"single_label_classification has the label {self.labels[0]!r} only; expected 2 or"
+                " more"
+            )
         if self.first_layer >= self.backbone.num_layers:
             raise ValueError(
-                f"first_layer is {self.first_layer}; expected less than {self.backbone.num_layers}, the backbone's layers"
+                f"first_layer is {self.first_layer}; expected less than {self.backbone.num_layers},"
+                " the backbone's layers"
             )
         if (self.pooling == "mask") != (self.template is not None):
-            found = "no template" if self.template is None else f"the template {shown(self.template)}"
-            raise ValueError(f"pooling is {self.pooling!r} with {found}; expected a template exactly where it is 'mask'")
+            found = (
+                "no template" if self.template is None else f"the template {shown(self.template)}"
+            )
+            raise ValueError(
+                f"pooling is {self.pooling!r} with {found}; expected a template exactly where it is"
+                " 'mask'"
+            )
         if self.template is not None:
             check_template(self.template, text_pair=self.text_pair)
         if len(self.probe.logits) != len(self.probe.inputs):
             raise ValueError(
-                f"the probe has {len(self.probe.logits)} rows of logits for {len(self.probe.inputs)} inputs; "
-                "expected one each"
+                f"the probe has {len(self.probe.logits)} rows of logits for"
+                f" {len(self.probe.inputs)} inputs; expected one each"
             )
         texts = 2 if self.text_pair else 1
         for i, (text, logits) in enumerate(zip(self.probe.inputs, self.probe.logits, strict=True)):
             if len(text) != texts:
                 raise ValueError(f"probe.inputs[{i}] holds {len(text)} texts; expected {texts}")
             if len(logits) != len(self.labels) or not all(map(math.isfinite, logits)):
-                raise ValueError(f"probe.logits[{i}] is {list(logits)}; expected {len(self.labels)} finite numbers")
+                raise ValueError(
+                    f"probe.logits[{i}] is {list(logits)}; expected {len(self.labels)} finite"
+                    " numbers"
+                )
         return self
 
 
 def parse_spec(json: str | bytes) -> AdapterSpec:
-    """Read a spec from its JSON; raise InvalidAdapter with a sentence for the first thing wrong with it."""
+    """Read a spec from its JSON; raise InvalidAdapter with a sentence for the first thing wrong
+    with it."""
     try:
         return AdapterSpec.model_validate_json(json)
     except ValidationError as error:
@@ -101,25 +128,36 @@ def parse_spec(json: str | bytes) -> AdapterSpec:
 
 
 def check_template(template: str, *, text_pair: bool) -> None:
-    """Raise InvalidPrompt unless the template holds one mask and the task's texts, once each, and no other braces."""
+    """Raise InvalidPrompt unless the template holds one mask and the task's texts, once each, and
+    no other braces."""
     if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise InvalidPrompt(f"the template has {len(template)} characters; expected at most {MAX_TEMPLATE_CHARACTERS}")
+        raise InvalidPrompt(
+            f"the template has {len(template)} characters; expected at most"
+            f" {MAX_TEMPLATE_CHARACTERS}"
+        )
     for found in re.findall(r"\{[^{}]*\}|[{}]", template):
         if found not in (MASK, *TEXTS):
             raise InvalidPrompt(
-                f"the template {shown(template)} holds {shown(found)}; expected no braces but {', '.join((*TEXTS, MASK))}"
+                f"the template {shown(template)} holds {shown(found)}; expected no braces but"
+                f" {', '.join((*TEXTS, MASK))}"
             )
     wanted = {MASK: 1, TEXTS[0]: 1, TEXTS[1]: int(text_pair)}
     for name, times in wanted.items():
         if template.count(name) != times:
-            task = f"; the task takes {'pairs' if text_pair else 'single texts'}" if name == TEXTS[1] else ""
+            task = (
+                f"; the task takes {'pairs' if text_pair else 'single texts'}"
+                if name == TEXTS[1]
+                else ""
+            )
             raise InvalidPrompt(
-                f"the template {shown(template)} holds {template.count(name)} {name}; expected {times}{task}"
+                f"the template {shown(template)} holds {template.count(name)} {name}; expected"
+                f" {times}{task}"
             )
 
 
 def first_problem(error: ValidationError) -> str:
-    """One sentence for the first problem pydantic found: where, what was found, what was expected."""
+    """One sentence for the first problem pydantic found: where, what was found, what was
+    expected."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
@@ -135,7 +173,8 @@ def first_problem(error: ValidationError) -> str:
 
 
 def shown(value: object) -> str:
-    """What was found, as much of it as a sentence bears: however large it is, and however deep a client nested it."""
+    """What was found, as much of it as a sentence bears: however large it is, and however deep a
+    client nested it."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxother = 4, 80, 80
     text = brief.repr(value)
@@ -146,5 +185,9 @@ def _expected(message: str) -> str:
     """'Input should be X' → 'expected X'; pydantic's other messages stand as they are."""
     for prefix in ("Input should be ", "String should ", "Value should "):
         if message.startswith(prefix):
-            return "expected " + ("it to " if prefix != "Input should be " else "") + message.removeprefix(prefix)
+            return (
+                "expected "
+                + ("it to " if prefix != "Input should be " else "")
+                + message.removeprefix(prefix)
+            )
     return message

@@ -1,4 +1,5 @@
-"""Text → token ids: the one way that the trainer and the server share, so that both see the same tokens."""
+"""Text → token ids: the one way that the trainer and the server share, so that both see the same
+tokens."""
 
 from __future__ import annotations
 
@@ -14,22 +15,24 @@ from adapters.prompt import Prompt
 
 TextInput = tuple[str] | tuple[str, str]
 
-# C0 controls and DEL but for tab, line feed, vertical tab, form feed and carriage return. C1 controls stay allowed: real
-# corpora hold them (Windows-1252 read as Latin-1), and the tokenisers drop them.
+# C0 controls and DEL but for tab, line feed, vertical tab, form feed and carriage return. C1
+# controls stay allowed: real corpora hold them (Windows-1252 read as Latin-1), and the tokenisers
+# drop them.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# A text is read only as far as it can matter: a million words cost no more than what is kept of them. Eight characters a
-# token are more than any language has on average; the spare tokens keep the place where the text was cut out of sight.
+# A text is read only as far as it can matter: a million words cost no more than what is kept of
+# them. Eight characters a token are more than any language has on average; the spare tokens keep
+# the place where the text was cut out of sight.
 CHARACTERS_PER_TOKEN = 8
 SPARE_TOKENS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row, special tokens included. `full_length` is what it had before truncation, at least: exactly, if `exact`.
-    `mask` is the place of a prompt's mask."""
+    """One row, special tokens included. `full_length` is what it had before truncation, at least:
+    exactly, if `exact`. `mask` is the place of a prompt's mask."""
 
     ids: list[int]
     types: list[int]
@@ -39,7 +42,8 @@ class Tokens:
 
 
 def check_text(text: str, name: str) -> None:
-    """What a client may ask: as `check_encodable`, and no control character, which only a broken client sends.
+    """What a client may ask: as `check_encodable`, and no control character, which only a broken
+    client sends.
 
     `name` says where the text stands ("inputs[3]"). Raises InvalidText.
     """
@@ -50,7 +54,8 @@ def check_text(text: str, name: str) -> None:
 def check_encodable(text: str, name: str) -> None:
     """What a tokeniser can take: not empty, no lone surrogate. Raises InvalidText.
 
-    Real training data hold a stray control character here and there (STS-B does); the tokenisers drop it.
+    Real training data hold a stray control character here and there (STS-B does); the tokenisers
+    drop it.
     """
     if not text.strip():
         raise InvalidText(f"{name} is {'only white space' if text else 'empty'}; expected a text")
@@ -60,13 +65,20 @@ def check_encodable(text: str, name: str) -> None:
 def _refuse(kind: re.Pattern[str], what: str, text: str, name: str) -> None:
     found = kind.search(text)
     if found:
-        raise InvalidText(f"{name} holds the {what} U+{ord(found.group()):04X} at position {found.start()}; expected text")
+        raise InvalidText(
+            f"{name} holds the {what} U+{ord(found.group()):04X} at position {found.start()};"
+            " expected text"
+        )
 
 
-def encode(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt | None = None) -> list[Tokens]:
-    """Tokenise a batch in one call; rows beyond `max_length` tokens are cut: the longer text of a pair first, no prompt.
+def encode(
+    tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt | None = None
+) -> list[Tokens]:
+    """Tokenise a batch in one call; rows beyond `max_length` tokens are cut: the longer text of a
+    pair first, no prompt.
 
-    `tokenizer` must have neither padding nor truncation set. A row was cut if `full_length > len(ids)`.
+    `tokenizer` must have neither padding nor truncation set. A row was cut if `full_length >
+    len(ids)`.
     """
     if prompt is not None:
         return _prompted(tokenizer, inputs, max_length, prompt)
@@ -75,7 +87,10 @@ def encode(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, p
     rows = []
     for text, head, encoding in zip(inputs, heads, encodings, strict=True):
         if head != text and not _enough(encoding, text, head, max_length):
-            head, encoding = text, tokenizer.encode_batch_fast([text if len(text) > 1 else text[0]])[0]
+            head, encoding = (
+                text,
+                tokenizer.encode_batch_fast([text if len(text) > 1 else text[0]])[0],
+            )
         if len(encoding.ids) <= max_length:
             rows.append(Tokens(encoding.ids, encoding.type_ids, len(encoding.ids)))
         else:
@@ -91,7 +106,9 @@ def _head(text: str, max_length: int) -> str:
     return text[: text.rfind(" ", 0, limit) + 1 or limit]
 
 
-def _enough(encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], max_length: int) -> bool:
+def _enough(
+    encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], max_length: int
+) -> bool:
     """Whether each part that was shortened still has more tokens than a row can keep of it."""
     counts = Counter(encoding.sequence_ids)
     return all(
@@ -100,31 +117,45 @@ def _enough(encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], ma
     )
 
 
-def _prompted(tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt) -> list[Tokens]:
-    """Every text by itself between the template's tokens; one segment, as masked language models read their own input."""
-    parts, whole = read(tokenizer, [part for text in inputs for part in prompt.spaced(text)], max_length)
+def _prompted(
+    tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt
+) -> list[Tokens]:
+    """Every text by itself between the template's tokens; one segment, as masked language models
+    read their own input."""
+    parts, whole = read(
+        tokenizer, [part for text in inputs for part in prompt.spaced(text)], max_length
+    )
     rows = []
     for first in range(0, len(parts), len(prompt.spaces)):
         row = slice(first, first + len(prompt.spaces))
         lengths = [len(part.ids) for part in parts[row]]
         kept = _kept(lengths, max_length - prompt.length)
         ids, mask = prompt.fill([part.ids[:n] for part, n in zip(parts[row], kept, strict=True)])
-        rows.append(Tokens(ids, [0] * len(ids), prompt.length + sum(lengths), all(whole[row]), mask))
+        rows.append(
+            Tokens(ids, [0] * len(ids), prompt.length + sum(lengths), all(whole[row]), mask)
+        )
     return rows
 
 
-def read(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[list[Encoding], list[bool]]:
-    """Each text by itself, without special tokens, as far as its first `length` tokens need it; and whether that is all."""
+def read(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int
+) -> tuple[list[Encoding], list[bool]]:
+    """Each text by itself, without special tokens, as far as its first `length` tokens need it; and
+    whether that is all."""
     heads = [_head(text, length) for text in texts]
     parts: list[Encoding] = tokenizer.encode_batch_fast(heads, add_special_tokens=False)
     for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
         if head != text and len(parts[i].ids) < length + SPARE_TOKENS // 2:
-            parts[i], heads[i] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0], text
+            parts[i], heads[i] = (
+                tokenizer.encode_batch_fast([text], add_special_tokens=False)[0],
+                text,
+            )
     return parts, [head == text for head, text in zip(heads, texts, strict=True)]
 
 
 def _cut(tokenizer: Tokenizer, text: tuple[str, ...], max_length: int, *, exact: bool) -> Tokens:
-    """The tokenizers library's `longest_first`, without putting a length into the shared tokeniser's state."""
+    """The tokenizers library's `longest_first`, without putting a length into the shared
+    tokeniser's state."""
     parts: list[Encoding] = tokenizer.encode_batch_fast(list(text), add_special_tokens=False)
     special = tokenizer.num_special_tokens_to_add(len(parts) == 2)
     lengths = [len(part.ids) for part in parts]

@@ -22,7 +22,9 @@ def upload(file: Path, url: str, key: str | None, activate: bool) -> bool:
             timeout=SECONDS,
         )
     except UnicodeEncodeError:
-        raise CannotUpload("the key holds a character that no header takes; expected ASCII") from None
+        raise CannotUpload(
+            "the key holds a character that no header takes; expected ASCII"
+        ) from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise CannotUpload(f"{url} cannot be reached: {error}") from None
     if answer.status_code not in (200, 201):

@@ -1,4 +1,5 @@
-"""A text that is longer than a row, as rows: windows of it that overlap, cut as the tokenizers library cuts them."""
+"""A text that is longer than a row, as rows: windows of it that overlap, cut as the tokenizers
+library cuts them."""
 
 from __future__ import annotations
 
@@ -20,19 +21,30 @@ def windows(
     limit: int,
     prompt: Prompt | None = None,
 ) -> list[list[Tokens]]:
-    """The rows of each input: that of `encode` where it fits, else windows of its longer text, each beside the other one.
+    """The rows of each input: that of `encode` where it fits, else windows of its longer text, each
+    beside the other one.
 
-    Neighbouring windows share `stride` tokens, or a quarter of those that a window has of the text. No text is read much
-    further than `limit` rows of all inputs together can hold. Raises InvalidWindow, or TooManyWindows.
+    Neighbouring windows share `stride` tokens, or a quarter of those that a window has of the text.
+    No text is read much further than `limit` rows of all inputs together can hold. Raises
+    InvalidWindow, or TooManyWindows.
     """
     spare = limit - len(inputs)  # beside the one row that each input surely takes
     result = []
-    for i, (text, row) in enumerate(zip(inputs, encode(tokenizer, inputs, max_length, prompt), strict=True)):
+    for i, (text, row) in enumerate(
+        zip(inputs, encode(tokenizer, inputs, max_length, prompt), strict=True)
+    ):
         room = max_length - _around(tokenizer, text, prompt)
         if stride is not None and stride >= room:
-            raise InvalidWindow(f"the window's stride is {stride}; expected less than {room}, its tokens of the text")
+            raise InvalidWindow(
+                f"the window's stride is {stride}; expected less than {room}, its tokens of the"
+                " text"
+            )
         fits = row.full_length <= max_length
-        result.append([row] if fits else _split(tokenizer, text, f"input {i}", room, stride, spare + 1, prompt))
+        result.append(
+            [row]
+            if fits
+            else _split(tokenizer, text, f"input {i}", room, stride, spare + 1, prompt)
+        )
         spare -= len(result[-1]) - 1
     return result
 
@@ -53,7 +65,9 @@ def _split(
 ) -> list[Tokens]:
     """`room` is for both texts of a pair."""
     shared = _shared(stride, room)
-    parts, whole = read(tokenizer, text if prompt is None else prompt.spaced(text), limit * (room - shared) + shared)
+    parts, whole = read(
+        tokenizer, text if prompt is None else prompt.spaced(text), limit * (room - shared) + shared
+    )
     lengths = [len(part.ids) for part in parts]
     place = lengths.index(max(lengths))
     long, more = parts[place], "" if whole[place] else " or more"
@@ -62,8 +76,8 @@ def _split(
     shared = _shared(stride, left)
     if left <= shared:
         raise InvalidWindow(
-            f"{name} leaves a window without room for the pair's other text: its shorter one has {min(lengths)} tokens; "
-            f"expected less than {room - (stride or 0)}"
+            f"{name} leaves a window without room for the pair's other text: its shorter one has"
+            f" {min(lengths)} tokens; expected less than {room - (stride or 0)}"
         )
     count = 1 + -(-(lengths[place] - left) // (left - shared))
     if count > limit:
@@ -84,6 +98,7 @@ def _row(tokenizer: Tokenizer, parts: list[Encoding], prompt: Prompt | None) -> 
     if prompt is not None:
         ids, mask = prompt.fill([part.ids for part in parts])
         return Tokens(ids, [0] * len(ids), len(ids), mask=mask)
-    # One by one: of a pair whose second text has overflow, the library gives its further windows wrong type ids.
+    # One by one: of a pair whose second text has overflow, the library gives its further windows
+    # wrong type ids.
     row = tokenizer.post_process(parts[0], parts[1] if len(parts) > 1 else None)
     return Tokens(row.ids, row.type_ids, len(row.ids))

@@ -1,4 +1,5 @@
-"""What contestants share: the material they load, the texts, whose turn it is, and figures held side by side."""
+"""What contestants share: the material they load, the texts, whose turn it is, and figures held
+side by side."""
 
 from __future__ import annotations
 
@@ -36,21 +37,44 @@ def prepare(folder: Path, name: str, tasks: int) -> Materials:
     backbone = backbones.load(name)
     torch.manual_seed(0)
     config = copy.deepcopy(backbone.config)
-    config.id2label = {0: "no", 1: "yes"}  # Infinity takes a model without named labels for a reranker
+    # Infinity takes a model without named labels for a reranker
+    config.id2label = {0: "no", 1: "yes"}
     model = transformers.BertForSequenceClassification(config)
     model.bert.load_state_dict(backbone.encoder.state_dict())
     model.save_pretrained(folder / "model")
     backbone.tokenizer.save(str(folder / "model" / "tokenizer.json"))
-    (folder / "model" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": backbone.max_length}))
-    return Materials(name, folder / "model", folder / "store", stores.fill(folder / "store", backbone, tasks))
+    (folder / "model" / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": backbone.max_length})
+    )
+    return Materials(
+        name, folder / "model", folder / "store", stores.fill(folder / "store", backbone, tasks)
+    )
 
 
 def read_rows(data: Path | None, name: str, rng: random.Random) -> list[list[str]]:
     """Texts, or pairs of them."""
     if data is None:
-        words = ["the", "film", "is", "a", "good", "and", "moving", "story", "of", "people", "in", "love", "with", "life"]
+        words = [
+            "the",
+            "film",
+            "is",
+            "a",
+            "good",
+            "and",
+            "moving",
+            "story",
+            "of",
+            "people",
+            "in",
+            "love",
+            "with",
+            "life",
+        ]
         parts = 2 if name == "mnli" else 1
-        return [[" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(parts)] for _ in range(200)]
+        return [
+            [" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(parts)]
+            for _ in range(200)
+        ]
     lines = (data / name / "dev.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     return [[row[part] for part in ("text", "text_pair") if part in row] for row in rows]
@@ -63,10 +87,15 @@ def turns(contestants: Sequence[T], repeat: int) -> list[T]:
 
 
 def difference(what: str, one: Rows, other: Rows) -> float:
-    """The greatest one between two sets of answers. Raises RuntimeError if it is too great: they do not do the same work."""
-    found = max(abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+    """The greatest one between two sets of answers. Raises RuntimeError if it is too great: they do
+    not do the same work."""
+    found = max(
+        abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+    )
     if not found <= TOLERANCE:
-        raise RuntimeError(f"the answers of {what} differ by {found:.3g}; expected at most {TOLERANCE}")
+        raise RuntimeError(
+            f"the answers of {what} differ by {found:.3g}; expected at most {TOLERANCE}"
+        )
     return found
 
 

@@ -17,7 +17,8 @@ MAX_LENGTH = 128
 
 
 def fill(folder: Path, backbone: Backbone, tasks: int) -> list[str]:
-    """Write a store of so many tasks as `adapters.store` lays it out, but without its fsyncs; returns their names."""
+    """Write a store of so many tasks as `adapters.store` lays it out, but without its fsyncs;
+    returns their names."""
     names = [f"task-{i:05d}" for i in range(tasks)]
     for seed, name in enumerate(names):
         data = random_file(backbone, name, seed, "cls")
@@ -28,8 +29,11 @@ def fill(folder: Path, backbone: Backbone, tasks: int) -> list[str]:
     return names
 
 
-def random_file(backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean", first_layer: int = 0) -> bytes:
-    """An adapter file of bottleneck 16 and two labels. Its probe is not true: it cannot be uploaded."""
+def random_file(
+    backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean", first_layer: int = 0
+) -> bytes:
+    """An adapter file of bottleneck 16 and two labels. Its probe is not true: it cannot be
+    uploaded."""
     spec = AdapterSpec(
         task=task,
         labels=("no", "yes"),

@@ -1,4 +1,5 @@
-"""The site holds docs/ alone: a link to another file of the repository keeps only its text there."""
+"""The site holds docs/ alone: a link to another file of the repository keeps only its text
+there."""
 
 from __future__ import annotations
 

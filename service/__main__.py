@@ -16,43 +16,58 @@ import typer
 import uvloop
 
 from adapters.errors import AdaMixError
-from service import logs
-from service.address import claimed
-from service.protocol import Server, configured
+from service.http.protocol import Server, configured
 from service.settings import InvalidSettings, Settings, read_settings
-from service.wire import Greeting
+from service.telemetry import logs
+from service.workers.listeners import claimed
+from service.workers.wire import Greeting
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import, which help and completion do not wait for
-    from service.middleware import App
-    from service.state import Service
+# torch and transformers take seconds to import, which help and completion do not wait for
+if TYPE_CHECKING:
+    from service.http.middleware import App
+    from service.service import Service
 
-# How often a thread of a batch looks for the others' end before it sleeps: for longer than it is from one parallel region to
-# the next. libgomp's own 300,000 are as fast on quiet cores, and twelve to thirty times slower on shared ones (LOG.md).
+# How often a thread of a batch looks for the others' end before it sleeps: for longer than it is
+# from one parallel region to the next. libgomp's own 300,000 are as fast on quiet cores, and twelve
+# to thirty times slower on shared ones (LOG.md).
 SPINS = 2000
 
 log = structlog.get_logger("service")
 
-EXIT_CODES = "**Exit codes:** 0, asked to stop; 2, something that you can mend, which stderr says; 1, a fault of ours."
-app = typer.Typer(add_completion=__name__ != "__main__", rich_markup_mode="markdown", pretty_exceptions_enable=False)
+EXIT_CODES = (
+    "**Exit codes:** 0, asked to stop; 2, something that you can mend, which stderr says; 1, a"
+    " fault of ours."
+)
+app = typer.Typer(
+    add_completion=__name__ != "__main__",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
 
 
 @app.command(epilog=EXIT_CODES)
 def main(
     host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="To listen on; else `ADAMIX_HOST` or 127.0.0.1.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="To listen on; else `ADAMIX_HOST` or 127.0.0.1."),
     ] = None,
     port: Annotated[int | None, typer.Option(help="Else `ADAMIX_PORT` or 8000.")] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="`embedded`, a folder, or a Hugging Face id; else `ADAMIX_BACKBONE` or `embedded`."
+            metavar="NAME",
+            help=(
+                "`embedded`, a folder, or a Hugging Face id; else `ADAMIX_BACKBONE` or `embedded`."
+            ),
         ),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Of the adapters; else `ADAMIX_STORE` or var/store.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of the adapters; else `ADAMIX_STORE` or var/store."),
     ] = None,
 ) -> None:
-    """Serve AdaMix adapters over one frozen backbone, until SIGTERM: that answers what is under way, then exits.
+    """Serve AdaMix adapters over one frozen backbone, until SIGTERM: that answers what is under
+    way, then exits.
 
     With the shipped adapters, on http://127.0.0.1:8000, where there is a page:
 
@@ -69,7 +84,9 @@ def main(
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     given = {"host": host, "port": port, "backbone": backbone, "store": store}
     try:
-        settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+        settings = read_settings(
+            **{name: value for name, value in given.items() if value is not None}
+        )
         logs.configure(settings.log_level, settings.log_format)
         from service.app import create_app
 
@@ -84,10 +101,12 @@ def serve(application: App, service: Service, settings: Settings) -> int:
     """Serve until a signal; the exit code."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # uvicorn answers what is under way, then raises the signal again: being asked to stop is no failure.
+    # uvicorn answers what is under way, then raises the signal again: being asked to stop is no
+    # failure.
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: sys.exit(0))
-    # What lives until the end is no garbage: looking through all of it stalled every request for most of a second.
+    # What lives until the end is no garbage: looking through all of it stalled every request for
+    # most of a second.
     gc.collect()
     gc.freeze()
     if settings.workers > 1:
@@ -96,23 +115,28 @@ def serve(application: App, service: Service, settings: Settings) -> int:
     server = Server(config, partial(tell, service))
     try:
         server.run()
-    except SystemExit as ended:  # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
+    except SystemExit as ended:
+        # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
         return 2 if ended.code else 0
     return 0 if server.started else 1
 
 
 def serve_by_front_ends(application: App, service: Service, settings: Settings) -> bool:
     """The same, with HTTP in processes of its own; whether they could. Raises InvalidSettings."""
-    from service.front_ends import FrontEnds
+    from service.workers.supervisor import FrontEnds
 
     try:
         place = claimed(settings.host, settings.port)
     except (socket.gaierror, UnicodeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InvalidSettings(f"setting ADAMIX_HOST is {settings.host!r}, which is no address: {reason}") from None
+        raise InvalidSettings(
+            f"setting ADAMIX_HOST is {settings.host!r}, which is no address: {reason}"
+        ) from None
     except OSError as error:
         reason = str(error.strerror).lower()
-        raise InvalidSettings(f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}") from None
+        raise InvalidSettings(
+            f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}"
+        ) from None
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),
         mask_token=service.tokenizer.mask_token,
@@ -124,10 +148,14 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    environment = {name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"}
+    environment = {
+        name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"
+    }
     with place:
         front_ends = FrontEnds(application, service, greeting, place, environment)
-        return uvloop.run(front_ends.serve(settings.workers, lambda: tell(service, place.getsockname()[:2])))
+        return uvloop.run(
+            front_ends.serve(settings.workers, lambda: tell(service, place.getsockname()[:2]))
+        )
 
 
 def tell(service: Service, address: tuple[str, int]) -> None:

@@ -21,23 +21,26 @@ from adapters import backbone as backbones
 from adapters.errors import AdaMixError
 from adapters.file import parse
 from adapters.store import Store
-from service import errors, openapi, quantized
-from service.auth import Guard, is_loopback, kept_admin_key
 from service.batcher import Batcher
-from service.engine import Engine
-from service.halving import Halving
+from service.engine import quantized
+from service.engine.engine import Engine
+from service.engine.halving import Halving
+from service.engine.slots import Slots
+from service.http import answers as errors
+from service.http import openapi
+from service.http.auth import Guard, is_loopback, kept_admin_key
+from service.http.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
+from service.http.routes import adapters, docs, health, page, predict, storage
+from service.http.v2 import routes as v2
 from service.loader import Loader
-from service.memory import memory_bytes
-from service.metrics import Metrics, StateCollector
-from service.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
-from service.routes import adapters, docs, health, page, predict, storage, v2
+from service.service import ServedBackbone, Service
 from service.settings import InvalidSettings, Settings
-from service.slots import Slots
-from service.state import ServedBackbone, Service
+from service.telemetry.memory import memory_bytes
+from service.telemetry.metrics import Metrics, StateCollector
 from service.tokenizer import RequestTokenizer
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 MOST_CACHE_BYTES = 4 << 30  # unless the setting says more
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 16384
@@ -46,9 +49,11 @@ log = structlog.get_logger("service")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no device."""
-    # In a thread that ends, and its OpenMP workers with it. libgomp counts the workers of every thread, and lets them sleep
-    # instead of spin once they are more than the cores: the engine's would be woken three hundred times a batch.
+    """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no
+    device."""
+    # In a thread that ends, and its OpenMP workers with it. libgomp counts the workers of every
+    # thread, and lets them sleep instead of spin once they are more than the cores: the engine's
+    # would be woken three hundred times a batch.
     with ThreadPoolExecutor(1) as apart:
         service = apart.submit(wire, settings).result()
 
@@ -72,10 +77,15 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    app.router.routes.extend(predict.router.routes)  # not included: that would match every request twice
+    # not included: that would match every request twice
+    app.router.routes.extend(predict.router.routes)
     for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
     app.add_middleware(HeadAsGet)
     if settings.workers == 1:  # else the front ends do that, before they relay a request
         app.add_middleware(RequestContext)
@@ -92,7 +102,8 @@ class _App(FastAPI):
 
 
 def _operation_id(route: APIRoute) -> str:
-    """What generated clients call the operation: its function's name; V2's, of which some come twice, say so."""
+    """What generated clients call the operation: its function's name; V2's, of which some come
+    twice, say so."""
     if not route.path.startswith("/v2"):
         return route.name
     return f"v2_{route.name}_of_version" if "{version}" in route.path else f"v2_{route.name}"
@@ -106,7 +117,9 @@ def wire(settings: Settings) -> Service:
     dtype = _dtype(settings.dtype, device)
     backbone = backbones.load(settings.backbone)
     cache = settings.host_cache_bytes
-    store = Store(settings.store, min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache)
+    store = Store(
+        settings.store, min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache
+    )
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
         settings.slots,
@@ -158,14 +171,17 @@ def _shrink(service: Service) -> None:
     service.metrics.out_of_memory.inc()
     batcher = service.batcher
     batcher.max_tokens = max(1, batcher.max_tokens // 2)
-    log.warning("the device lacked memory for a batch; those that follow are smaller", max_batch_tokens=batcher.max_tokens)
+    log.warning(
+        "the device lacked memory for a batch; those that follow are smaller",
+        max_batch_tokens=batcher.max_tokens,
+    )
 
 
 def _tracing(settings: Settings) -> Tracing | None:
     if not settings.tracing:
         return None
     try:
-        from service.tracing import Tracing
+        from service.telemetry.tracing import Tracing
 
         return Tracing()
     except ModuleNotFoundError:
@@ -175,13 +191,14 @@ def _tracing(settings: Settings) -> Tracing | None:
         ) from None
     except ValueError as error:
         raise InvalidSettings(
-            f"setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: {error}; "
-            "expected OTEL_… variables as its documentation lists them"
+            "setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value:"
+            f" {error}; expected OTEL_… variables as its documentation lists them"
         ) from None
 
 
 def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
-    """What FastAPI itself tells OpenTelemetry: one span a request where tracing is on, and nothing but that."""
+    """What FastAPI itself tells OpenTelemetry: one span a request where tracing is on, and nothing
+    but that."""
     return {
         "tracing": tracing is not None,
         "tracer_provider": tracing.provider if tracing is not None else None,
@@ -198,11 +215,13 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidSettings(
-            "setting ADAMIX_DEVICE is 'cuda', but this machine has no GPU that torch can use; expected cpu"
+            "setting ADAMIX_DEVICE is 'cuda', but this machine has no GPU that torch can use;"
+            " expected cpu"
         )
     if name == "cuda" and importlib.util.find_spec("triton") is None:
         raise InvalidSettings(
-            "setting ADAMIX_DEVICE is 'cuda', but Triton is not installed; expected torch's own CUDA build, which brings it"
+            "setting ADAMIX_DEVICE is 'cuda', but Triton is not installed; expected torch's own"
+            " CUDA build, which brings it"
         )
     return torch.device(name)
 
@@ -215,12 +234,15 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _guard(settings: Settings) -> Guard:
-    """On loopback anyone may write, unless the operator set a key; elsewhere whoever bears the key, made if need be."""
+    """On loopback anyone may write, unless the operator set a key; elsewhere whoever bears the key,
+    made if need be."""
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     if admin_key is None and not is_loopback(settings.host):
         admin_key, path, new = kept_admin_key(settings.store)
         if new:
-            log.warning("made an admin key; it is shown this once", admin_key=admin_key, kept_in=str(path))
+            log.warning(
+                "made an admin key; it is shown this once", admin_key=admin_key, kept_in=str(path)
+            )
         else:
             log.info("admin key read", kept_in=str(path))
     return Guard(admin_key, settings.api_key.get_secret_value() if settings.api_key else None)

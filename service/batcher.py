@@ -1,7 +1,8 @@
 """A bounded queue of rows, and batches of them for a device that does one at a time.
 
-Knows neither torch nor HTTP: it is given a plain callable. There is no fixed waiting window: rows that arrive while the
-device works form the next batch, so batches grow with the load and a lone row waits for nothing.
+Knows neither torch nor HTTP: it is given a plain callable. There is no fixed waiting window: rows
+that arrive while the device works form the next batch, so batches grow with the load and a lone row
+waits for nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Outcome(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one batch was, and when (`started` is time.monotonic's); `waits` has each row's seconds in the queue."""
+    """What one batch was, and when (`started` is time.monotonic's); `waits` has each row's seconds
+    in the queue."""
 
     rows: int
     tokens: int
@@ -81,9 +83,10 @@ class _Entry(Generic[R, T]):
 class Batcher(Generic[R, T]):
     """Queues rows by task and runs batches of them, one after the other, in a thread of its own.
 
-    A batch takes one row of each waiting task in turn (round robin, going on where the last batch stopped) until
-    `max_tokens` tokens or `max_adapters` distinct adapters are reached; it always takes at least one row. So a flood of
-    one task delays another task's row by one batch at most. `patience`: see `_regroup`.
+    A batch takes one row of each waiting task in turn (round robin, going on where the last batch
+    stopped) until `max_tokens` tokens or `max_adapters` distinct adapters are reached; it always
+    takes at least one row. So a flood of one task delays another task's row by one batch at most.
+    `patience`: see `_regroup`.
     """
 
     def __init__(
@@ -104,7 +107,8 @@ class Batcher(Generic[R, T]):
         self._observe = observe
         self._queues: OrderedDict[str, deque[_Entry[R, T]]] = OrderedDict()
         self._queued_rows = 0
-        self._answered, self._patience_ends = 0, 0.0  # how many requests by the last batch; until when (time.monotonic's)
+        # how many requests by the last batch; until when (time.monotonic's)
+        self._answered, self._patience_ends = 0, 0.0
         self._wake = asyncio.Event()
         self._closing = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -122,8 +126,8 @@ class Batcher(Generic[R, T]):
     async def submit(self, rows: Sequence[R]) -> list[Outcome[T]]:
         """Queue the rows of one request and wait for all their results, in order.
 
-        If the caller is cancelled, its rows that have not started are dropped. Raises QueueFull, Closed, or whatever
-        the device raised on a batch that held one of the rows.
+        If the caller is cancelled, its rows that have not started are dropped. Raises QueueFull,
+        Closed, or whatever the device raised on a batch that held one of the rows.
         """
         if self._closing:
             raise Closed
@@ -166,10 +170,12 @@ class Batcher(Generic[R, T]):
                 await self._wake.wait()
 
     async def _regroup(self) -> None:
-        """Wait until half as many rows are queued as requests were just answered, for a part of that batch's time at most.
+        """Wait until half as many rows are queued as requests were just answered, for a part of
+        that batch's time at most.
 
-        Their clients ask again within moments. The first to do so would be a batch of its own, for which the others would
-        wait, and then be the next one without it: batches of 1 and 31, for ever. Half keep the device busy for the rest.
+        Their clients ask again within moments. The first to do so would be a batch of its own, for
+        which the others would wait, and then be the next one without it: batches of 1 and 31, for
+        ever. Half keep the device busy for the rest.
         """
         while 2 * self._queued_rows < self._answered and not self._closing:
             if (left := self._patience_ends - time.monotonic()) <= 0:
@@ -190,7 +196,9 @@ class Batcher(Generic[R, T]):
                 if entry is None:
                     continue
                 full = tokens + entry.row.tokens > self.max_tokens
-                crowded = entry.row.adapter_key not in adapters and len(adapters) >= self._max_adapters
+                crowded = (
+                    entry.row.adapter_key not in adapters and len(adapters) >= self._max_adapters
+                )
                 if batch and (full or crowded):
                     continue  # stays in front: the next batch begins with it
                 self._take(task)
@@ -233,12 +241,17 @@ class Batcher(Generic[R, T]):
         seconds = time.monotonic() - started
         waits = [started - entry.arrived for entry in batch]
         tasks = len({row.task for row in rows})
-        report = BatchReport(len(rows), sum(row.tokens for row in rows), tasks, started, seconds, waits)
+        report = BatchReport(
+            len(rows), sum(row.tokens for row in rows), tasks, started, seconds, waits
+        )
         for (entry, value), wait in zip(answers, waits, strict=True):
             self._answer(entry, Outcome(value, wait, report))
-        self._answered = sum(request.unanswered == 0 for request in {entry.request for entry in batch})
+        self._answered = sum(
+            request.unanswered == 0 for request in {entry.request for entry in batch}
+        )
         self._patience_ends = time.monotonic() + self._patience * seconds
-        # As a callback of its own: what goes wrong in it is logged by the event loop and stops no batch.
+        # As a callback of its own: what goes wrong in it is logged by the event loop and stops no
+        # batch.
         asyncio.get_running_loop().call_soon(self._observe, report)
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""Adapters read from disk, and brought to a GPU, off the event loop and before their rows are queued: no batch waits for a
-file."""
+"""Adapters read from disk, and brought to a GPU, off the event loop and before their rows are
+queued: no batch waits for a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TypeVar
 
 from adapters.file import Adapter
 from adapters.store import Store
-from service.slots import Slots
+from service.engine.slots import Slots
 
 T = TypeVar("T")
 
-THREADS = 8  # of their own, so that files that hang hold up neither uploads nor, up to so many, other tasks' files
+# of their own, so that files that hang hold up neither uploads nor, up to so many, other tasks'
+# files
+THREADS = 8
 
 
 class Loader:
@@ -34,14 +36,19 @@ class Loader:
         return await self._once(self._read, digest, lambda: self._store.get(task, digest))
 
     async def prefetch(self, adapter: Adapter) -> None:
-        """Bring an adapter to the device, if there is a slot to be had before its batch. Not on a CPU: there the copy would
-        take a core from the batch that runs, and more memory, from each thread's own heap."""
+        """Bring an adapter to the device, if there is a slot to be had before its batch. Not on a
+        CPU: there the copy would take a core from the batch that runs, and more memory, from each
+        thread's own heap."""
         if self._slots.apart and not self._slots.resident(adapter.digest):
             await self._once(self._copied, adapter.digest, lambda: self._slots.prefetch(adapter))
 
-    async def _once(self, under_way: dict[str, asyncio.Future[T]], digest: str, job: Callable[[], T]) -> T:
+    async def _once(
+        self, under_way: dict[str, asyncio.Future[T]], digest: str, job: Callable[[], T]
+    ) -> T:
         done = under_way.get(digest)
         if done is None:
-            done = under_way[digest] = asyncio.get_running_loop().run_in_executor(self._threads, job)
+            done = under_way[digest] = asyncio.get_running_loop().run_in_executor(
+                self._threads, job
+            )
             done.add_done_callback(lambda _: under_way.pop(digest))
         return await asyncio.shield(done)  # a client that leaves does not end it for the others

@@ -1,4 +1,5 @@
-"""Settings: every choice of an operator, from the environment (`ADAMIX_…`); docs/settings.md lists them."""
+"""Settings: every choice of an operator, from the environment (`ADAMIX_…`); docs/settings.md lists
+them."""
 
 from __future__ import annotations
 
@@ -17,54 +18,98 @@ class InvalidSettings(AdaMixError):
 
 
 class Settings(BaseSettings):
-    """What `create_app` wires the service from. Sizes are in bytes, rows or tokens, as their names say."""
+    """What `create_app` wires the service from. Sizes are in bytes, rows or tokens, as their names
+    say."""
 
-    model_config = SettingsConfigDict(env_prefix="ADAMIX_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ADAMIX_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
     store: Path = Field(Path("var/store"), description="folder of the adapters")
-    seed: Path = Field(Path("store"), description="folder whose adapters an empty store starts with")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    seed: Path = Field(
+        Path("store"), description="folder whose adapters an empty store starts with"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU if there is one"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="of the backbone on the device; int8 on CPUs only"
     )
-    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs the admin key for writes")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on; any but loopback needs the admin key for writes",
+    )
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
     workers: int = Field(
-        1, ge=1, le=64, description="processes that speak HTTP; from 2 on they are apart from the engine, which stays one"
+        1,
+        ge=1,
+        le=64,
+        description=(
+            "processes that speak HTTP; from 2 on they are apart from the engine, which stays one"
+        ),
     )
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine; by default one per core")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the engine; by default one per core"
+    )
     max_batch_tokens: int | None = Field(
-        None, ge=16, description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU"
+        None,
+        ge=16,
+        description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU",
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
-    max_inputs: int = Field(256, ge=1, description="rows (inputs × tasks, windows counted) in one request")
+    max_inputs: int = Field(
+        256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
+    )
     max_body_bytes: int = Field(2 << 20, ge=1024, description="of a /predict or infer request")
     max_upload_bytes: int = Field(64 << 20, ge=1024, description="of an uploaded adapter")
     slots: int = Field(256, ge=1, description="adapters resident on the device at once")
     host_cache_bytes: int | None = Field(
-        None, ge=0, description="of adapters in memory; by default a quarter of the machine's or container's, 4 GiB at most"
+        None,
+        ge=0,
+        description=(
+            "of adapters in memory; by default a quarter of the machine's or container's, 4 GiB at"
+            " most"
+        ),
     )
-    drain_seconds: int = Field(30, ge=0, description="how long SIGTERM waits for requests under way")
-    api_key: SecretStr | None = Field(None, description="if set, /predict and V2's infer want it as a bearer token")
-    admin_key: SecretStr | None = Field(None, description="who bears it may write; made at first start where one is needed")
-    tracing: bool = Field(False, description="spans to OpenTelemetry, as its own OTEL_… variables say; needs the extra")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug tells of probes, too")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
+    drain_seconds: int = Field(
+        30, ge=0, description="how long SIGTERM waits for requests under way"
+    )
+    api_key: SecretStr | None = Field(
+        None, description="if set, /predict and V2's infer want it as a bearer token"
+    )
+    admin_key: SecretStr | None = Field(
+        None, description="who bears it may write; made at first start where one is needed"
+    )
+    tracing: bool = Field(
+        False,
+        description="spans to OpenTelemetry, as its own OTEL_… variables say; needs the extra",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug tells of probes, too"
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else JSON"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_inputs > self.max_queue_rows:
             raise ValueError(
-                f"MAX_INPUTS is {self.max_inputs}; expected at most MAX_QUEUE_ROWS, which is {self.max_queue_rows}"
+                f"MAX_INPUTS is {self.max_inputs}; expected at most MAX_QUEUE_ROWS, which is"
+                f" {self.max_queue_rows}"
             )
         if self.tracing and self.workers > 1:
-            raise ValueError(f"TRACING is true, but ADAMIX_WORKERS is {self.workers}; expected 1 worker where it is true")
+            raise ValueError(
+                f"TRACING is true, but ADAMIX_WORKERS is {self.workers}; expected 1 worker where it"
+                " is true"
+            )
         return self
 
 
 def read_settings(**overrides: object) -> Settings:
-    """Settings from the environment, `overrides` first. Raises InvalidSettings with one sentence."""
+    """Settings from the environment, `overrides` first. Raises InvalidSettings with one
+    sentence."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:

@@ -22,7 +22,8 @@ THREADS = 2  # so that a flood of long texts waits here, and takes neither all c
 
 
 class InputTooLong(Exception):
-    """An input that has more tokens than its adapter takes, where the client did not ask for truncation."""
+    """An input that has more tokens than its adapter takes, where the client did not ask for
+    truncation."""
 
 
 class RequestTokenizer:
@@ -31,14 +32,17 @@ class RequestTokenizer:
     def __init__(self, tokenizer: Tokenizer, mask_token: str | None) -> None:
         self.tokenizer, self.mask_token = tokenizer, mask_token
         self._prompt = lru_cache(TEMPLATES)(
-            lambda template, max_length: None if template is None else fitted(template, tokenizer, mask_token, max_length)
+            lambda template, max_length: (
+                None if template is None else fitted(template, tokenizer, mask_token, max_length)
+            )
         )
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
 
     async def encode(
         self, texts: Sequence[TextInput], max_length: int, template: str | None, *, truncate: bool
     ) -> list[Tokens]:
-        """Tokenise a request's rows. Raises InputTooLong, or InvalidPrompt for a template that this backbone cannot use."""
+        """Tokenise a request's rows. Raises InputTooLong, or InvalidPrompt for a template that this
+        backbone cannot use."""
         prompt = self._prompt(template, max_length)
         rows = await self._run(texts, partial(encode, self.tokenizer, texts, max_length, prompt))
         if not truncate:
@@ -52,11 +56,20 @@ class RequestTokenizer:
         return rows
 
     async def windows(
-        self, texts: Sequence[TextInput], max_length: int, template: str | None, *, stride: int | None, limit: int
+        self,
+        texts: Sequence[TextInput],
+        max_length: int,
+        template: str | None,
+        *,
+        stride: int | None,
+        limit: int,
     ) -> list[list[Tokens]]:
-        """Tokenise a request's texts, each to one row or to its windows. Raises as `windows`, and InvalidPrompt."""
+        """Tokenise a request's texts, each to one row or to its windows. Raises as `windows`, and
+        InvalidPrompt."""
         prompt = self._prompt(template, max_length)
-        work = partial(windows, self.tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt)
+        work = partial(
+            windows, self.tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt
+        )
         return await self._run(texts, work)
 
     async def _run(self, texts: Sequence[TextInput], work: Callable[[], T]) -> T:

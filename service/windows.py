@@ -1,4 +1,5 @@
-"""Windows of a text that is too long for a row: how a request asks for them, and how their logits become one answer."""
+"""Windows of a text that is too long for a row: how a request asks for them, and how their logits
+become one answer."""
 
 from __future__ import annotations
 
@@ -10,13 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from adapters.spec import ProblemType
 
 Aggregate = Literal["mean", "max"]
-STRIDE = "Tokens that neighbouring windows share; by default a quarter of those that a window has of the text."
+STRIDE = (
+    "Tokens that neighbouring windows share; by default a quarter of those that a window has of the"
+    " text."
+)
 AGGREGATE = "One answer of the windows' logits: their mean, or each label's largest."
-TRUNCATED = "truncate is true with a window; expected one of the two, for windows leave nothing to be cut"
+TRUNCATED = (
+    "truncate is true with a window; expected one of the two, for windows leave nothing to be cut"
+)
 
 
 class Window(BaseModel):
-    """Answer a text that is too long for a row by windows of it, each of which counts as an input."""
+    """Answer a text that is too long for a row by windows of it, each of which counts as an
+    input."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,8 +34,9 @@ class Window(BaseModel):
 def joined(rows: list[list[float]], aggregate: Aggregate, problem_type: ProblemType) -> list[float]:
     """The windows' logits `[W, C]` → one text's `[C]`; those of a single window as they are.
 
-    What softmax makes of logits does not change if all of them grow alike: so the largest are sought among a window's log
-    probabilities where labels exclude each other, lest a window win them all by such a shift. A mean needs no such care.
+    What softmax makes of logits does not change if all of them grow alike: so the largest are
+    sought among a window's log probabilities where labels exclude each other, lest a window win
+    them all by such a shift. A mean needs no such care.
     """
     if len(rows) == 1:
         return rows[0]

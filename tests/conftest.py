@@ -23,8 +23,11 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        patch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        )
+        # tiny matrices: threads would only wait for each other
+        patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
         patch.delenv("ADAMIX_ADMIN_KEY", raising=False)
         yield

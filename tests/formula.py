@@ -1,5 +1,7 @@
-"""The papers' formulas, written down once more from scratch: BERT (Devlin et al. 2019), RoBERTa's positions (Liu et al.
-2019), a bottleneck behind each feed-forward (Wang et al. 2022). One text at a time, in float64, without the product's code.
+"""The papers' formulas, written down once more from scratch: BERT (Devlin et al. 2019), RoBERTa's
+positions (Liu et al.
+2019), a bottleneck behind each feed-forward (Wang et al. 2022). One text at a time, in float64,
+without the product's code.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ def bottleneck(down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, x: 
 
 
 def hidden(encoder: torch.nn.Module, ids: list[int], types: list[int], site: Site) -> Tensor:
-    """The last layer's states `[T, d]` of a text without padding, `site` applied behind each feed-forward."""
+    """The last layer's states `[T, d]` of a text without padding, `site` applied behind each
+    feed-forward."""
     p = {name: tensor.double() for name, tensor in encoder.named_parameters()}
     config = encoder.config
     first = 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
@@ -34,7 +37,9 @@ def hidden(encoder: torch.nn.Module, ids: list[int], types: list[int], site: Sit
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
         q, k, v = (
-            _linear(p, f"{layer}.attention.self.{name}", x).reshape(len(ids), heads, size).transpose(0, 1)
+            _linear(p, f"{layer}.attention.self.{name}", x)
+            .reshape(len(ids), heads, size)
+            .transpose(0, 1)
             for name in ("query", "key", "value")
         )
         scores = torch.exp(q @ k.transpose(1, 2) / math.sqrt(size))
@@ -60,4 +65,7 @@ def _linear(p: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 def _norm(p: Mapping[str, Tensor], name: str, x: Tensor, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + eps) * p[f"{name}.weight"] + p[f"{name}.bias"]
+    return (
+        centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + eps) * p[f"{name}.weight"]
+        + p[f"{name}.bias"]
+    )

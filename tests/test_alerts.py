@@ -16,7 +16,9 @@ RULES = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0]["r
 def promtool(*arguments: str) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed: apt-get install prometheus")
-    done = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -26,15 +28,20 @@ def test_the_configuration_is_valid() -> None:
 
 
 def test_alerts_are_raised_when_they_should_be() -> None:
-    """Each alert is raised by the samples that are meant for it, and none by a busy, healthy service's."""
+    """Each alert is raised by the samples that are meant for it, and none by a busy, healthy
+    service's."""
     promtool("test", "rules", "tests/alerts_test.yml")
 
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
 def test_an_alert_is_tested_and_explained(alert: str) -> None:
-    """Each alert has a severity, a summary and what to do, is raised in the rules' tests, and is in docs/operate.md."""
+    """Each alert has a severity, a summary and what to do, is raised in the rules' tests, and is in
+    docs/operate.md."""
     (rule,) = (rule for rule in RULES if rule["alert"] == alert)
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"].keys() == {"summary", "description"}
-    assert f'ALERTS{{alertname="{alert}", alertstate="firing"' in (ROOT / "tests/alerts_test.yml").read_text()
+    assert (
+        f'ALERTS{{alertname="{alert}", alertstate="firing"'
+        in (ROOT / "tests/alerts_test.yml").read_text()
+    )
     assert f"| `{alert}` |" in (ROOT / "docs/operate.md").read_text()

@@ -1,4 +1,5 @@
-"""The three doors, as a person or a shell meets them: help that teaches, quick, at 80 columns, and completion."""
+"""The three doors, as a person or a shell meets them: help that teaches, quick, at 80 columns, and
+completion."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-SCRIPTS: dict[str, str] = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["scripts"]
+SCRIPTS: dict[str, str] = tomllib.loads(
+    (Path(__file__).parent.parent / "pyproject.toml").read_text()
+)["project"]["scripts"]
 COMMANDS = [
     ("adamix-train",),
     ("adamix-serve",),
@@ -33,10 +36,15 @@ def door(script: str) -> typer.Typer:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help(command: tuple[str, ...]) -> None:
-    """At 80 columns the help has its examples as they are typed, whole names of options, and no line that is too long."""
+    """At 80 columns the help has its examples as they are typed, whole names of options, and no
+    line that is too long."""
     script, *rest = command
     app = door(script)
-    shown = CliRunner().invoke(app, [*rest, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout
+    shown = (
+        CliRunner()
+        .invoke(app, [*rest, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+        .stdout
+    )
     assert max(map(len, shown.splitlines())) <= 80
     examples = re.findall(r"^  (?:ADAMIX_\S+ )?(?:python -m|accelerate) .*$", shown, re.MULTILINE)
     assert examples
@@ -52,16 +60,24 @@ def test_the_main_help_has_exit_codes() -> None:
 def test_help_does_not_wait() -> None:
     """Neither torch nor transformers is imported for help or completion."""
     modules = [target.partition(":")[0] for target in SCRIPTS.values()]
-    script = f"import sys, {', '.join(modules)}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
+    script = (
+        f"import sys, {', '.join(modules)}; sys.exit(bool({{'torch', 'transformers'}} &"
+        " set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("adamix ins", "inspect"), ("adamix-train --check", "--checkpoint-every"), ("adamix-train --method lo", "lora")],
+    [
+        ("adamix ins", "inspect"),
+        ("adamix-train --check", "--checkpoint-every"),
+        ("adamix-train --method lo", "lora"),
+    ],
 )
 def test_completion(typed: str, offered: str) -> None:
-    """What a shell asks an installed command to complete is completed: commands, options, choices."""
+    """What a shell asks an installed command to complete is completed: commands, options,
+    choices."""
     script, *words = typed.split()
     run = f"from {SCRIPTS[script].replace(':', ' import ')}; app(prog_name={script!r})"
     asked = {
@@ -70,7 +86,11 @@ def test_completion(typed: str, offered: str) -> None:
         "COMP_CWORD": str(len(words)),
     }
     done = subprocess.run(
-        [sys.executable, "-c", run], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", run],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.split() == [offered], done.stderr
 
@@ -87,7 +107,9 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             "--store",
             str(tmp_path / "store"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+        )
     assert done.returncode == 2
     assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr

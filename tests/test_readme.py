@@ -1,5 +1,5 @@
-"""The README and the pages of docs/ are true: their commands run, their answers are what the service answers, their lists
-are whole, their links lead somewhere, and the site builds of them."""
+"""The README and the pages of docs/ are true: their commands run, their answers are what the
+service answers, their lists are whole, their links lead somewhere, and the site builds of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tests.service.conftest import Server, running
 from training.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+TEXTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
 END_OF_BLOCK = "--- end of block ---"
 # A page's blocks share a shell: an answer of 4xx or 5xx is a failure there, as any other command's.
 SHELL = 'set -euo pipefail; curl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
@@ -33,15 +36,29 @@ NOT_RUN = {
     ". .venv/bin/activate": "the tests have an environment already",
     "pip install": "installs; CI's own targets do the same",
     "docker compose up": "containers: deploy/check.sh looks at what it starts",
-    "python -m benchmarks.gpu": "a GPU; tests/test_gpu_benchmark.py runs it on a CPU at sizes that measure nothing",
-    "python -m benchmarks.half": "tests/test_gpu_benchmark.py makes that folder",
+    "python -m benchmarks.gpu": (
+        "a GPU; tests/benchmarks/test_gpu_benchmark.py runs it on a CPU at sizes that measure"
+        " nothing"
+    ),
+    "python -m benchmarks.gpu.half": "tests/benchmarks/test_gpu_benchmark.py makes that folder",
     "python -m benchmarks.": "hours, with data sets that are not in the repository",
-    "adamix-train --install-completion": "writes into a user's shell; tests/test_doors.py asks for the completion itself",
-    "python -m adapters convert pytorch_model_": "gigabytes; tests/test_convert_adamix.py makes small checkpoints",
-    "BnConfig(": "AdapterHub's library: benchmarks/adapterhub_parity.py uses it",
-    "python -m training --task sst2": "data from the hub; tests/test_tasks.py has repositories on disk",
-    "accelerate launch --multi_gpu": "several GPUs; tests/test_processes.py has several processes",
-    "python -m training … --": "a backbone with a masked-language-model head; tests/test_prompt.py makes small ones",
+    "adamix-train --install-completion": (
+        "writes into a user's shell; tests/test_doors.py asks for the completion itself"
+    ),
+    "python -m adapters convert pytorch_model_": (
+        "gigabytes; tests/adapters/test_convert_adamix.py makes small checkpoints"
+    ),
+    "BnConfig(": "AdapterHub's library: benchmarks/engine/adapterhub_parity.py uses it",
+    "python -m training --task sst2": (
+        "data from the hub; tests/training/test_tasks.py has repositories on disk"
+    ),
+    "accelerate launch --multi_gpu": (
+        "several GPUs; tests/training/test_processes.py has several processes"
+    ),
+    "python -m training … --": (
+        "a backbone with a masked-language-model head; tests/adapters/test_prompt.py makes small"
+        " ones"
+    ),
     "python -m training --train DATA/": "hours, with data sets that are not in the repository",
 }
 
@@ -71,7 +88,9 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$(?:\n\n```json\n(.*?)^```$)?", TEXTS[page], re.MULTILINE | re.DOTALL)
+    fences = re.findall(
+        r"^```(\w*)\n(.*?)^```$(?:\n\n```json\n(.*?)^```$)?", TEXTS[page], re.MULTILINE | re.DOTALL
+    )
     return [Block(*fence) for fence in fences]
 
 
@@ -100,16 +119,29 @@ def numbers(answer: Any) -> list[float]:
     return [answer] if isinstance(answer, float) else []
 
 
-@pytest.mark.parametrize("page", [page for page in TEXTS if any(block.runs for block in blocks(page))])
+@pytest.mark.parametrize(
+    "page", [page for page in TEXTS if any(block.runs for block in blocks(page))]
+)
 def test_commands_answer_what_the_page_prints(page: str, shipped: Server, tmp_path: Path) -> None:
-    """A page's blocks run as they stand, one after the other in one shell, and answer what is printed below them."""
+    """A page's blocks run as they stand, one after the other in one shell, and answer what is
+    printed below them."""
     ran = [block for block in blocks(page) if block.runs]
-    script = SHELL + "".join(block.script for block in ran).replace("localhost:8000", shipped.url.removeprefix("http://"))
+    script = SHELL + "".join(block.script for block in ran).replace(
+        "localhost:8000", shipped.url.removeprefix("http://")
+    )
     for folder in ("docs", "store"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "0"}  # else its client asks nobody, our service included
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    # else its client asks nobody, our service included
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     trained = False
     for block, output in zip(ran, done.stdout.split(END_OF_BLOCK), strict=False):
@@ -123,7 +155,13 @@ def test_commands_answer_what_the_page_prints(page: str, shipped: Server, tmp_pa
 
 def test_what_does_not_run_has_a_reason() -> None:
     """Every line that does not run here is listed with its reason, and what is listed is there."""
-    unrun = [line for page in TEXTS for block in blocks(page) if block.language == "text" for line in block.lines]
+    unrun = [
+        line
+        for page in TEXTS
+        for block in blocks(page)
+        if block.language == "text"
+        for line in block.lines
+    ]
     assert [line for line in unrun if not line.startswith(tuple(NOT_RUN))] == []
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in unrun)] == []
 
@@ -138,12 +176,19 @@ def test_there_are_commands_to_run() -> None:
         "docs/api.md",
     }
     for page in TEXTS:
-        assert {block.language for block in blocks(page)} <= {"bash", "python", "text", "promql"}, page
+        assert {block.language for block in blocks(page)} <= {
+            "bash",
+            "python",
+            "text",
+            "promql",
+        }, page
 
 
 def test_every_setting_is_listed_with_its_default() -> None:
     """The table of settings has each setting of the service and its default, and nothing else."""
-    rows = dict(re.findall(r"^\| `ADAMIX_(\w+)` \| ([^|]*) \|", TEXTS["docs/settings.md"], re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `ADAMIX_(\w+)` \| ([^|]*) \|", TEXTS["docs/settings.md"], re.MULTILINE)
+    )
     assert set(rows) == {name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         shown = "–" if field.default is None else f"`{field.default}`"
@@ -151,34 +196,55 @@ def test_every_setting_is_listed_with_its_default() -> None:
 
 
 def test_local_links_lead_somewhere() -> None:
-    """Every link of the README and the documents to a file of this repository has that file, and that heading in it."""
+    """Every link of the README and the documents to a file of this repository has that file, and
+    that heading in it."""
     for document in [*map(ROOT.joinpath, TEXTS), ROOT / "CONTRIBUTING.md", ROOT / "LOG.md"]:
-        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()):
+        for target, anchor in re.findall(
+            r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()
+        ):
             file = document.parent / target if target else document
             assert file.exists(), f"{document.name} links to {target}"
             if anchor:
                 headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-                slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                slugs = [
+                    re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+                    for heading in headings
+                ]
                 assert anchor in slugs, f"{document.name} links to {target}#{anchor}"
 
 
 def test_the_site(tmp_path: Path) -> None:
-    """The site builds without a warning, so its links and anchors lead somewhere, and loads nothing from elsewhere."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    """The site builds without a warning, so its links and anchors lead somewhere, and loads nothing
+    from elsewhere."""
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     pages = {page.parent.name: page.read_text() for page in tmp_path.glob("*/index.html")}
     assert {Path(page).stem for page in TEXTS} - {"README", "index"} <= set(pages)
     for name, page in pages.items():
-        loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="?([^" >]+)|<link[^>]* href="?([^" >]+)', page)
+        loaded = re.findall(
+            r'<(?:script|img|iframe)[^>]* src="?([^" >]+)|<link[^>]* href="?([^" >]+)', page
+        )
         assert loaded
         assert not [url for urls in loaded for url in urls if "//" in url], name
 
 
 def test_the_shipped_adapters_are_whole(shipped: Server) -> None:
-    """Every file in store/ is served after a fresh start, is at most 500 KB and 0.35 % of the backbone's parameters without
-    its head, and has the bytes, the rows and the score that the documents say."""
+    """Every file in store/ is served after a fresh start, is at most 500 KB and 0.35 % of the
+    backbone's parameters without its head, and has the bytes, the rows and the score that the
+    documents say."""
     files = {path.stem: path for path in (ROOT / "store").glob("*.safetensors")}
     assert len(files) == 10
     with shipped.client() as client:
@@ -191,5 +257,9 @@ def test_the_shipped_adapters_are_whole(shipped: Server) -> None:
             assert f"| {training['train_rows']:,} / {training['dev_rows']:,} |" in row
             assert f"| {path.stat().st_size:,} |" in row
             assert f"{training['dev_scores'][TASKS[task].metric]:.3f}" in row
-            sites = [tensor for name, tensor in load(path).tensors.items() if not name.startswith("head.")]
+            sites = [
+                tensor
+                for name, tensor in load(path).tensors.items()
+                if not name.startswith("head.")
+            ]
             assert sum(tensor.numel() for tensor in sites) <= 0.0035 * 22_713_216

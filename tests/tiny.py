@@ -1,4 +1,5 @@
-"""Small real things for tests: a backbone folder of each family with its tokeniser, and adapters with random weights."""
+"""Small real things for tests: a backbone folder of each family with its tokeniser, and adapters
+with random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -62,19 +71,30 @@ _POOLERLESS = ("electra",)
 
 
 def tiny_backbone(
-    folder: Path, family: str, *, layers: int = 2, hidden: int = 32, pooler: bool = True, seed: int = 0
+    folder: Path,
+    family: str,
+    *,
+    layers: int = 2,
+    hidden: int = 32,
+    pooler: bool = True,
+    seed: int = 0,
 ) -> Path:
-    """Write a random encoder of `family` and its tokeniser to `folder`, as `save_pretrained` lays them out."""
+    """Write a random encoder of `family` and its tokeniser to `folder`, as `save_pretrained` lays
+    them out."""
     config, tokenizer = _sizes(family, layers, hidden)
     options = {} if family in _POOLERLESS else {"add_pooling_layer": pooler}
-    return _write(folder, transformers.MODEL_MAPPING[type(config)], config, tokenizer, seed, options)
+    return _write(
+        folder, transformers.MODEL_MAPPING[type(config)], config, tokenizer, seed, options
+    )
 
 
 def tiny_masked_lm(folder: Path, family: str, **changes: Any) -> Path:
     """The same with the family's masked-language-model head; `changes` are the configuration's."""
     config, tokenizer = _sizes(family, 2, 32)
     config.update(changes)
-    return _write(folder, transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, tokenizer, 0, {})
+    return _write(
+        folder, transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, tokenizer, 0, {}
+    )
 
 
 def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -89,7 +109,8 @@ def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokeni
         intermediate_size=2 * hidden,
         max_position_embeddings=POSITIONS + (2 if roberta else 0),
         type_vocab_size=1 if roberta else 2,
-        initializer_range=0.2,  # ten times the usual: different texts give visibly different vectors
+        # ten times the usual: different texts give visibly different vectors
+        initializer_range=0.2,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -99,11 +120,17 @@ def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokeni
 
 
 def _write(
-    folder: Path, kind: Any, config: Any, tokenizer: PreTrainedTokenizerFast, seed: int, options: dict[str, Any]
+    folder: Path,
+    kind: Any,
+    config: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    options: dict[str, Any],
 ) -> Path:
     torch.manual_seed(seed)
     model = kind(config, **options)
-    with torch.no_grad():  # transformers starts biases at 0 and LayerNorms at 1: let each be told from its default
+    # transformers starts biases at 0 and LayerNorms at 1: let each be told from its default
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -129,8 +156,12 @@ def random_adapter(
     max_length: int = POSITIONS,
     seed: int = 0,
 ) -> tuple[AdapterSpec, dict[str, Tensor], bytes]:
-    """An adapter that moves the logits visibly, with a true probe: its spec, its tensors and its file's bytes."""
-    inputs: tuple[TextInput, ...] = (("it is a good film", "the plot was awful"), ("not very good", "red or blue"))
+    """An adapter that moves the logits visibly, with a true probe: its spec, its tensors and its
+    file's bytes."""
+    inputs: tuple[TextInput, ...] = (
+        ("it is a good film", "the plot was awful"),
+        ("not very good", "red or blue"),
+    )
     spec = AdapterSpec(
         task=task,
         labels=tuple(labels),
@@ -156,7 +187,9 @@ def random_adapter(
         if dense or template is not None or not name.startswith("head.dense")
     }
     logits = reference_logits(backbone, spec, tensors, spec.probe.inputs)
-    probe = Probe(inputs=spec.probe.inputs, logits=tuple(tuple(row) for row in logits.double().tolist()))
+    probe = Probe(
+        inputs=spec.probe.inputs, logits=tuple(tuple(row) for row in logits.double().tolist())
+    )
     spec = spec.model_copy(update={"probe": probe})
     return spec, tensors, serialize(spec, tensors)
 
@@ -197,9 +230,18 @@ def _word_pieces() -> PreTrainedTokenizerFast:
 
 
 def _byte_pairs() -> PreTrainedTokenizerFast:
-    """RoBERTa's: `<s> a </s></s> b </s>`, all type ids 0; every byte has a token, `the` and `good` have merges."""
+    """RoBERTa's: `<s> a </s></s> b </s>`, all type ids 0; every byte has a token, `the` and `good`
+    have merges."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("o", "o"), ("oo", "d"), ("g", "ood"), ("Ġ", "good")]
+    merges = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("Ġt", "he"),
+        ("o", "o"),
+        ("oo", "d"),
+        ("g", "ood"),
+        ("Ġ", "good"),
+    ]
     merged = [left + right for left, right in merges]
     pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *merged, "<mask>"]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}

@@ -1,4 +1,5 @@
-"""`python -m training`: train one task from data files or by its name, score it on a dev set, and write one adapter file."""
+"""`python -m training`: train one task from data files or by its name, score it on a dev set, and
+write one adapter file."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from adapters.spec import ProblemType
 from training import config, data, tasks
 from training.errors import TrainingError
 
-app = typer.Typer(add_completion=__name__ != "__main__", rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=__name__ != "__main__",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
 _data = functools.partial(typer.Option, rich_help_panel="Task and data")
 _results = functools.partial(typer.Option, rich_help_panel="Results")
 _adapter = functools.partial(typer.Option, rich_help_panel="Adapter")
@@ -25,8 +30,8 @@ _steps = functools.partial(typer.Option, rich_help_panel="Training")
 _few = functools.partial(typer.Option, rich_help_panel="Few-shot and ablations")
 _machine = functools.partial(typer.Option, rich_help_panel="Machine")
 
-EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2, something that you can
-mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
+EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2,
+something that you can mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
 
 
 @app.command(epilog=EXIT_CODES)
@@ -34,44 +39,78 @@ def main(
     task: Annotated[str, _data(metavar="NAME", help="What clients will ask for (`?task=…`).")],
     train: Annotated[
         Path | None,
-        _data(metavar="FILE", help=f".jsonl, .csv (quoted) or .tsv (unquoted); needed but for {', '.join(tasks.TASKS)}."),
+        _data(
+            metavar="FILE",
+            help=(
+                ".jsonl, .csv (quoted) or .tsv (unquoted); needed but for"
+                f" {', '.join(tasks.TASKS)}."
+            ),
+        ),
     ] = None,
-    dev: Annotated[Path | None, _data(metavar="FILE", help="What the result is evaluated on; it chooses nothing.")] = None,
+    dev: Annotated[
+        Path | None,
+        _data(metavar="FILE", help="What the result is evaluated on; it chooses nothing."),
+    ] = None,
     glue_dir: Annotated[
         Path,
         _data(
             metavar="FOLDER",
             envvar="GLUE_DIR",
-            help="Where TASK/train.jsonl and dev.jsonl of a task known by its name lie, or else: on the hub.",
+            help=(
+                "Where TASK/train.jsonl and dev.jsonl of a task known by its name lie, or else: on"
+                " the hub."
+            ),
         ),
     ] = tasks.FOLDER,
     problem_type: Annotated[
         ProblemType | None,
         _data(
             metavar="NAME",
-            help="`single_label_classification`, `multi_label_classification` or `regression`; by default from the data.",
+            help=(
+                "`single_label_classification`, `multi_label_classification` or `regression`; by"
+                " default from the data."
+            ),
         ),
     ] = None,
     text_column: Annotated[str, _data(metavar="COLUMN")] = "text",
-    pair_column: Annotated[str | None, _data(metavar="COLUMN", help="Second text; by default `text_pair` if there.")] = None,
+    pair_column: Annotated[
+        str | None, _data(metavar="COLUMN", help="Second text; by default `text_pair` if there.")
+    ] = None,
     label_column: Annotated[str, _data(metavar="COLUMN")] = "label",
     label_separator: Annotated[
         str, _data(metavar="TEXT", help="Between the labels of a multi-label row in CSV or TSV.")
     ] = "|",
     out: Annotated[
-        Path | None, _results(metavar="FILE", help="Where to write the adapter (.safetensors); `adamix` and `adapter` only.")
+        Path | None,
+        _results(
+            metavar="FILE",
+            help="Where to write the adapter (.safetensors); `adamix` and `adapter` only.",
+        ),
     ] = None,
     run_dir: Annotated[
         Path | None,
         _results(
-            metavar="FOLDER", help="For all of a run: recipe, environment, metrics, TensorBoard events, checkpoint, adapter."
+            metavar="FOLDER",
+            help=(
+                "For all of a run: recipe, environment, metrics, TensorBoard events, checkpoint,"
+                " adapter."
+            ),
         ),
     ] = None,
-    resume: Annotated[bool, _results("--resume", help="Go on in `--run-dir`, as if never stopped.")] = False,
-    checkpoint_every: Annotated[int, _results(help="Steps between checkpoints in `--run-dir`.")] = 500,
-    scores: Annotated[Path | None, _results(help="Append each run's scores to this file, a JSON line a run.")] = None,
+    resume: Annotated[
+        bool, _results("--resume", help="Go on in `--run-dir`, as if never stopped.")
+    ] = False,
+    checkpoint_every: Annotated[
+        int, _results(help="Steps between checkpoints in `--run-dir`.")
+    ] = 500,
+    scores: Annotated[
+        Path | None, _results(help="Append each run's scores to this file, a JSON line a run.")
+    ] = None,
     as_json: Annotated[
-        bool, _results("--json", help="Print each finished run as a JSON line, and tell the rest on stderr.")
+        bool,
+        _results(
+            "--json", help="Print each finished run as a JSON line, and tell the rest on stderr."
+        ),
     ] = False,
     metric: Annotated[
         str | None,
@@ -82,43 +121,69 @@ def main(
         config.Method,
         _adapter(
             metavar="NAME",
-            help="`adamix` (routed, then merged), `adapter` (a single one); to compare: `houlsby` (two a layer), `lora` "
-            "(its rank matches the adapter's size), `bitfit` (biases), `head` (frozen encoder), `full` (full fine-tuning).",
+            help=(
+                "`adamix` (routed, then merged), `adapter` (a single one); to compare: `houlsby`"
+                " (two a layer), `lora` "
+                "(its rank matches the adapter's size), `bitfit` (biases), `head` (frozen encoder),"
+                " `full` (full fine-tuning)."
+            ),
         ),
     ] = "adamix",
-    backbone: Annotated[str, _adapter(help="`embedded`, a folder, or a Hugging Face id.")] = "embedded",
+    backbone: Annotated[
+        str, _adapter(help="`embedded`, a folder, or a Hugging Face id.")
+    ] = "embedded",
     experts: Annotated[int, _adapter(help="Experts in each layer's mixture.")] = 4,
     share_down: Annotated[bool, _adapter(help="One project-down for all experts.")] = False,
     share_up: Annotated[bool, _adapter(help="One project-up for all experts.")] = True,
     bottleneck: Annotated[int, _adapter(help="Width of the bottleneck.")] = 16,
-    first_layer: Annotated[int, _adapter(help="Lowest layer with an adapter; tasks share the bare ones below.")] = 0,
+    first_layer: Annotated[
+        int, _adapter(help="Lowest layer with an adapter; tasks share the bare ones below.")
+    ] = 0,
     pooling: Annotated[
         Literal["mean", "cls", "pooler"] | None,
         _adapter(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
     ] = None,
-    dense_head: Annotated[bool | None, _adapter(help="A hidden layer in the head; by default the family's.")] = None,
+    dense_head: Annotated[
+        bool | None, _adapter(help="A hidden layer in the head; by default the family's.")
+    ] = None,
     init: Annotated[
         Path | None,
-        _adapter(metavar="FILE", help="An adapter to start from, of another task: same backbone, bottleneck, first layer."),
+        _adapter(
+            metavar="FILE",
+            help=(
+                "An adapter to start from, of another task: same backbone, bottleneck, first layer."
+            ),
+        ),
     ] = None,
-    consistency: Annotated[float, _adapter(help="Weight of the consistency loss; 0 for none.")] = 1.0,
+    consistency: Annotated[
+        float, _adapter(help="Weight of the consistency loss; 0 for none.")
+    ] = 1.0,
     epochs: Annotated[int, _steps()] = 10,
     batch_size: Annotated[int, _steps(help="Rows in a mini-batch.")] = 32,
-    learning_rate: Annotated[float, _steps(help="Peak, after the warm-up; `full` wants some 5e-5.")] = 1e-3,
+    learning_rate: Annotated[
+        float, _steps(help="Peak, after the warm-up; `full` wants some 5e-5.")
+    ] = 1e-3,
     warmup: Annotated[float, _steps(help="Share of all steps.")] = 0.06,
     weight_decay: Annotated[float, _steps()] = 0.1,
     clip: Annotated[float, _steps(help="Largest gradient norm.")] = 1.0,
     max_length: Annotated[int, _steps(help="Tokens; longer texts are cut.")] = 128,
     seed: Annotated[int, _steps()] = 0,
     seeds: Annotated[
-        str | None, _steps(metavar="N,N,…", help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.")
+        str | None,
+        _steps(
+            metavar="N,N,…",
+            help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
         _few(
             metavar="TEMPLATE",
-            help="Score label words by the backbone's own masked-language-model head, at the mask of a template such as "
-            "`{text} It was {mask}.` or, for pairs, `{text}? {mask}, {text_pair}`.",
+            help=(
+                "Score label words by the backbone's own masked-language-model head, at the mask of"
+                " a template such as "
+                "`{text} It was {mask}.` or, for pairs, `{text}? {mask}, {text_pair}`."
+            ),
         ),
     ] = None,
     words: Annotated[
@@ -126,21 +191,32 @@ def main(
         _few(metavar="LABEL=WORD,…", help="The prompt's word for each label; or a JSON object."),
     ] = None,
     shots: Annotated[
-        int | None, _few(help="Few-shot: this many examples in all, drawn by the seed, classes balanced.")
+        int | None,
+        _few(help="Few-shot: this many examples in all, drawn by the seed, classes balanced."),
     ] = None,
     evaluate: Annotated[
         config.Evaluation,
         _few(
             metavar="NAME",
-            help="Of `adamix`: `merged`, or for ablations the mixture by `random` routes (a draw a batch), by `fixed` ones "
-            "(the first expert), or the `ensemble` of its experts' logits.",
+            help=(
+                "Of `adamix`: `merged`, or for ablations the mixture by `random` routes (a draw a"
+                " batch), by `fixed` ones "
+                "(the first expert), or the `ensemble` of its experts' logits."
+            ),
         ),
     ] = "merged",
-    precision: Annotated[config.Precision, _machine(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")] = "auto",
-    dtype: Annotated[config.FileDtype, _machine(help="Of the file: `float16`, `bfloat16` or `float32`.")] = "float16",
-    device: Annotated[str | None, _machine(help="`cpu` or `cuda`; by default the GPU if there is one.")] = None,
+    precision: Annotated[
+        config.Precision, _machine(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")
+    ] = "auto",
+    dtype: Annotated[
+        config.FileDtype, _machine(help="Of the file: `float16`, `bfloat16` or `float32`.")
+    ] = "float16",
+    device: Annotated[
+        str | None, _machine(help="`cpu` or `cuda`; by default the GPU if there is one.")
+    ] = None,
 ) -> None:
-    """Train an AdaMix adapter: a mixture by random routing in a frozen backbone, merged into one small file.
+    """Train an AdaMix adapter: a mixture by random routing in a frozen backbone, merged into one
+    small file.
 
     Your own data:
 
@@ -160,7 +236,9 @@ def main(
 
         accelerate launch --multi_gpu --num_processes 4 -m training …
     """
-    try:  # here, since torch and transformers take seconds to import, which help and completion do not wait for
+    # here, since torch and transformers take seconds to import, which help and completion do not
+    # wait for
+    try:
         from adapters import backbone as backbones
         from training import start
         from training import words as label_words
@@ -169,7 +247,11 @@ def main(
         from training.processes import join, speaks_for_machine
         from training.runs import Runs, read_seeds
     except ModuleNotFoundError as error:
-        typer.echo(f"error: {error.name} is not installed; expected pip install -c constraints.txt -e '.[train]'", err=True)
+        typer.echo(
+            f"error: {error.name} is not installed; expected pip install -c constraints.txt -e"
+            " '.[train]'",
+            err=True,
+        )
         raise typer.Exit(2) from None
 
     try:
@@ -205,13 +287,24 @@ def main(
             dtype=dtype,
         )
         columns = data.Columns(text_column, pair_column, label_column, label_separator)
-        folders = Folders(run_dir, seeds is not None, checkpoint_every, resume) if run_dir is not None else None
+        folders = (
+            Folders(run_dir, seeds is not None, checkpoint_every, resume)
+            if run_dir is not None
+            else None
+        )
         if resume and folders is None:
-            raise TrainingError("--resume stands without --run-dir; expected the folder to go on in")
+            raise TrainingError(
+                "--resume stands without --run-dir; expected the folder to go on in"
+            )
         runs = Runs(task, out, scores, metric or (known.metric if known else None), folders, begun)
         runs.check(recipe, numbers)
-        # Of several processes only the main one may say anything: what the others would, `join` has silenced.
-        with contextlib.redirect_stdout(sys.stderr) if as_json and processes.main else contextlib.nullcontext():
+        # Of several processes only the main one may say anything: what the others would, `join` has
+        # silenced.
+        with (
+            contextlib.redirect_stdout(sys.stderr)
+            if as_json and processes.main
+            else contextlib.nullcontext()
+        ):
             sets, subset = _sets(task, train, dev, glue_dir, columns, problem_type)
             recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
             target = device_of(device, processes)

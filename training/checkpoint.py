@@ -1,8 +1,10 @@
-"""A checkpoint: all that a run needs to go on as if it had never stopped, in one file that is whole or not there.
+"""A checkpoint: all that a run needs to go on as if it had never stopped, in one file that is whole
+or not there.
 
-The file holds the trained weights, the optimiser, the schedule, torch's random numbers and the number of the step. Python's
-random numbers (order of the rows, routes) and the place in the epoch follow from that number and the seed: `fit` repeats
-its draws. What the checkpoint must fit (recipe, data, backbone) is kept in it as its `identity`.
+The file holds the trained weights, the optimiser, the schedule, torch's random numbers and the
+number of the step. Python's random numbers (order of the rows, routes) and the place in the epoch
+follow from that number and the seed: `fit` repeats its draws. What the checkpoint must fit (recipe,
+data, backbone) is kept in it as its `identity`.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What the user wants: the file that a run's checkpoint lies in, and after how many steps it is written anew."""
+    """What the user wants: the file that a run's checkpoint lies in, and after how many steps it is
+    written anew."""
 
     path: Path
     every: int
@@ -57,14 +60,17 @@ class Checkpoints:
 
 def identity(backbone: Backbone, data: Dataset, recipe: Recipe) -> dict[str, Any]:
     """What makes a run this run and no other."""
-    choices = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in AFTERWARDS}
+    choices = {
+        name: value for name, value in dataclasses.asdict(recipe).items() if name not in AFTERWARDS
+    }
     content = json.dumps([data.problem_type, data.labels, data.texts, data.targets])
     digest = hashlib.sha256(content.encode()).hexdigest()
     return {**choices, "training data": digest, "backbone": backbone.fingerprint}
 
 
 def check_same(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if what `path` holds is of another run. A choice that there was not yet was its default."""
+    """Raise CheckpointError if what `path` holds is of another run. A choice that there was not yet
+    was its default."""
     for name, value in expected.items():
         known = found.get(name, getattr(Recipe, name, None))
         if known != value:
@@ -83,16 +89,21 @@ class Checkpoint:
     identity: dict[str, Any]
 
     def store(self, model: nn.Module, state: Mapping[str, Stateful], progress: Progress) -> None:
-        """Write everything down; a reader finds this state or the one before, never a part of it."""
+        """Write everything down; a reader finds this state or the one before, never a part of
+        it."""
         buffer = io.BytesIO()
         content = {
             "format": FORMAT,
             "identity": json.dumps(self.identity),
             "progress": dataclasses.asdict(progress),
-            "weights": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad},
+            "weights": {
+                name: p.detach() for name, p in model.named_parameters() if p.requires_grad
+            },
             **{name: part.state_dict() for name, part in state.items()},
             "random": torch.get_rng_state(),
-            "random of the GPUs": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random of the GPUs": (
+                torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            ),
         }
         torch.save(content, buffer)
         try:
@@ -101,7 +112,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def restore(self, model: nn.Module, state: Mapping[str, Stateful]) -> Progress | None:
-        """Put model, optimiser, schedule and random numbers where they were; None if nothing was stored yet."""
+        """Put model, optimiser, schedule and random numbers where they were; None if nothing was
+        stored yet."""
         if not self.path.exists():
             return None
         content = self._read()
@@ -113,18 +125,26 @@ class Checkpoint:
         for name, part in state.items():
             part.load_state_dict(content[name])
         torch.set_rng_state(content["random"])
-        if torch.cuda.is_available() and len(content["random of the GPUs"]) == torch.cuda.device_count():
+        if (
+            torch.cuda.is_available()
+            and len(content["random of the GPUs"]) == torch.cuda.device_count()
+        ):
             torch.cuda.set_rng_state_all(content["random of the GPUs"])
         return Progress(**content["progress"])
 
     def _read(self) -> dict[str, Any]:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever torch and its readers of zip and pickle raise on a damaged file
+        except Exception as error:
+            # whatever torch and its readers of zip and pickle raise on a damaged file
             # The first sentence: torch's next ones advise to load what may run code.
-            reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
+            reason = (
+                str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+                or type(error).__name__
+            )
             raise CheckpointError(
-                f"{self.path} cannot be read: {reason}; expected a checkpoint: without this file, --resume begins anew"
+                f"{self.path} cannot be read: {reason}; expected a checkpoint: without this file,"
+                " --resume begins anew"
             ) from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{self.path} is no checkpoint; expected one of format {FORMAT}")

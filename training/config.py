@@ -1,4 +1,5 @@
-"""Recipe: every choice of one training run, with the paper's settings as defaults where they do not depend on the data."""
+"""Recipe: every choice of one training run, with the paper's settings as defaults where they do not
+depend on the data."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from adapters.text import check_encodable
 from training.errors import TrainingError
 
 Method = Literal["adamix", "adapter", "houlsby", "lora", "bitfit", "head", "full"]
-# What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can be exported.
+# What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can
+# be exported.
 SERVABLE: tuple[Method, ...] = ("adamix", "adapter")
 Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -21,14 +23,14 @@ FileDtype = Literal["float16", "bfloat16", "float32"]
 class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
-    `consistency` is the weight of the consistency regularisation (0 switches its second forward pass off).
-    `first_layer` is the lowest one with an adapter: the bare ones below are a trunk that tasks can share.
-    `positive` names the label whose F1 is reported.
-    `evaluate` says what of a mixture is judged: what it merges into, or its experts at random, one, or all.
-    `shots` draws so many training examples in all, by the seed; None takes all.
-    `pooling` and `dense_head` of None mean what the backbone's family does.
-    `init` names the adapter, task@version, that every expert starts as.
-    `prompt` is a template with a mask, `words` has each label's word there: then the frozen head is the backbone's own.
+    `consistency` is the weight of the consistency regularisation (0 switches its second forward
+    pass off). `first_layer` is the lowest one with an adapter: the bare ones below are a trunk that
+    tasks can share. `positive` names the label whose F1 is reported. `evaluate` says what of a
+    mixture is judged: what it merges into, or its experts at random, one, or all. `shots` draws so
+    many training examples in all, by the seed; None takes all. `pooling` and `dense_head` of None
+    mean what the backbone's family does. `init` names the adapter, task@version, that every expert
+    starts as. `prompt` is a template with a mask, `words` has each label's word there: then the
+    frozen head is the backbone's own.
     """
 
     method: Method = "adamix"
@@ -79,30 +81,43 @@ class Recipe:
                 raise TrainingError(f"{name} is {value}; expected {low} to {high}")
         if self.method == "adamix" and self.share_down and self.share_up and self.experts > 1:
             raise TrainingError(
-                f"share_down and share_up are both true, so that {self.experts} experts would be one; "
-                "expected one of them at most, or one expert"
+                f"share_down and share_up are both true, so that {self.experts} experts would be"
+                " one; expected one of them at most, or one expert"
             )
         if self.method != "adamix" and self.experts != Recipe.experts:
-            raise TrainingError(f"experts is {self.experts}, but method is {self.method!r}; expected adamix with it")
+            raise TrainingError(
+                f"experts is {self.experts}, but method is {self.method!r}; expected adamix with it"
+            )
         if self.evaluate != "merged" and self.method != "adamix":
             raise TrainingError(
-                f"evaluate is {self.evaluate!r}, which needs a mixture, but method is {self.method!r}; expected adamix"
+                f"evaluate is {self.evaluate!r}, which needs a mixture, but method is"
+                f" {self.method!r}; expected adamix"
             )
         if self.first_layer and self.method not in SERVABLE:
             raise TrainingError(
-                f"first_layer is {self.first_layer}, but method is {self.method!r}; expected {' or '.join(SERVABLE)} with it"
+                f"first_layer is {self.first_layer}, but method is {self.method!r}; expected"
+                f" {' or '.join(SERVABLE)} with it"
             )
         if self.init is not None and self.method not in SERVABLE:
             raise TrainingError(
-                f"init is {self.init!r}, but method is {self.method!r}; expected {' or '.join(SERVABLE)} with it"
+                f"init is {self.init!r}, but method is {self.method!r}; expected"
+                f" {' or '.join(SERVABLE)} with it"
             )
         for text in (self.prompt, *(self.words or {}).values()):
             if text is not None:
                 check_encodable(text, "the prompt or one of its words")
         if (self.prompt is None) != (self.words is None):
             alone = "prompt" if self.words is None else "words"
-            raise TrainingError(f"{alone} stands alone; expected a prompt and its label words, or neither")
+            raise TrainingError(
+                f"{alone} stands alone; expected a prompt and its label words, or neither"
+            )
         if self.prompt is not None and (self.pooling is not None or self.dense_head is not None):
-            raise TrainingError("a prompt brings its own head and pooling; expected neither pooling nor dense_head with it")
+            raise TrainingError(
+                "a prompt brings its own head and pooling; expected neither pooling nor dense_head"
+                " with it"
+            )
         if self.prompt is not None and self.method == "head":
-            raise TrainingError("method is 'head', but a prompt's head is frozen; expected a method that trains more")
+            raise TrainingError(
+                "method is 'head', but a prompt's head is frozen; expected a method that trains"
+                " more"
+            )

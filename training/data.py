@@ -1,4 +1,5 @@
-"""Data files → examples: JSON lines, CSV (quoted) and TSV (unquoted); texts or pairs; labels or numbers."""
+"""Data files → examples: JSON lines, CSV (quoted) and TSV (unquoted); texts or pairs; labels or
+numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples of one task. `targets[i]` is a label's index, a list of label indices, or a number."""
+    """Examples of one task. `targets[i]` is a label's index, a list of label indices, or a
+    number."""
 
     problem_type: ProblemType
     labels: tuple[str, ...]
@@ -47,11 +49,13 @@ class Dataset:
         return len(self.texts[0]) == 2
 
 
-def read(train: Path, dev: Path, columns: Columns, problem_type: ProblemType | None = None) -> tuple[Dataset, Dataset]:
+def read(
+    train: Path, dev: Path, columns: Columns, problem_type: ProblemType | None = None
+) -> tuple[Dataset, Dataset]:
     """Read both files of a task; label names are those of the training file, in sorted order.
 
-    With no `problem_type`, labels that are lists make it multi-label, fractional numbers regression, anything else
-    single-label. Raises DataError.
+    With no `problem_type`, labels that are lists make it multi-label, fractional numbers
+    regression, anything else single-label. Raises DataError.
     """
     return assemble((train, _rows(train)), (dev, _rows(dev)), columns, problem_type)
 
@@ -64,7 +68,10 @@ def assemble(
     train_texts, train_labels = _examples(train, train_rows, columns)
     dev_texts, dev_labels = _examples(dev, dev_rows, columns)
     if len(train_texts[0]) != len(dev_texts[0]):
-        raise DataError(f"{train} holds {_kind(train_texts)}, {dev} {_kind(dev_texts)}; expected the same columns in both")
+        raise DataError(
+            f"{train} holds {_kind(train_texts)}, {dev} {_kind(dev_texts)}; expected the same"
+            " columns in both"
+        )
     problem_type = problem_type or _infer(train_labels)
     if problem_type == "regression":
         return (
@@ -72,14 +79,17 @@ def assemble(
             Dataset(problem_type, ("score",), dev_texts, _numbers(dev, dev_labels, columns)),
         )
     several = problem_type == "multi_label_classification"
-    train_names, dev_names = ([_names(label, several, columns) for label in x] for x in (train_labels, dev_labels))
+    train_names, dev_names = (
+        [_names(label, several, columns) for label in x] for x in (train_labels, dev_labels)
+    )
     labels = _label_names(train, train_names, several)
     index = {name: i for i, name in enumerate(labels)}
     for i, names in enumerate(dev_names):
         for name in names:
             if name not in index:
                 raise DataError(
-                    f"{dev}, row {i + 1}, has the label {name!r}, which {train} lacks; expected one of {_some(labels)}"
+                    f"{dev}, row {i + 1}, has the label {name!r}, which {train} lacks; expected one"
+                    f" of {_some(labels)}"
                 )
 
     def targets(rows: list[list[str]]) -> list[Any]:
@@ -99,15 +109,20 @@ def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInpu
         for number, row in rows:
             if not texts and pair is None and "text_pair" in row:
                 pair = "text_pair"
-            text = tuple(_text(row, name, path, number) for name in (columns.text, pair) if name is not None)
+            text = tuple(
+                _text(row, name, path, number) for name in (columns.text, pair) if name is not None
+            )
             if pair is None and "text_pair" in row:
                 raise DataError(
-                    f"{path}, line {number}, has a 'text_pair', which the first row has not; expected it in all or none"
+                    f"{path}, line {number}, has a 'text_pair', which the first row has not;"
+                    " expected it in all or none"
                 )
             texts.append(text)  # type: ignore[arg-type]  # one or two strings, by the two columns above
             labels.append(_label(row, columns.label, path, number))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise DataError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if not texts:
         raise DataError(f"{path} holds no examples; expected at least one")
     return texts, labels
@@ -133,24 +148,34 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}, is not JSON: {error}") from None
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}, is a JSON {type(row).__name__}; expected an object")
+                raise DataError(
+                    f"{path}, line {number}, is a JSON {type(row).__name__}; expected an object"
+                )
             yield number, row
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    dialect: dict[str, Any] = {"delimiter": ","} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    dialect: dict[str, Any] = (
+        {"delimiter": ","}
+        if path.suffix == ".csv"
+        else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    )
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=path.suffix == ".csv", **dialect)
         try:
             for row in reader:
-                if None in row or None in row.values():  # what DictReader makes of too many fields and of too few
+                # what DictReader makes of too many fields and of too few
+                if None in row or None in row.values():
                     raise DataError(
-                        f"{path}, line {reader.line_num}, does not have the header's {len(reader.fieldnames or [])} columns"
+                        f"{path}, line {reader.line_num}, does not have the header's"
+                        f" {len(reader.fieldnames or [])} columns"
                     )
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}") from None
+            raise DataError(
+                f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}"
+            ) from None
 
 
 def _text(row: dict[str, Any], name: str, path: Source, number: int) -> str:
@@ -168,9 +193,12 @@ def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
         raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
     label = row[name]
     for part in label if isinstance(label, list) else [label]:
-        if not isinstance(part, str | int | float) or (isinstance(part, float) and not math.isfinite(part)):
+        if not isinstance(part, str | int | float) or (
+            isinstance(part, float) and not math.isfinite(part)
+        ):
             raise DataError(
-                f"{path}, line {number}, column {name!r}, is {label!r}; expected a name, a number or a list of names"
+                f"{path}, line {number}, column {name!r}, is {label!r}; expected a name, a number"
+                " or a list of names"
             )
         if isinstance(part, str) and part:  # an empty one may say "no label" of several
             _check_text(part, name, path, number)
@@ -208,7 +236,10 @@ def _numbers(path: Source, labels: list[Any], columns: Columns) -> list[float]:
     for i, label in enumerate(labels):
         value = _number(label)
         if value is None:
-            raise DataError(f"{path}, row {i + 1}, column {columns.label!r}, is {label!r}; expected a finite number")
+            raise DataError(
+                f"{path}, row {i + 1}, column {columns.label!r}, is {label!r}; expected a finite"
+                " number"
+            )
         values.append(value)
     return values
 
@@ -226,18 +257,23 @@ def _label_names(path: Source, rows: list[list[str]], several: bool) -> tuple[st
         raise DataError(f"{path} holds an empty label; expected a name in every row")
     if len(found) < (1 if several else 2):
         only = f"the one label {_some(sorted(found))}" if found else "no labels"
-        raise DataError(f"{path} holds {only}; expected {'at least one' if several else 'two or more'}")
+        raise DataError(
+            f"{path} holds {only}; expected {'at least one' if several else 'two or more'}"
+        )
     longest = max(found, key=len, default="")
     if len(longest) > MAX_LABEL_CHARACTERS:
         raise DataError(
-            f"{path} holds a label of {len(longest)} characters, {longest[:40]!r}…; expected at most {MAX_LABEL_CHARACTERS}"
+            f"{path} holds a label of {len(longest)} characters, {longest[:40]!r}…; expected at"
+            f" most {MAX_LABEL_CHARACTERS}"
         )
     if len(found) > MAX_CLASSES:
         raise DataError(
             f"{path} holds {len(found)} distinct labels; expected at most {MAX_CLASSES} "
             "(for numbers, say --problem-type regression)"
         )
-    return tuple(sorted(found, key=lambda name: (_number(name) is None, _number(name) or 0.0, name)))
+    return tuple(
+        sorted(found, key=lambda name: (_number(name) is None, _number(name) or 0.0, name))
+    )
 
 
 def _kind(texts: list[TextInput]) -> str:

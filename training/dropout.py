@@ -13,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class CpuDropout(TorchFunctionMode):
-    """Within the context, `F.dropout` (which `nn.Dropout` calls) and attention with dropout draw from a faster generator.
+    """Within the context, `F.dropout` (which `nn.Dropout` calls) and attention with dropout draw
+    from a faster generator.
 
-    torch draws a number at a time, on one thread, and its attention with dropout computes in float32 whatever it is given;
-    SFC64 fills 64 bits at a time, of which an element takes 16: `p` is exact to 1/65,536. What is drawn follows from the
-    seed and the number of the step alone, so that a run goes on from a checkpoint to the bit.
+    torch draws a number at a time, on one thread, and its attention with dropout computes in
+    float32 whatever it is given; SFC64 fills 64 bits at a time, of which an element takes 16: `p`
+    is exact to 1/65,536. What is drawn follows from the seed and the number of the step alone, so
+    that a run goes on from a checkpoint to the bit.
     """
 
     def __init__(self, seed: int) -> None:
@@ -61,11 +63,17 @@ class CpuDropout(TorchFunctionMode):
         is_causal: bool = False,
         scale: float | None = None,
     ) -> Tensor:
-        """`query`, `key` and `value` are `[B, H, T, D]`, the mask `[B, 1, T, T]`: true, or 0, where a key is to be seen."""
+        """`query`, `key` and `value` are `[B, H, T, D]`, the mask `[B, 1, T, T]`: true, or 0, where
+        a key is to be seen."""
         assert not is_causal  # an encoder's never is
         if not dropout_p:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
-        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)  # [B, H, T, T]
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=attn_mask, scale=scale
+            )
+        # [B, H, T, T]
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(
+            -1, -2
+        )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
         elif attn_mask is not None:
@@ -75,6 +83,7 @@ class CpuDropout(TorchFunctionMode):
 
     def _kept(self, x: Tensor, p: float) -> Tensor:
         """1/(1 - p) where an element stays, 0 where it goes."""
-        drawn = self._bits.random_raw(-(-x.numel() // 4)).view(np.int16)  # four elements to a number
+        # four elements to a number
+        drawn = self._bits.random_raw(-(-x.numel() // 4)).view(np.int16)
         kept = torch.from_numpy(drawn)[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
         return kept.to(x.dtype).mul_(1 / (1 - p))

@@ -1,4 +1,5 @@
-"""Logits of a trained classifier or mixture, and the scores its task is judged by (scikit-learn's and SciPy's)."""
+"""Logits of a trained classifier or mixture, and the scores its task is judged by (scikit-learn's
+and SciPy's)."""
 
 from __future__ import annotations
 
@@ -25,8 +26,11 @@ MAX_BATCH_TOKENS = 8192
 
 
 @torch.no_grad()
-def predict(model: Classifier, rows: Sequence[Tokens], before_batch: Callable[[], None] = lambda: None) -> Tensor:
-    """Logits `[N, C]` in float32 on the CPU, in the rows' order; rows of like length share a batch."""
+def predict(
+    model: Classifier, rows: Sequence[Tokens], before_batch: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Logits `[N, C]` in float32 on the CPU, in the rows' order; rows of like length share a
+    batch."""
     model.eval()
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
@@ -39,11 +43,13 @@ def predict(model: Classifier, rows: Sequence[Tokens], before_batch: Callable[[]
     return result
 
 
-def predict_unmerged(model: Classifier, rows: Sequence[Tokens], evaluation: Evaluation, seed: int) -> Tensor:
+def predict_unmerged(
+    model: Classifier, rows: Sequence[Tokens], evaluation: Evaluation, seed: int
+) -> Tensor:
     """Logits of a mixture that is not merged (the paper's ablations).
 
-    `random`: a fresh draw of routes for every batch, by `seed`. `fixed`: expert 0 in every layer. `ensemble`: the mean of
-    the logits that each expert gives in all layers.
+    `random`: a fresh draw of routes for every batch, by `seed`. `fixed`: expert 0 in every layer.
+    `ensemble`: the mean of the logits that each expert gives in all layers.
     """
     if evaluation == "random":
         rng = random.Random(seed)
@@ -59,9 +65,15 @@ def predict_unmerged(model: Classifier, rows: Sequence[Tokens], evaluation: Eval
 
 
 def main_metric(problem_type: ProblemType, positive: str | None, chosen: str | None) -> str:
-    """The metric that a run is told by: the one chosen, by default accuracy, micro F1 or Pearson correlation."""
+    """The metric that a run is told by: the one chosen, by default accuracy, micro F1 or Pearson
+    correlation."""
     metrics = {
-        "single_label_classification": ["accuracy", "matthews", "f1_macro", *(["f1"] if positive is not None else [])],
+        "single_label_classification": [
+            "accuracy",
+            "matthews",
+            "f1_macro",
+            *(["f1"] if positive is not None else []),
+        ],
         "multi_label_classification": ["f1_micro", "f1_macro", "accuracy"],
         "regression": ["pearson", "spearman"],
     }[problem_type]
@@ -73,9 +85,9 @@ def main_metric(problem_type: ProblemType, positive: str | None, chosen: str | N
 def scores(dataset: Dataset, logits: Tensor, positive: str | None = None) -> dict[str, float]:
     """Metrics by name, rounded to six places.
 
-    Single label: accuracy, Matthews correlation, macro F1, and the F1 of the label `positive` if one is named (GLUE
-    judges MRPC by that of "equivalent"). Multi-label: exact-match accuracy and micro and macro F1 at probability ½.
-    Regression: Pearson and Spearman correlation.
+    Single label: accuracy, Matthews correlation, macro F1, and the F1 of the label `positive` if
+    one is named (GLUE judges MRPC by that of "equivalent"). Multi-label: exact-match accuracy and
+    micro and macro F1 at probability ½. Regression: Pearson and Spearman correlation.
     """
     result: dict[str, Any]
     if dataset.problem_type == "regression" and len(dataset.targets) < 2:
@@ -83,8 +95,12 @@ def scores(dataset: Dataset, logits: Tensor, positive: str | None = None) -> dic
     elif dataset.problem_type == "regression":
         found, wanted = logits.squeeze(-1).numpy(), np.array(dataset.targets)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a constant column has no correlation: SciPy warns and answers NaN
-            result = {"pearson": pearsonr(found, wanted)[0], "spearman": spearmanr(found, wanted)[0]}
+            # a constant column has no correlation: SciPy warns and answers NaN
+            warnings.simplefilter("ignore")
+            result = {
+                "pearson": pearsonr(found, wanted)[0],
+                "spearman": spearmanr(found, wanted)[0],
+            }
     elif dataset.problem_type == "multi_label_classification":
         result = _multi_label_scores(dataset, logits)
     else:

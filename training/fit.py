@@ -1,4 +1,5 @@
-"""The loop: steps over mini-batches, with random routes and consistency where there is a mixture."""
+"""The loop: steps over mini-batches, with random routes and consistency where there is a
+mixture."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from training.loss import consistency_loss, target_tensor, task_loss
 from training.processes import current
 from training.progress import Progress
 
-POOL_BATCHES = 64  # a bucket's rows are sorted within this many batches: enough for even lengths, few enough to shuffle
+# a bucket's rows are sorted within this many batches: enough for even lengths, few enough to
+# shuffle
+POOL_BATCHES = 64
 
 
 def fit(
@@ -38,8 +41,8 @@ def fit(
 ) -> Progress:
     """Train in place whatever of `model` requires gradients, the encoder's dropout on.
 
-    The first Ctrl-C ends it early. With a `checkpoint`, it goes on from what that holds, and stores into it now and then, at
-    an early end and at the end.
+    The first Ctrl-C ends it early. With a `checkpoint`, it goes on from what that holds, and stores
+    into it now and then, at an early end and at the end.
     """
     device = next(model.parameters()).device
     rng = random.Random(recipe.seed)
@@ -56,11 +59,18 @@ def fit(
     if checkpoint is not None:
         progress = checkpoint.restore(model, state) or progress
         if processes.sum(progress.step) != processes.count * progress.step:
-            raise CheckpointError(f"{checkpoint.path} is not the same to all processes; expected a folder that they share")
+            raise CheckpointError(
+                f"{checkpoint.path} is not the same to all processes; expected a folder that they"
+                " share"
+            )
     began, started = progress.step, time.monotonic() - progress.seconds
     dropout = CpuDropout(processes.seed(recipe.seed)) if device.type == "cpu" else None
 
-    with _interruptible() as interrupted, _training_mode(model), dropout or contextlib.nullcontext():
+    with (
+        _interruptible() as interrupted,
+        _training_mode(model),
+        dropout or contextlib.nullcontext(),
+    ):
         for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
             if number <= began:  # done before the checkpoint: only its draws are repeated
                 for _ in range(1 + consistent):
@@ -68,24 +78,32 @@ def fit(
                 continue
             if dropout is not None:
                 dropout.begin(number)
-            elif not processes.main:  # from the step's number too: a checkpoint keeps the main one's random numbers alone
-                torch.manual_seed(random.Random(f"{processes.seed(recipe.seed)} {number}").getrandbits(63))
+            elif not processes.main:
+                # from the step's number too: a checkpoint keeps the main one's random numbers alone
+                torch.manual_seed(
+                    random.Random(f"{processes.seed(recipe.seed)} {number}").getrandbits(63)
+                )
             part, share = processes.share(indices)
             batch = collate([rows[i] for i in part], device)
-            target = target_tensor(data.problem_type, [data.targets[i] for i in part], len(data.labels), device)
+            target = target_tensor(
+                data.problem_type, [data.targets[i] for i in part], len(data.labels), device
+            )
             with autocast:
                 draw_routes(model.sites, rng)
                 first = model(batch)
-                loss = share * task_loss(data.problem_type, first, target)  # a mean of means, weighted by their rows
+                # a mean of means, weighted by their rows
+                loss = share * task_loss(data.problem_type, first, target)
                 if consistent:
                     draw_routes(model.sites, rng)
-                    weight = recipe.consistency * (share > 0)  # a sum: whoever has no rows adds nothing
+                    # a sum: whoever has no rows adds nothing
+                    weight = recipe.consistency * (share > 0)
                     loss = loss + weight * consistency_loss(data.problem_type, first, model(batch))
             value = processes.sum(loss.item())
             if value != value or value in (float("inf"), float("-inf")):
                 raise NonFiniteLoss(
-                    f"the loss is {value} at step {progress.step + 1} of {steps} (learning rate {recipe.learning_rate}); "
-                    "expected a finite number: try a lower --learning-rate"
+                    f"the loss is {value} at step {progress.step + 1} of {steps} (learning rate"
+                    f" {recipe.learning_rate}); expected a finite number: try a lower"
+                    " --learning-rate"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
@@ -95,10 +113,16 @@ def fit(
             optimizer.step()
             schedule.step()
             tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
-            progress = Progress(progress.step + 1, steps, value, tokens, time.monotonic() - started, rate)
+            progress = Progress(
+                progress.step + 1, steps, value, tokens, time.monotonic() - started, rate
+            )
             report(progress)
             stopping = processes.sum(interrupted()) > 0 or number == steps
-            if checkpoint is not None and processes.main and (stopping or number % checkpoint.every == 0):
+            if (
+                checkpoint is not None
+                and processes.main
+                and (stopping or number % checkpoint.every == 0)
+            ):
                 checkpoint.store(model, state, progress)
             if stopping:
                 break
@@ -106,14 +130,17 @@ def fit(
 
 
 def _epochs(rows: list[Tokens], recipe: Recipe, rng: random.Random) -> Iterator[list[int]]:
-    """Mini-batches of row indices, all epochs: shuffled, then sorted by length within pools, so that a batch pads little."""
+    """Mini-batches of row indices, all epochs: shuffled, then sorted by length within pools, so
+    that a batch pads little."""
     size = recipe.batch_size
     for _ in range(recipe.epochs):
         order = list(range(len(rows)))
         rng.shuffle(order)
         batches: list[list[int]] = []
         for start in range(0, len(order), size * POOL_BATCHES):
-            pool = sorted(order[start : start + size * POOL_BATCHES], key=lambda i: len(rows[i].ids))
+            pool = sorted(
+                order[start : start + size * POOL_BATCHES], key=lambda i: len(rows[i].ids)
+            )
             batches += [pool[i : i + size] for i in range(0, len(pool), size)]
         rng.shuffle(batches)
         yield from batches

@@ -2,7 +2,8 @@
 
 config.json            the command, the whole recipe, and what makes the run this one
 environment.json       versions and hardware, an entry for each start
-metrics.jsonl          a line a step, then the dev scores; the same in TensorBoard's events.out.tfevents.*
+metrics.jsonl          a line a step, then the dev scores; the same in TensorBoard's
+events.out.tfevents.*
 checkpoint             what --resume goes on from
 adapter.safetensors    where the method gives one
 """
@@ -35,7 +36,8 @@ FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint", "adap
 
 @dataclass(frozen=True)
 class Folders:
-    """What the user wants: one folder, or one a seed in it; steps between checkpoints; whether to go on."""
+    """What the user wants: one folder, or one a seed in it; steps between checkpoints; whether to
+    go on."""
 
     root: Path
     by_seed: bool
@@ -47,11 +49,14 @@ class Folders:
         return Folder(path, Checkpoints(path / "checkpoint", self.checkpoint_every))
 
     def prepare(self, seeds: list[int]) -> None:
-        """Before any training: the folders are there, and what lies in them is neither overwritten nor missed."""
+        """Before any training: the folders are there, and what lies in them is neither overwritten
+        nor missed."""
         folders = [self.of(seed).path for seed in seeds]
         found = [folder for folder in folders if any((folder / name).exists() for name in FILES)]
         if found and not self.resume:
-            raise CheckpointError(f"{found[0]} holds a run already; expected --resume, or another folder")
+            raise CheckpointError(
+                f"{found[0]} holds a run already; expected --resume, or another folder"
+            )
         if self.resume and not found:
             raise CheckpointError(f"{folders[0]} holds no run; expected one to go on with")
         for folder in folders:
@@ -62,7 +67,9 @@ class Folders:
                 ):  # half-written by a run that was killed, perhaps a full model's size
                     left.unlink()
             except OSError as error:
-                raise CheckpointError(f"--run-dir {folder} cannot be made a folder: {error.strerror}") from None
+                raise CheckpointError(
+                    f"--run-dir {folder} cannot be made a folder: {error.strerror}"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,16 @@ class Folder:
     def adapter(self) -> Path:
         return self.path / "adapter.safetensors"
 
-    def begin(self, task: str, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe, subset: str) -> Metrics:
-        """Write down what is about to run, or check that it is what the folder holds. Raises CheckpointError."""
+    def begin(
+        self,
+        task: str,
+        backbone: Backbone,
+        sets: tuple[Dataset, Dataset],
+        recipe: Recipe,
+        subset: str,
+    ) -> Metrics:
+        """Write down what is about to run, or check that it is what the folder holds. Raises
+        CheckpointError."""
         same = {"task": task, **identity(backbone, sets[0], recipe)}
         chosen = dataclasses.asdict(recipe)
         found = self._read("config.json", dict)
@@ -95,7 +110,10 @@ class Folder:
             self._write("config.json", config)
         else:
             check_same(self.path, {**found.get("recipe", {}), **found}, same)
-        self._write("environment.json", [*(self._read("environment.json", list) or []), _environment(backbone)])
+        self._write(
+            "environment.json",
+            [*(self._read("environment.json", list) or []), _environment(backbone)],
+        )
         return Metrics(self.path)
 
     def _read(self, name: str, kind: type) -> Any:
@@ -106,14 +124,21 @@ class Folder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / name} cannot be read: {error}; expected what a run wrote there") from None
+            raise CheckpointError(
+                f"{self.path / name} cannot be read: {error}; expected what a run wrote there"
+            ) from None
         return found
 
     def _write(self, name: str, content: Any) -> None:
         try:
-            write_atomically(self.path / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+            write_atomically(
+                self.path / name,
+                (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(),
+            )
         except OSError as error:
-            raise CheckpointError(f"{self.path / name} cannot be written: {error.strerror}") from None
+            raise CheckpointError(
+                f"{self.path / name} cannot be written: {error.strerror}"
+            ) from None
 
 
 def _command() -> str:
@@ -128,5 +153,8 @@ def _environment(backbone: Backbone) -> dict[str, Any]:
         "processes": current().count,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {found.name: found.version for found in sorted(distributions(), key=lambda found: found.name.lower())},
+        "versions": {
+            found.name: found.version
+            for found in sorted(distributions(), key=lambda found: found.name.lower())
+        },
     }

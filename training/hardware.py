@@ -1,4 +1,5 @@
-"""What a run runs on: the device that was asked for, and its name as a number's reader wants to know it."""
+"""What a run runs on: the device that was asked for, and its name as a number's reader wants to
+know it."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from training.processes import Processes
 
 
 def device_of(name: str | None, processes: Processes) -> torch.device:
-    """What `--device` means: by default the GPU if there is one; each of several processes has its own.
-    Raises TrainingError."""
+    """What `--device` means: by default the GPU if there is one; each of several processes has its
+    own. Raises TrainingError."""
     if processes.device is not None:
         if name is not None:
             raise TrainingError(
-                f"device is {name!r}, but there are {processes.count} processes; expected no --device: each is given its own"
+                f"device is {name!r}, but there are {processes.count} processes; expected no"
+                " --device: each is given its own"
             )
         return processes.device
     if name is None:
@@ -27,7 +29,9 @@ def device_of(name: str | None, processes: Processes) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; expected cpu or cuda") from None
+        raise TrainingError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}; expected cpu or cuda"
+        ) from None
 
 
 def hardware(device: torch.device) -> str:
@@ -41,6 +45,8 @@ def hardware(device: torch.device) -> str:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

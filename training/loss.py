@@ -1,4 +1,5 @@
-"""The two parts of AdaMix's loss: the task's own, and the consistency of two random routes (paper, section 3.2)."""
+"""The two parts of AdaMix's loss: the task's own, and the consistency of two random routes (paper,
+section 3.2)."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from adapters.spec import ProblemType
 
 
-def target_tensor(problem_type: ProblemType, targets: list[Any], labels: int, device: torch.device) -> Tensor:
-    """A mini-batch of `Dataset.targets` as the loss takes it: `[B]` indices or numbers, `[B, C]` zeros and ones."""
+def target_tensor(
+    problem_type: ProblemType, targets: list[Any], labels: int, device: torch.device
+) -> Tensor:
+    """A mini-batch of `Dataset.targets` as the loss takes it: `[B]` indices or numbers, `[B, C]`
+    zeros and ones."""
     if problem_type == "single_label_classification":
         return torch.tensor(targets, dtype=torch.long, device=device)
     if problem_type == "regression":
@@ -36,11 +40,14 @@ def task_loss(problem_type: ProblemType, logits: Tensor, target: Tensor) -> Tens
 def consistency_loss(problem_type: ProblemType, first: Tensor, second: Tensor) -> Tensor:
     """½(KL(p‖q) + KL(q‖p)), each side detached as a target, summed over the mini-batch.
 
-    Multi-label: the same over every label's own Bernoulli. Regression: the squared difference, symmetric likewise.
+    Multi-label: the same over every label's own Bernoulli. Regression: the squared difference,
+    symmetric likewise.
     """
     first, second = first.float(), second.float()
     if problem_type == "regression":
-        return 0.5 * ((first - second.detach()).square().sum() + (second - first.detach()).square().sum())
+        return 0.5 * (
+            (first - second.detach()).square().sum() + (second - first.detach()).square().sum()
+        )
     if problem_type == "multi_label_classification":
         first, second = (torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (first, second))
     p, q = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)

@@ -15,7 +15,8 @@ from training.record import append, recorded
 
 
 class Metrics:
-    """`metrics.jsonl` and events in a run's folder: each line is whole once written, and no step stands there twice."""
+    """`metrics.jsonl` and events in a run's folder: each line is whole once written, and no step
+    stands there twice."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,12 +32,20 @@ class Metrics:
         seconds = p.seconds - (self._last.seconds if self._last else 0.0)
         speed = round(tokens / max(seconds, 1e-9), 1)
         self._last = p
-        self._write(p.step, {}, {"loss": p.loss, "learning_rate": p.learning_rate, "tokens_per_second": speed})
+        self._write(
+            p.step,
+            {},
+            {"loss": p.loss, "learning_rate": p.learning_rate, "tokens_per_second": speed},
+        )
 
     def scores(self, step: int, evaluate: str, scores: dict[str, float]) -> None:
         """What the run, trained up to `step`, scores on the dev set."""
-        words, numbers = {"evaluate": evaluate}, {f"dev/{name}": value for name, value in scores.items()}
-        if not recorded(self._lines, {"step": step, **words, **numbers}):  # else a finished run is judged again
+        words, numbers = (
+            {"evaluate": evaluate},
+            {f"dev/{name}": value for name, value in scores.items()},
+        )
+        # else a finished run is judged again
+        if not recorded(self._lines, {"step": step, **words, **numbers}):
             self._write(step, words, numbers)
 
     def close(self) -> None:
@@ -44,12 +53,16 @@ class Metrics:
             self._board.close()
 
     def _begin(self, step: int) -> None:
-        """Take back what a killed run wrote after its last checkpoint; what stays is drawn anew, since TensorBoard tells the
-        order of two files by the second."""
+        """Take back what a killed run wrote after its last checkpoint; what stays is drawn anew,
+        since TensorBoard tells the order of two files by the second."""
         kept: list[bytes] = []
         try:
             if self._lines.exists():
-                kept = [line for line in self._lines.read_bytes().splitlines(keepends=True) if _step(line) < step]
+                kept = [
+                    line
+                    for line in self._lines.read_bytes().splitlines(keepends=True)
+                    if _step(line) < step
+                ]
                 write_atomically(self._lines, b"".join(kept))
             for file in self._folder.glob("events.out.tfevents.*"):
                 file.unlink()

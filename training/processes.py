@@ -1,9 +1,11 @@
-"""The processes of one run: each takes its share of every mini-batch, and together they make the step that one would make.
+"""The processes of one run: each takes its share of every mini-batch, and together they make the
+step that one would make.
 
-`accelerate launch` (or torchrun) starts them. accelerate finds each its device and joins them; what it has no place for is
-a mini-batch that is split unevenly, a loss that is a mean in one part and a sum in the other, and experts that nobody
-routed through, which must keep no gradient. So gradients are added up here, over those that there are: all processes draw
-the same routes, so these are the same everywhere.
+`accelerate launch` (or torchrun) starts them. accelerate finds each its device and joins them; what
+it has no place for is a mini-batch that is split unevenly, a loss that is a mean in one part and a
+sum in the other, and experts that nobody routed through, which must keep no gradient. So gradients
+are added up here, over those that there are: all processes draw the same routes, so these are the
+same everywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from training.errors import TrainingError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `count`; of a run of one, whose every method changes nothing, by default."""
+    """This process's place among `count`; of a run of one, whose every method changes nothing, by
+    default."""
 
     rank: int = 0
     count: int = 1
@@ -34,7 +37,8 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch: list[int]) -> tuple[list[int], float]:
-        """This process's rows of a mini-batch and which part of it they are; if none are left, one row that counts for 0."""
+        """This process's rows of a mini-batch and which part of it they are; if none are left, one
+        row that counts for 0."""
         rows = batch[self.rank :: self.count]
         return (rows, len(rows) / len(batch)) if rows else (batch[:1], 0.0)
 
@@ -54,24 +58,30 @@ class Processes:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         total = _sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, summed in zip(gradients, torch.split(total, [g.numel() for g in gradients]), strict=True):
+        for gradient, summed in zip(
+            gradients, torch.split(total, [g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(summed.view_as(gradient))
 
 
 def join() -> Processes:
-    """Join the others, if this is one of several processes; what all but the main one would print is not shown."""
+    """Join the others, if this is one of several processes; what all but the main one would print
+    is not shown."""
     if not _several():
         return Processes()
     from accelerate import PartialState
 
     try:
         state = PartialState(cpu=not torch.cuda.is_available())
-        if state.num_processes < 2:  # accelerate says nothing then, and each would write what the others write
+        # accelerate says nothing then, and each would write what the others write
+        if state.num_processes < 2:
             raise RuntimeError(f"accelerate has no way between them on {state.device}")
-    except Exception as error:  # whatever torch and its backends raise where processes cannot be joined
+    except Exception as error:
+        # whatever torch and its backends raise where processes cannot be joined
         raise TrainingError(
-            f"{os.environ['WORLD_SIZE']} processes cannot be joined: {str(error).strip().partition(chr(10))[0]}; "
-            "expected a GPU for each, or a machine without GPUs"
+            f"{os.environ['WORLD_SIZE']} processes cannot be joined:"
+            f" {str(error).strip().partition(chr(10))[0]}; expected a GPU for each, or a machine"
+            " without GPUs"
         ) from None
     atexit.register(state.destroy_process_group)
     if not state.is_main_process:
@@ -80,7 +90,8 @@ def join() -> Processes:
 
 
 def speaks_for_machine() -> bool:
-    """Whether this is the process that tells an error: they all meet it, and one on each machine is enough."""
+    """Whether this is the process that tells an error: they all meet it, and one on each machine is
+    enough."""
     return not _several() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 

@@ -17,8 +17,8 @@ LOG_LINES = 20  # when the output is no terminal: at most this many lines a run 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, after each step: `loss` is the step's whole loss, `tokens` counts real tokens of first passes,
-    `learning_rate` is the one that the step was made with."""
+    """Where a run is, after each step: `loss` is the step's whole loss, `tokens` counts real tokens
+    of first passes, `learning_rate` is the one that the step was made with."""
 
     step: int
     steps: int
@@ -33,7 +33,13 @@ def shown() -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal; elsewhere, a line now and then."""
     console = Console()
     if not console.is_terminal:
-        yield lambda p: _line(p) if p.step * LOG_LINES // p.steps > (p.step - 1) * LOG_LINES // p.steps else None
+        yield (
+            lambda p: (
+                _line(p)
+                if p.step * LOG_LINES // p.steps > (p.step - 1) * LOG_LINES // p.steps
+                else None
+            )
+        )
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
     with rich.progress.Progress(*columns, console=console) as bar:
@@ -46,6 +52,12 @@ def _line(p: Progress) -> None:
 
 
 def _numbers(p: Progress) -> str:
-    """The time left is by the mean of the whole run, so that a resumed one knows it from its first step."""
-    passed, left = (datetime.timedelta(seconds=round(x)) for x in (p.seconds, p.seconds / p.step * (p.steps - p.step)))
-    return f"loss {p.loss:.3f}  {p.tokens / max(p.seconds, 1e-9):,.0f} tokens/s  {passed}, {left} left"
+    """The time left is by the mean of the whole run, so that a resumed one knows it from its first
+    step."""
+    passed, left = (
+        datetime.timedelta(seconds=round(x))
+        for x in (p.seconds, p.seconds / p.step * (p.steps - p.step))
+    )
+    return (
+        f"loss {p.loss:.3f}  {p.tokens / max(p.seconds, 1e-9):,.0f} tokens/s  {passed}, {left} left"
+    )

@@ -14,7 +14,9 @@ from training.hardware import hardware
 from training.train import Measured
 
 
-def record(task: str, metric: str, recipe: Recipe, measured: Measured, dev_rows: int, backbone: str) -> dict[str, Any]:
+def record(
+    task: str, metric: str, recipe: Recipe, measured: Measured, dev_rows: int, backbone: str
+) -> dict[str, Any]:
     """`score` is that of `metric`, on `dev_rows` rows; `seconds` are those of the training loop."""
     return {
         "task": task,
@@ -39,7 +41,9 @@ def check_appendable(path: Path) -> None:
     """Find out before the training, not after it, that its line could not be written."""
     there = path if path.exists() else path.parent
     if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
-        raise TrainingError(f"--scores {path} cannot be written; expected a file's path in a folder that exists")
+        raise TrainingError(
+            f"--scores {path} cannot be written; expected a file's path in a folder that exists"
+        )
 
 
 def recorded(path: Path, line: dict[str, Any]) -> bool:
@@ -53,7 +57,11 @@ def recorded(path: Path, line: dict[str, Any]) -> bool:
 
 def _lasting(line: bytes) -> Any:
     try:
-        return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "hardware")}
+        return {
+            name: value
+            for name, value in json.loads(line).items()
+            if name not in ("seconds", "hardware")
+        }
     except (ValueError, AttributeError):  # cut short by a kill, or somebody else's
         return None
 

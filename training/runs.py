@@ -30,8 +30,8 @@ from training.train import Measured, Trained, check_servable, measure, train
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders` everything of each run. They
-    begin as `start`, if there is one."""
+    """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders`
+    everything of each run. They begin as `start`, if there is one."""
 
     task: str
     out: Path | None
@@ -41,16 +41,19 @@ class Runs:
     start: Adapter | None = None
 
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
-        """Find out before the training, not after it, what could not be written. Raises TrainingError."""
+        """Find out before the training, not after it, what could not be written. Raises
+        TrainingError."""
         if not re.fullmatch(TASK_PATTERN, self.task):
             raise TrainingError(f"task is {self.task!r}; expected a name of {TASK_PATTERN}")
         if not current().main:
-            return  # the main one looks after the files; this one would find those that it has just made
+            # the main one looks after the files; this one would find those that it has just made
+            return
         if self.out is not None:
             check_servable(recipe)
             if len(seeds) > 1:
                 raise TrainingError(
-                    f"there are {len(seeds)} seeds, but --out takes one adapter; expected one seed or no --out"
+                    f"there are {len(seeds)} seeds, but --out takes one adapter; expected one seed"
+                    " or no --out"
                 )
             _check_out(self.out)
         if self.scores is not None:
@@ -59,10 +62,14 @@ class Runs:
             self.folders.prepare(seeds)
 
     def run(
-        self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipes: list[Recipe], subset: str = ""
+        self,
+        backbone: Backbone,
+        sets: tuple[Dataset, Dataset],
+        recipes: list[Recipe],
+        subset: str = "",
     ) -> list[dict[str, Any]]:
-        """Train, tell and write, one recipe after the other; they differ by their seed. Answers a record of each that was
-        not ended early. Raises TrainingError.
+        """Train, tell and write, one recipe after the other; they differ by their seed. Answers a
+        record of each that was not ended early. Raises TrainingError.
 
         `subset` says what the data lack of the published ones.
         """
@@ -77,7 +84,11 @@ class Runs:
             line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
             lines.append({**line, "subset": subset, "version": version})
             resumed = self.folders is not None and self.folders.resume
-            if self.scores is not None and current().main and not (resumed and recorded(self.scores, lines[-1])):
+            if (
+                self.scores is not None
+                and current().main
+                and not (resumed and recorded(self.scores, lines[-1]))
+            ):
                 append(self.scores, lines[-1])
         if len(lines) > 1:
             results = [line["metrics"] for line in lines]
@@ -90,14 +101,24 @@ class Runs:
         """The run, and the version of the adapter that it wrote."""
         labels, rows = sets[0].labels, recipe.shots or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-        typer.echo(f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named}; {backbone.encoder.device}")
+        typer.echo(
+            f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named};"
+            f" {backbone.encoder.device}"
+        )
         folder = self.folders.of(recipe.seed) if self.folders is not None else None
         outs = [self.out] if self.out is not None else []
         if folder is not None and _servable(recipe):
             outs.append(folder.adapter)
-        metrics = folder.begin(self.task, backbone, sets, recipe, subset) if folder is not None and current().main else None
+        metrics = (
+            folder.begin(self.task, backbone, sets, recipe, subset)
+            if folder is not None and current().main
+            else None
+        )
         checkpoints = folder.checkpoints if folder is not None else None
-        with progress.shown() as show, contextlib.closing(metrics) if metrics else contextlib.nullcontext():
+        with (
+            progress.shown() as show,
+            contextlib.closing(metrics) if metrics else contextlib.nullcontext(),
+        ):
 
             def report(at: Progress) -> None:
                 if metrics is not None:
@@ -108,7 +129,10 @@ class Runs:
                 trained = train(self.task, backbone, *sets, recipe, report, checkpoints, self.start)
                 measured = trained.measured
             else:
-                trained, measured = None, measure(backbone, *sets, recipe, report, checkpoints, self.start)
+                trained, measured = (
+                    None,
+                    measure(backbone, *sets, recipe, report, checkpoints, self.start),
+                )
             if metrics is not None:
                 metrics.scores(measured.done.step, recipe.evaluate, measured.scores)
         done = measured.done
@@ -127,10 +151,14 @@ class Runs:
 def read_seeds(text: str) -> list[int]:
     """The numbers of `--seeds`. Raises TrainingError."""
     if not re.fullmatch(r"\d{1,18}([\s,]+\d{1,18})*", text.strip()):
-        raise TrainingError(f"--seeds is {text!r}; expected whole numbers with commas between, such as 0,1,2")
+        raise TrainingError(
+            f"--seeds is {text!r}; expected whole numbers with commas between, such as 0,1,2"
+        )
     numbers = [int(part) for part in re.split(r"[\s,]+", text.strip())]
     if len(set(numbers)) != len(numbers):
-        raise TrainingError(f"--seeds is {text!r}, which names a seed twice; expected different ones")
+        raise TrainingError(
+            f"--seeds is {text!r}, which names a seed twice; expected different ones"
+        )
     return numbers
 
 
@@ -146,7 +174,10 @@ def _check_out(out: Path) -> None:
     if not out.parent.is_dir():
         raise TrainingError(f"the folder of --out {out} does not exist; expected one to write into")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise TrainingError(f"--out {out} {'is a folder' if out.is_dir() else 'cannot be written'}; expected a file's path")
+        raise TrainingError(
+            f"--out {out} {'is a folder' if out.is_dir() else 'cannot be written'}; expected a"
+            " file's path"
+        )
 
 
 def _judged(recipe: Recipe) -> str:
@@ -174,16 +205,23 @@ def _write(out: Path, trained: Trained) -> str:
         adapter = _there(out, trained) or save(out, trained.spec, trained.tensors)
     except OSError as error:
         raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
-    typer.echo(f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,} parameters")
+    typer.echo(
+        f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,}"
+        " parameters"
+    )
     return adapter.version
 
 
 def _there(out: Path, trained: Trained) -> Adapter | None:
-    """What `out` holds, if that is this very adapter: a finished run that is judged again makes no new version of it."""
+    """What `out` holds, if that is this very adapter: a finished run that is judged again makes no
+    new version of it."""
     try:
         found = load(out)
     except (FileNotFoundError, InvalidAdapter):
         return None
-    known = {name: found.spec.training.get(name) for name in ("seconds", "hardware", "created", "versions")}
+    known = {
+        name: found.spec.training.get(name)
+        for name in ("seconds", "hardware", "created", "versions")
+    }
     spec = trained.spec.model_copy(update={"training": {**trained.spec.training, **known}})
     return found if serialize(spec, trained.tensors) == out.read_bytes() else None

@@ -11,11 +11,15 @@ from training.errors import TrainingError
 
 def check(dataset: Dataset, shots: int) -> None:
     if shots > len(dataset.texts):
-        raise TrainingError(f"shots is {shots}, but there are {len(dataset.texts)} training examples; expected at most that")
+        raise TrainingError(
+            f"shots is {shots}, but there are {len(dataset.texts)} training examples; expected at"
+            " most that"
+        )
 
 
 def draw(dataset: Dataset, shots: int, seed: int) -> Dataset:
-    """`shots` examples in all. Single label: the classes take turns, in an order of their own draw, while they last."""
+    """`shots` examples in all. Single label: the classes take turns, in an order of their own draw,
+    while they last."""
     check(dataset, shots)
     rng = random.Random(seed)
     order = list(range(len(dataset.texts)))
@@ -33,5 +37,7 @@ def draw(dataset: Dataset, shots: int, seed: int) -> Dataset:
         order.sort(key=turns.__getitem__)
     chosen = order[:shots]
     return dataclasses.replace(
-        dataset, texts=[dataset.texts[i] for i in chosen], targets=[dataset.targets[i] for i in chosen]
+        dataset,
+        texts=[dataset.texts[i] for i in chosen],
+        targets=[dataset.targets[i] for i in chosen],
     )

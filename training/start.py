@@ -1,4 +1,5 @@
-"""A warm start: every expert begins as another task's merged adapter (Hu et al. 2022 start rte, mrpc and stsb from mnli)."""
+"""A warm start: every expert begins as another task's merged adapter (Hu et al. 2022 start rte,
+mrpc and stsb from mnli)."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ def name(adapter: Adapter) -> str:
 
 
 @torch.no_grad()
-def start_from(model: Classifier, adapter: Adapter, backbone: Backbone, labels: tuple[str, ...], recipe: Recipe) -> None:
-    """Copy the adapter into each site's experts and, if the heads are built alike, its dense layer and, if the labels are
-    the same too, its output layer.
+def start_from(
+    model: Classifier, adapter: Adapter, backbone: Backbone, labels: tuple[str, ...], recipe: Recipe
+) -> None:
+    """Copy the adapter into each site's experts and, if the heads are built alike, its dense layer
+    and, if the labels are the same too, its output layer.
 
     Raises TrainingError if it is of another backbone, bottleneck or first layer.
     """
@@ -49,23 +52,32 @@ def start_from(model: Classifier, adapter: Adapter, backbone: Backbone, labels: 
     if not isinstance(model.head, Head) or adapter.spec.pooling == "mask":
         return
     if (model.head.dense is not None) == ("head.dense.weight" in tensors):
-        head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        head = {
+            name.removeprefix("head."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("head.")
+        }
         if adapter.spec.labels != labels:
             head = {name: tensor for name, tensor in head.items() if name.startswith("dense.")}
         model.head.load_state_dict(head, strict=False)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone, recipe: Recipe) -> None:
-    """Raise TrainingError unless the recipe's adapters have the shape of this one, on its backbone."""
+    """Raise TrainingError unless the recipe's adapters have the shape of this one, on its
+    backbone."""
     spec = adapter.spec
     try:
-        check_backbone(adapter, backbone.reference, max_length=spec.max_length, has_pooler=True, has_mask=True)
+        check_backbone(
+            adapter, backbone.reference, max_length=spec.max_length, has_pooler=True, has_mask=True
+        )
     except BackboneMismatch as error:
         raise TrainingError(f"--init {name(adapter)}: {error}") from None
     for of in ("bottleneck", "first_layer"):
         found, expected = getattr(spec, of), getattr(recipe, of)
         if found != expected:
-            raise TrainingError(f"--init {name(adapter)} has {of} {found}; expected {expected}, as this run has")
+            raise TrainingError(
+                f"--init {name(adapter)} has {of} {found}; expected {expected}, as this run has"
+            )
 
 
 def _projections(site: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -1,4 +1,5 @@
-"""The recipe: tokenise, train by a method, judge what a user would get, and describe an adapter in a spec."""
+"""The recipe: tokenise, train by a method, judge what a user would get, and describe an adapter in
+a spec."""
 
 from __future__ import annotations
 
@@ -47,9 +48,9 @@ class Trained:
 class Measured:
     """A run by any method: the model as it was trained, what was judged of it, and how.
 
-    `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `scores` are those of the recipe's
-    `evaluate`. `parameters` are those beyond the frozen backbone's that inference needs, the head left out; `rows` are those
-    trained on.
+    `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `scores`
+    are those of the recipe's `evaluate`. `parameters` are those beyond the frozen backbone's that
+    inference needs, the head left out; `rows` are those trained on.
     """
 
     model: Classifier
@@ -70,8 +71,8 @@ def train(
     checkpoints: Checkpoints | None = None,
     start: Adapter | None = None,
 ) -> Trained:
-    """One run, from examples to a merged adapter, which begins as `start` if given. Ctrl-C ends the training early; what it
-    has is merged all the same.
+    """One run, from examples to a merged adapter, which begins as `start` if given. Ctrl-C ends the
+    training early; what it has is merged all the same.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
@@ -100,15 +101,18 @@ def train(
 
 
 def check_servable(recipe: Recipe) -> None:
-    """Raise TrainingError if a server could not apply, or a file not tell, what this recipe judges."""
+    """Raise TrainingError if a server could not apply, or a file not tell, what this recipe
+    judges."""
     if recipe.method not in SERVABLE:
         raise TrainingError(
-            f"method is {recipe.method!r}, which no server can apply; expected {' or '.join(SERVABLE)} for an adapter file "
-            "(without --out, any method is trained and scored)"
+            f"method is {recipe.method!r}, which no server can apply; expected"
+            f" {' or '.join(SERVABLE)} for an adapter file (without --out, any method is trained"
+            " and scored)"
         )
     if recipe.evaluate != "merged":
         raise TrainingError(
-            f"evaluate is {recipe.evaluate!r}, but an adapter file holds what is merged; expected merged, or no --out"
+            f"evaluate is {recipe.evaluate!r}, but an adapter file holds what is merged; expected"
+            " merged, or no --out"
         )
 
 
@@ -121,13 +125,16 @@ def measure(
     checkpoints: Checkpoints | None = None,
     start: Adapter | None = None,
 ) -> Measured:
-    """Train by whatever method and score it on the dev set; a merged adapter is scored as its file would hold it.
+    """Train by whatever method and score it on the dev set; a merged adapter is scored as its file
+    would hold it.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
     torch.manual_seed(recipe.seed)
     if recipe.positive is not None and recipe.positive not in train_set.labels:
-        raise TrainingError(f"positive is {recipe.positive!r}; expected one of {', '.join(train_set.labels)}")
+        raise TrainingError(
+            f"positive is {recipe.positive!r}; expected one of {', '.join(train_set.labels)}"
+        )
     if recipe.shots is not None:
         train_set = shots.draw(train_set, recipe.shots, recipe.seed)
     rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
@@ -161,14 +168,19 @@ def _rows(backbone: Backbone, data: Dataset, recipe: Recipe) -> list[Tokens]:
     max_length = min(recipe.max_length, backbone.max_length)
     if recipe.prompt is not None:
         check_template(recipe.prompt, text_pair=data.text_pair)
-    return encode(backbone.tokenizer, data.texts, max_length, backbone.prompt(recipe.prompt, max_length))
+    return encode(
+        backbone.tokenizer, data.texts, max_length, backbone.prompt(recipe.prompt, max_length)
+    )
 
 
 def _probe_rows(rows: list[Tokens]) -> list[int]:
     """The first dev rows that are not cut."""
     whole = [i for i, row in enumerate(rows) if row.full_length == len(row.ids)][:PROBE_ROWS]
     if not whole:
-        raise TrainingError("every dev row is longer than max_length; expected at least one that fits, for the probe")
+        raise TrainingError(
+            "every dev row is longer than max_length; expected at least one that fits, for the"
+            " probe"
+        )
     return whole
 
 
@@ -176,7 +188,8 @@ def _probe(merged: Classifier, dev_set: Dataset, rows: list[Tokens], chosen: lis
     """Some dev rows with the logits of the merged adapter as it will be in the file."""
     logits = predict(merged, [rows[i] for i in chosen])
     return Probe(
-        inputs=tuple(dev_set.texts[i] for i in chosen), logits=tuple(tuple(row) for row in logits.double().tolist())
+        inputs=tuple(dev_set.texts[i] for i in chosen),
+        logits=tuple(tuple(row) for row in logits.double().tolist()),
     )
 
 

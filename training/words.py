@@ -1,4 +1,5 @@
-"""Label words: the head of a prompt is the backbone's own masked-language-model head, cut down to one word a label."""
+"""Label words: the head of a prompt is the backbone's own masked-language-model head, cut down to
+one word a label."""
 
 from __future__ import annotations
 
@@ -18,28 +19,39 @@ from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
 
-EXPECTED = 'expected label=word,label=word… or a JSON object, such as {"not, at all": "no", "yes": "yes"}'
+EXPECTED = (
+    'expected label=word,label=word… or a JSON object, such as {"not, at all": "no", "yes": "yes"}'
+)
 
 
 def read(text: str) -> dict[str, str]:
-    """`positive=great,negative=terrible`, or JSON where labels hold commas, spaces or equal signs."""
+    """`positive=great,negative=terrible`, or JSON where labels hold commas, spaces or equal
+    signs."""
     if text.lstrip().startswith("{"):
         try:
             pairs = json.loads(text, object_pairs_hook=list)
         except (ValueError, RecursionError) as error:
-            raise TrainingError(f"--words is {text!r}, which is not JSON: {error}; {EXPECTED}") from None
+            raise TrainingError(
+                f"--words is {text!r}, which is not JSON: {error}; {EXPECTED}"
+            ) from None
     else:
         pairs = [[part.strip() for part in entry.split("=")] for entry in text.split(",")]
-    if not all(len(pair) == 2 and all(isinstance(part, str) and part.strip() for part in pair) for pair in pairs):
+    if not all(
+        len(pair) == 2 and all(isinstance(part, str) and part.strip() for part in pair)
+        for pair in pairs
+    ):
         raise TrainingError(f"--words is {text!r}; {EXPECTED}")
     words = {label: word.strip() for label, word in pairs}
     if len(words) != len(pairs):
-        raise TrainingError(f"--words is {text!r}, which names a label twice; expected one word for each")
+        raise TrainingError(
+            f"--words is {text!r}, which names a label twice; expected one word for each"
+        )
     return words
 
 
 def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
-    """The frozen head that scores each label by its word at the prompt's mask; None where the recipe has no prompt.
+    """The frozen head that scores each label by its word at the prompt's mask; None where the
+    recipe has no prompt.
 
     Raises TrainingError.
     """
@@ -47,17 +59,29 @@ def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
         return None
     words = recipe.words
     if data.problem_type != "single_label_classification":
-        raise TrainingError(f"a prompt is for single_label_classification, but the data are {data.problem_type}")
+        raise TrainingError(
+            f"a prompt is for single_label_classification, but the data are {data.problem_type}"
+        )
     if set(words) != set(data.labels):
-        lacking, unknown = sorted(set(data.labels) - set(words)), sorted(set(words) - set(data.labels))
-        found = f"lacks a word for label {lacking[0]!r}" if lacking else f"has a word for {unknown[0]!r}, which is no label"
-        raise TrainingError(f"words {found}; expected one for each of {', '.join(map(repr, data.labels[:8]))}")
+        lacking, unknown = (
+            sorted(set(data.labels) - set(words)),
+            sorted(set(words) - set(data.labels)),
+        )
+        found = (
+            f"lacks a word for label {lacking[0]!r}"
+            if lacking
+            else f"has a word for {unknown[0]!r}, which is no label"
+        )
+        raise TrainingError(
+            f"words {found}; expected one for each of {', '.join(map(repr, data.labels[:8]))}"
+        )
     chosen: dict[int, str] = {}
     for label in data.labels:
         token = _token(backbone.tokenizer, recipe.prompt, words[label])
         if token in chosen:
             raise TrainingError(
-                f"labels {chosen[token]!r} and {label!r} have the same word, {words[label]!r}; expected different ones"
+                f"labels {chosen[token]!r} and {label!r} have the same word, {words[label]!r};"
+                " expected different ones"
             )
         chosen[token] = label
     dense, norm, rows, biases = _scorer(backbone)
@@ -70,7 +94,8 @@ def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
 
 
 def _token(tokenizer: Tokenizer, template: str, word: str) -> int:
-    """The word's one token, as it stands in the mask's place: in mid-sentence a byte-level one begins with its space."""
+    """The word's one token, as it stands in the mask's place: in mid-sentence a byte-level one
+    begins with its space."""
     around = next(literal.rstrip() for literal in split(template)[0] if MASK in literal)
     before, after = around.split(MASK)
     text = before + word + after
@@ -80,24 +105,31 @@ def _token(tokenizer: Tokenizer, template: str, word: str) -> int:
     pieces = ", ".join(repr(encoding.tokens[i]) for i in found)
     if len(found) != 1:
         raise TrainingError(
-            f"the word {word!r} is {len(found)} tokens at the prompt's mask, {pieces}; expected a word of one"
+            f"the word {word!r} is {len(found)} tokens at the prompt's mask, {pieces}; expected a"
+            " word of one"
         )
     first, last = encoding.offsets[found[0]]
     if text[first:last].strip() != word:
         raise TrainingError(
-            f"the word {word!r} runs together with what stands beside the prompt's mask, as {pieces}; expected it apart"
+            f"the word {word!r} runs together with what stands beside the prompt's mask, as"
+            f" {pieces}; expected it apart"
         )
     token: int = encoding.ids[found[0]]
-    if any(token == special and added.special for special, added in tokenizer.get_added_tokens_decoder().items()):
+    if any(
+        token == special and added.special
+        for special, added in tokenizer.get_added_tokens_decoder().items()
+    ):
         raise TrainingError(
-            f"the word {word!r} is the special token {pieces} to this backbone; expected a word that it knows"
+            f"the word {word!r} is the special token {pieces} to this backbone; expected a word"
+            " that it knows"
         )
     return token
 
 
 @torch.no_grad()
 def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """Dense layer, norm, and every token's row and bias of the checkpoint's masked-language-model head."""
+    """Dense layer, norm, and every token's row and bias of the checkpoint's masked-language-model
+    head."""
     config = backbone.config
     model: Any
     model, report = AutoModelForMaskedLM.from_pretrained(
@@ -105,21 +137,26 @@ def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     )
     if report["missing_keys"]:
         raise TrainingError(
-            f"backbone {backbone.name!r} has no masked-language-model head, which a prompt needs (its checkpoint lacks "
-            f"{min(report['missing_keys'])!r}); expected one with it, such as bert-base-uncased or roberta-base"
+            f"backbone {backbone.name!r} has no masked-language-model head, which a prompt needs"
+            f" (its checkpoint lacks {min(report['missing_keys'])!r}); expected one with it, such"
+            " as bert-base-uncased or roberta-base"
         )
     if config.model_type == "bert":
         if config.hidden_act not in ("gelu", "gelu_python"):
             raise TrainingError(
-                f"backbone {backbone.name!r} has {config.hidden_act!r} in its masked-language-model head; "
-                "expected the exact 'gelu', which is all that an adapter file can tell"
+                f"backbone {backbone.name!r} has {config.hidden_act!r} in its masked-language-model"
+                " head; expected the exact 'gelu', which is all that an adapter file can tell"
             )
-        dense, norm = model.cls.predictions.transform.dense, model.cls.predictions.transform.LayerNorm
+        dense, norm = (
+            model.cls.predictions.transform.dense,
+            model.cls.predictions.transform.LayerNorm,
+        )
     elif config.model_type == "electra":
         if config.embedding_size != config.hidden_size:
             raise TrainingError(
-                f"backbone {backbone.name!r} scores words at its embeddings' size {config.embedding_size}; "
-                f"expected its hidden size {config.hidden_size}, which is all that an adapter file can tell"
+                f"backbone {backbone.name!r} scores words at its embeddings' size"
+                f" {config.embedding_size}; expected its hidden size {config.hidden_size}, which is"
+                " all that an adapter file can tell"
             )
         dense, norm = model.generator_predictions.dense, model.generator_predictions.LayerNorm
     else:

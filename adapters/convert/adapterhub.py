@@ -1,7 +1,7 @@
 """Folders of AdapterHub's `adapters` library, as `save_adapter` writes them.
 
-Its bottleneck stands behind the feed-forward's output projection and dropout. Which of its many configurations compute what
-ours does is said by `NEEDED`; docs/convert.md has the reasons.
+Its bottleneck stands behind the feed-forward's output projection and dropout. Which of its many
+configurations compute what ours does is said by `NEEDED`; docs/convert.md has the reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters.convert.foreign import Foreign, bert_head, in_order, linear, problem_type, roberta_head, stack
+from adapters.convert.foreign import (
+    Foreign,
+    bert_head,
+    in_order,
+    linear,
+    problem_type,
+    roberta_head,
+    stack,
+)
 from adapters.convert.weights import read_weights, refuse_rest, take
 from adapters.errors import CannotConvert
 from adapters.spec import Pooling, ProblemType, shown
@@ -23,8 +31,9 @@ from adapters.spec import Pooling, ProblemType, shown
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", ("model_head.safetensors", "pytorch_model_head.bin")
 
-# What each field must be for `y = x + U·gelu(D·x + b_D) + b_U` before residual and LayerNorm. The first value is also what
-# AdapterHub takes for a field that is not there, but for those of `REQUIRED`.
+# What each field must be for `y = x + U·gelu(D·x + b_D) + b_U` before residual and LayerNorm. The
+# first value is also what AdapterHub takes for a field that is not there, but for those of
+# `REQUIRED`.
 NEEDED: dict[str, tuple[Any, ...]] = {
     "architecture": (None,),
     "mh_adapter": (False,),
@@ -43,9 +52,17 @@ NEEDED: dict[str, tuple[Any, ...]] = {
     "non_linearity": ("gelu", "gelu_python"),
 }
 REQUIRED = ("mh_adapter", "output_adapter", "non_linearity")
-# Fields that say how it was trained or initialised, or that mean something only beside another value of the above.
+# Fields that say how it was trained or initialised, or that mean something only beside another
+# value of the above.
 WITHOUT_EFFECT = {
-    *("adapter_residual_before_ln", "cross_adapter", "dropout", "init_weights", "init_weights_seed", "reduction_factor"),
+    *(
+        "adapter_residual_before_ln",
+        "cross_adapter",
+        "dropout",
+        "init_weights",
+        "init_weights_seed",
+        "reduction_factor",
+    ),
     *(
         "inv_adapter_reduction_factor",
         "stochastic_depth",
@@ -54,9 +71,18 @@ WITHOUT_EFFECT = {
         "learn_phm",
         "phm_bias",
     ),
-    *("hypercomplex_nonlinearity", "phm_c_init", "phm_dim", "phm_init_range", "phm_rank", "shared_W_phm", "shared_phm_rule"),
+    *(
+        "hypercomplex_nonlinearity",
+        "phm_c_init",
+        "phm_dim",
+        "phm_init_range",
+        "phm_rank",
+        "shared_W_phm",
+        "shared_phm_rule",
+    ),
 }
-# In folders without a version, which are older, these words meant something else; AdapterHub's loader renames them likewise.
+# In folders without a version, which are older, these words meant something else; AdapterHub's
+# loader renames them likewise.
 OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 HEAD_TYPES = ("classification", "multilabel_classification")
 STATIC_HEADS = {
@@ -67,7 +93,8 @@ STATIC_HEADS = {
 
 
 def read(folder: Path) -> Foreign:
-    """An adapter's folder, head included → the same in our terms, exactly. Raises CannotConvert, or OSError."""
+    """An adapter's folder, head included → the same in our terms, exactly. Raises CannotConvert, or
+    OSError."""
     config = _read_json(folder / CONFIG)
     _check_config(config)
     weights = read_weights(_first(folder, WEIGHTS))
@@ -81,15 +108,24 @@ def read(folder: Path) -> Foreign:
         found = site.fullmatch(key)
         if found:
             layers[int(found[1])][f"{found[2] or found[3]}.{found[4]}"] = take(weights, key)
-    refuse_rest(weights, f"adapter_down.0 and adapter_up of the adapter {shown(name)} in every layer's output")
+    refuse_rest(
+        weights,
+        f"adapter_down.0 and adapter_up of the adapter {shown(name)} in every layer's output",
+    )
     if not layers:
-        raise CannotConvert(f"{folder.name} holds no adapter {shown(name)}; expected one in every layer")
+        raise CannotConvert(
+            f"{folder.name} holds no adapter {shown(name)}; expected one in every layer"
+        )
     numbers = in_order(layers, "adapter")
     for i in numbers:
-        missing = sorted({f"{side}.{kind}" for side in ("down", "up") for kind in ("weight", "bias")} - set(layers[i]))
+        missing = sorted(
+            {f"{side}.{kind}" for side in ("down", "up") for kind in ("weight", "bias")}
+            - set(layers[i])
+        )
         if missing:
             raise CannotConvert(
-                f"layer {i}'s adapter has no {missing[0]}; expected weight and bias of adapter_down and adapter_up"
+                f"layer {i}'s adapter has no {missing[0]}; expected weight and bias of adapter_down"
+                " and adapter_up"
             )
     head, pooling, kind, labels = _read_head(folder)
     return Foreign(
@@ -100,7 +136,11 @@ def read(folder: Path) -> Foreign:
         labels=labels,
         provenance={
             "converted_from": "AdapterHub adapter",
-            **{key: str(config[key]) for key in ("name", "model_name", "version") if config.get(key)},
+            **{
+                key: str(config[key])
+                for key in ("name", "model_name", "version")
+                if config.get(key)
+            },
         },
     )
 
@@ -108,38 +148,58 @@ def read(folder: Path) -> Foreign:
 def _check_config(config: Mapping[str, Any]) -> None:
     fields = config.get("config")
     if not isinstance(fields, dict):
-        raise CannotConvert(f"{CONFIG} has the config {shown(fields)}; expected an object with a bottleneck's fields")
+        raise CannotConvert(
+            f"{CONFIG} has the config {shown(fields)}; expected an object with a bottleneck's"
+            " fields"
+        )
     for name, values in NEEDED.items():
         found = fields.get(name, None if name in REQUIRED else values[0])
         if name == "non_linearity" and "version" not in config:
             found = OLD_ACTIVATIONS.get(str(found), found)
         if found not in values:
             expected = " or ".join(map(repr, values))
-            raise CannotConvert(f"{CONFIG} has {name} {shown(found)}, which computes something else; expected {expected}")
+            raise CannotConvert(
+                f"{CONFIG} has {name} {shown(found)}, which computes something else; expected"
+                f" {expected}"
+            )
     unknown = sorted(set(fields) - set(NEEDED) - WITHOUT_EFFECT)
     if unknown:
-        raise CannotConvert(f"{CONFIG} has the field {unknown[0][:80]!r}, which is not known; expected only AdapterHub's")
+        raise CannotConvert(
+            f"{CONFIG} has the field {unknown[0][:80]!r}, which is not known; expected only"
+            " AdapterHub's"
+        )
 
 
-def _read_head(folder: Path) -> tuple[dict[str, Tensor], Pooling, ProblemType, tuple[str, ...] | None]:
+def _read_head(
+    folder: Path,
+) -> tuple[dict[str, Tensor], Pooling, ProblemType, tuple[str, ...] | None]:
     about = _read_json(folder / HEAD_CONFIG)
     weights = read_weights(_first(folder, HEAD_WEIGHTS))
     config = about.get("config")
     if config is None:
         model_class = str(about.get("model_class"))
         if model_class not in STATIC_HEADS:
-            raise CannotConvert(f"{HEAD_CONFIG} is of {shown(model_class)}; expected one of {', '.join(STATIC_HEADS)}")
+            raise CannotConvert(
+                f"{HEAD_CONFIG} is of {shown(model_class)}; expected one of"
+                f" {', '.join(STATIC_HEADS)}"
+            )
         head, pooling = STATIC_HEADS[model_class](weights)
         kind, label2id = problem_type(len(head["head.out.weight"])), about.get("label2id")
     else:
         head, pooling, multi_label = _flexible_head(config, f"heads.{about.get('name')}", weights)
-        kind = "multi_label_classification" if multi_label else problem_type(len(head["head.out.weight"]))
+        kind = (
+            "multi_label_classification"
+            if multi_label
+            else problem_type(len(head["head.out.weight"]))
+        )
         label2id = config.get("label2id")
     refuse_rest(weights, "the head's linear layers")
     return head, pooling, kind, _labels(label2id)
 
 
-def _flexible_head(config: Any, name: str, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling, bool]:
+def _flexible_head(
+    config: Any, name: str, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Pooling, bool]:
     needed: dict[str, tuple[Any, ...]] = {
         "head_type": HEAD_TYPES,
         "layers": (1, 2),
@@ -154,17 +214,29 @@ def _flexible_head(config: Any, name: str, weights: dict[str, Tensor]) -> tuple[
     for field, values in needed.items():
         found = config.get(field, defaults.get(field))
         if found not in values:
-            raise CannotConvert(f"{HEAD_CONFIG} has {field} {shown(found)}; expected {' or '.join(map(repr, values))}")
+            raise CannotConvert(
+                f"{HEAD_CONFIG} has {field} {shown(found)}; expected"
+                f" {' or '.join(map(repr, values))}"
+            )
     dense = linear(weights, "head.dense", f"{name}.1") if config["layers"] == 2 else {}
     head = {**dense, **linear(weights, "head.out", f"{name}.{4 if dense else 1}")}
-    return head, "pooler" if config.get("use_pooler") else "cls", config["head_type"] == HEAD_TYPES[1]
+    return (
+        head,
+        "pooler" if config.get("use_pooler") else "cls",
+        config["head_type"] == HEAD_TYPES[1],
+    )
 
 
 def _labels(label2id: Any) -> tuple[str, ...] | None:
     if label2id is None:
         return None
-    if not isinstance(label2id, dict) or sorted(map(str, label2id.values())) != sorted(map(str, range(len(label2id)))):
-        raise CannotConvert(f"{HEAD_CONFIG} has the label2id {shown(label2id)}; expected names with the numbers from 0")
+    if not isinstance(label2id, dict) or sorted(map(str, label2id.values())) != sorted(
+        map(str, range(len(label2id)))
+    ):
+        raise CannotConvert(
+            f"{HEAD_CONFIG} has the label2id {shown(label2id)}; expected names with the numbers"
+            " from 0"
+        )
     return tuple(sorted(label2id, key=lambda label: int(label2id[label])))
 
 
@@ -177,11 +249,16 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CannotConvert(f"{path.parent.name} has no {path.name}; expected a folder that AdapterHub's save_adapter wrote")
+        raise CannotConvert(
+            f"{path.parent.name} has no {path.name}; expected a folder that AdapterHub's"
+            " save_adapter wrote"
+        )
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CannotConvert(f"{path.name} is not JSON: {error}; expected what AdapterHub's save_adapter writes") from None
+        raise CannotConvert(
+            f"{path.name} is not JSON: {error}; expected what AdapterHub's save_adapter writes"
+        ) from None
     if not isinstance(value, dict):
         raise CannotConvert(f"{path.name} is a JSON {type(value).__name__}; expected an object")
     return value

@@ -1,4 +1,5 @@
-"""What was read + what the user says + the backbone → an adapter file: fit, labels, and a probe with its logits."""
+"""What was read + what the user says + the backbone → an adapter file: fit, labels, and a probe
+with its logits."""
 
 from __future__ import annotations
 
@@ -31,12 +32,16 @@ class Wanted:
     dtype: torch.dtype
 
 
-def assemble(foreign: Foreign, backbone: Backbone, wanted: Wanted) -> tuple[AdapterSpec, dict[str, Tensor]]:
-    """The spec, with a true probe, and the tensors of an adapter file. Raises CannotConvert or another AdaMixError."""
+def assemble(
+    foreign: Foreign, backbone: Backbone, wanted: Wanted
+) -> tuple[AdapterSpec, dict[str, Tensor]]:
+    """The spec, with a true probe, and the tensors of an adapter file. Raises CannotConvert or
+    another AdaMixError."""
     _check_fit(foreign, backbone)
     if wanted.max_length > backbone.max_length:
         raise CannotConvert(
-            f"max_length is {wanted.max_length}; expected at most {backbone.max_length}, the backbone's positions"
+            f"max_length is {wanted.max_length}; expected at most {backbone.max_length}, the"
+            " backbone's positions"
         )
     labels = _labels(foreign, wanted)
     inputs = wanted.probe or neutral_probe(wanted.text_pair)
@@ -57,9 +62,14 @@ def assemble(foreign: Foreign, backbone: Backbone, wanted: Wanted) -> tuple[Adap
     tensors = {name: tensor.to(wanted.dtype) for name, tensor in foreign.tensors.items()}
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
-            raise CannotConvert(f"{name} has shape {list(tensor.shape)}; expected {list(shapes[name])}")
+            raise CannotConvert(
+                f"{name} has shape {list(tensor.shape)}; expected {list(shapes[name])}"
+            )
         if not torch.isfinite(tensor).all():
-            raise CannotConvert(f"{name} holds NaN, infinity or what {wanted.dtype} cannot hold; expected finite numbers")
+            raise CannotConvert(
+                f"{name} holds NaN, infinity or what {wanted.dtype} cannot hold; expected finite"
+                " numbers"
+            )
     rows = encode(backbone.tokenizer, inputs, wanted.max_length)
     with torch.no_grad():
         logits = from_tensors(backbone, tensors, foreign.pooling)(collate(rows))
@@ -76,8 +86,8 @@ def _check_fit(foreign: Foreign, backbone: Backbone) -> None:
         )
     if (found[0], found[-1]) != (reference.num_layers, reference.hidden_size):
         raise CannotConvert(
-            f"the file has {found[0]} layers of {found[-1]}; expected {reference.num_layers} of {reference.hidden_size}, "
-            f"as backbone {backbone.name!r} has"
+            f"the file has {found[0]} layers of {found[-1]}; expected {reference.num_layers} of"
+            f" {reference.hidden_size}, as backbone {backbone.name!r} has"
         )
     parameters = dict(backbone.encoder.named_parameters())
     for name, tensor in foreign.encoder.items():
@@ -85,12 +95,13 @@ def _check_fit(foreign: Foreign, backbone: Backbone) -> None:
             continue  # carried along, never used
         if name not in parameters:
             raise CannotConvert(
-                f"the tensor {name[:160]!r} is not understood; backbone {backbone.name!r} has none of that name"
+                f"the tensor {name[:160]!r} is not understood; backbone {backbone.name!r} has none"
+                " of that name"
             )
         if not torch.equal(parameters[name].float(), tensor.float()):
             raise CannotConvert(
-                f"the backbone tensor {name!r} is not what {backbone.name!r} has: it was fine-tuned, or is another's; "
-                "expected the frozen backbone's own weights"
+                f"the backbone tensor {name!r} is not what {backbone.name!r} has: it was"
+                " fine-tuned, or is another's; expected the frozen backbone's own weights"
             )
 
 
@@ -98,7 +109,12 @@ def _labels(foreign: Foreign, wanted: Wanted) -> tuple[str, ...]:
     rows = len(foreign.tensors["head.out.weight"])
     labels = wanted.labels or foreign.labels
     if labels is None:
-        raise CannotConvert(f"the file does not name the {rows} rows of its head; expected --labels with {rows} names")
+        raise CannotConvert(
+            f"the file does not name the {rows} rows of its head; expected --labels with {rows}"
+            " names"
+        )
     if len(labels) != rows:
-        raise CannotConvert(f"the head has {rows} rows, but there are {len(labels)} labels; expected one each")
+        raise CannotConvert(
+            f"the head has {rows} rows, but there are {len(labels)} labels; expected one each"
+        )
     return labels

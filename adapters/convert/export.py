@@ -1,4 +1,5 @@
-"""Our adapter file → a folder from which AdapterHub's `load_adapter` makes the same adapter and head."""
+"""Our adapter file → a folder from which AdapterHub's `load_adapter` makes the same adapter and
+head."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.convert.adapterhub import CONFIG, HEAD_CONFIG, HEAD_TYPES, HEAD_WEIGHTS, NEEDED, WEIGHTS
+from adapters.convert.adapterhub import (
+    CONFIG,
+    HEAD_CONFIG,
+    HEAD_TYPES,
+    HEAD_WEIGHTS,
+    NEEDED,
+    WEIGHTS,
+)
 from adapters.errors import CannotConvert
 from adapters.file import Adapter
 from adapters.spec import AdapterSpec
@@ -27,16 +35,28 @@ MODELS = {  # prefix of the tensors' names, and class, by model type
 
 
 def write(adapter: Adapter, folder: Path) -> None:
-    """Write `folder`, whole or not at all; it must not be there yet, or be empty. Raises CannotConvert, or OSError."""
+    """Write `folder`, whole or not at all; it must not be there yet, or be empty. Raises
+    CannotConvert, or OSError."""
     spec = adapter.spec
     if spec.backbone.model_type not in MODELS:
-        raise CannotConvert(f"AdapterHub has no {spec.backbone.model_type} model; expected one of {', '.join(MODELS)}")
+        raise CannotConvert(
+            f"AdapterHub has no {spec.backbone.model_type} model; expected one of"
+            f" {', '.join(MODELS)}"
+        )
     if spec.pooling not in ("cls", "pooler"):
-        raise CannotConvert(f"pooling is {spec.pooling!r}, which AdapterHub's heads do not have; expected cls or pooler")
+        raise CannotConvert(
+            f"pooling is {spec.pooling!r}, which AdapterHub's heads do not have; expected cls or"
+            " pooler"
+        )
     if spec.first_layer:
-        raise CannotConvert(f"first_layer is {spec.first_layer}, and this writes an adapter for every layer; expected 0")
+        raise CannotConvert(
+            f"first_layer is {spec.first_layer}, and this writes an adapter for every layer;"
+            " expected 0"
+        )
     if hasattr(nn.ModuleDict, spec.task):
-        raise CannotConvert(f"task {spec.task!r} is a word that PyTorch keeps for itself; expected another name")
+        raise CannotConvert(
+            f"task {spec.task!r} is a word that PyTorch keeps for itself; expected another name"
+        )
     prefix, model_class = MODELS[spec.backbone.model_type]
     about = {
         "name": spec.task,
@@ -52,9 +72,13 @@ def write(adapter: Adapter, folder: Path) -> None:
         whole = Path(temporary) / "whole"
         whole.mkdir()
         (whole / CONFIG).write_text(json.dumps({**about, "config": _config(spec)}, indent=2))
-        (whole / HEAD_CONFIG).write_text(json.dumps({**about, "config": _head_config(spec, dense)}, indent=2))
+        (whole / HEAD_CONFIG).write_text(
+            json.dumps({**about, "config": _head_config(spec, dense)}, indent=2)
+        )
         # The names that `load_adapter` looks for unless it is told of safetensors.
-        (whole / WEIGHTS[1]).write_bytes(_pickled(_sites(tensors, f"{prefix}.encoder.layer", spec.task)))
+        (whole / WEIGHTS[1]).write_bytes(
+            _pickled(_sites(tensors, f"{prefix}.encoder.layer", spec.task))
+        )
         (whole / HEAD_WEIGHTS[1]).write_bytes(_pickled(_head(tensors, f"heads.{spec.task}", dense)))
         whole.replace(folder)
 
@@ -82,7 +106,8 @@ def _head_config(spec: AdapterSpec, dense: bool) -> dict[str, Any]:
 def _sites(tensors: Mapping[str, Tensor], prefix: str, task: str) -> dict[str, Tensor]:
     sides = {"down": "adapter_down.0", "up": "adapter_up"}
     return {
-        f"{prefix}.{i}.output.adapters.{task}.{sides[side]}.{kind}": layer.clone()  # a slice would be saved with all layers
+        # a slice would be saved with all layers
+        f"{prefix}.{i}.output.adapters.{task}.{sides[side]}.{kind}": layer.clone()
         for side in sides
         for kind in ("weight", "bias")
         for i, layer in enumerate(tensors[f"{side}.{kind}"])

@@ -18,8 +18,8 @@ from adapters.spec import Pooling, ProblemType
 class Foreign:
     """An adapter and its head, before it is known what task and which backbone they are for.
 
-    `tensors` are named and shaped as in docs/adapter-format.md, in float32; `encoder` holds the backbone's weights, if the
-    file has them; `provenance` says where all this came from.
+    `tensors` are named and shaped as in docs/adapter-format.md, in float32; `encoder` holds the
+    backbone's weights, if the file has them; `provenance` says where all this came from.
     """
 
     tensors: Mapping[str, Tensor]
@@ -32,13 +32,15 @@ class Foreign:
 
 
 def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Each layer's `down.weight`, `down.bias`, `up.weight`, `up.bias` → all layers' in one. Raises CannotConvert."""
+    """Each layer's `down.weight`, `down.bias`, `up.weight`, `up.bias` → all layers' in one. Raises
+    CannotConvert."""
     stacked = {}
     for name, first in layers[0].items():
         for i, layer in enumerate(layers):
             if layer[name].shape != first.shape:
                 raise CannotConvert(
-                    f"layer {i} has {name} of shape {list(layer[name].shape)}; expected layer 0's {list(first.shape)}"
+                    f"layer {i} has {name} of shape {list(layer[name].shape)}; expected layer 0's"
+                    f" {list(first.shape)}"
                 )
         stacked[name] = torch.stack([layer[name].float() for layer in layers])
     return stacked
@@ -49,23 +51,33 @@ def in_order(layers: Mapping[int, object], what: str) -> range:
     numbers = range(max(layers) + 1)
     if len(layers) != len(numbers):
         missing = next(i for i in numbers if i not in layers)
-        raise CannotConvert(f"layer {missing} has no {what}, layer {max(layers)} has one; expected one in every layer")
+        raise CannotConvert(
+            f"layer {missing} has no {what}, layer {max(layers)} has one; expected one in every"
+            " layer"
+        )
     return numbers
 
 
 def bert_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
-    """Take the head of `BertForSequenceClassification`: one layer over the pooler. Raises CannotConvert."""
+    """Take the head of `BertForSequenceClassification`: one layer over the pooler. Raises
+    CannotConvert."""
     return linear(weights, "head.out", "classifier"), "pooler"
 
 
 def roberta_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
-    """Take the head of `RobertaForSequenceClassification`: dense, tanh, dense over the first token. Raises CannotConvert."""
-    return {**linear(weights, "head.dense", "classifier.dense"), **linear(weights, "head.out", "classifier.out_proj")}, "cls"
+    """Take the head of `RobertaForSequenceClassification`: dense, tanh, dense over the first token.
+    Raises CannotConvert."""
+    return {
+        **linear(weights, "head.dense", "classifier.dense"),
+        **linear(weights, "head.out", "classifier.out_proj"),
+    }, "cls"
 
 
 def linear(weights: dict[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
     """Take one linear layer under our name. Raises CannotConvert."""
-    return {f"{ours}.{kind}": take(weights, f"{theirs}.{kind}").float() for kind in ("weight", "bias")}
+    return {
+        f"{ours}.{kind}": take(weights, f"{theirs}.{kind}").float() for kind in ("weight", "bias")
+    }
 
 
 def problem_type(rows: int) -> ProblemType:

@@ -15,7 +15,10 @@ MAX_ROWS = 8
 NEUTRAL_PAIRS = (
     ("The meeting starts at nine o'clock.", "It begins in the morning."),
     ("She put the book back on the shelf.", "The shelf is empty."),
-    ("This is by far the best soup that I have had in years, and I would order it again.", "The soup was good."),
+    (
+        "This is by far the best soup that I have had in years, and I would order it again.",
+        "The soup was good.",
+    ),
     ("No.", "Nobody knows why the lights went out last night."),
 )
 
@@ -25,8 +28,8 @@ def neutral_probe(text_pair: bool) -> tuple[TextInput, ...]:
 
 
 def read_probe(path: Path, text_pair: bool) -> tuple[TextInput, ...]:
-    """The first rows of a file of JSON lines; what else they hold (labels) does not matter. Raises CannotConvert or
-    InvalidText, or OSError."""
+    """The first rows of a file of JSON lines; what else they hold (labels) does not matter. Raises
+    CannotConvert or InvalidText, or OSError."""
     keys = ("text", "text_pair") if text_pair else ("text",)
     rows: list[TextInput] = []
     with path.open("rb") as file:
@@ -37,7 +40,9 @@ def read_probe(path: Path, text_pair: bool) -> tuple[TextInput, ...]:
             if len(rows) == MAX_ROWS:
                 break
     if not rows:
-        raise CannotConvert(f"the probe {path.name} is empty; expected JSON lines with {' and '.join(keys)}")
+        raise CannotConvert(
+            f"the probe {path.name} is empty; expected JSON lines with {' and '.join(keys)}"
+        )
     return tuple(rows)
 
 
@@ -45,9 +50,13 @@ def _row(line: bytes, keys: tuple[str, ...], where: str) -> TextInput:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CannotConvert(f"{where} is not JSON: {error}; expected an object with {' and '.join(keys)}") from None
+        raise CannotConvert(
+            f"{where} is not JSON: {error}; expected an object with {' and '.join(keys)}"
+        ) from None
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-        raise CannotConvert(f"{where} is {shown(row)}; expected an object with {' and '.join(keys)}")
+        raise CannotConvert(
+            f"{where} is {shown(row)}; expected an object with {' and '.join(keys)}"
+        )
     for key in keys:
         check_encodable(row[key], f"{where}: {key}")
     return (row["text"], row["text_pair"]) if len(keys) == 2 else (row["text"],)

@@ -1,4 +1,5 @@
-"""A file of weights: safetensors or PyTorch's own, whoever wrote it; nothing that it holds is ever run."""
+"""A file of weights: safetensors or PyTorch's own, whoever wrote it; nothing that it holds is ever
+run."""
 
 from __future__ import annotations
 
@@ -14,39 +15,54 @@ from torch import Tensor
 from adapters.errors import CannotConvert
 from adapters.spec import shown
 
-PICKLE = b"\x80"  # of protocol 2 and later; the files of torch.save are zip archives, but for those of old versions
-TORCH_BEFORE_1_6 = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # a number that its pickles begin with
+# of protocol 2 and later; the files of torch.save are zip archives, but for those of old versions
+PICKLE = b"\x80"
+# a number that its pickles begin with
+TORCH_BEFORE_1_6 = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be read."""
+    """The tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be
+    read."""
     loaded = _load(path)
     if not isinstance(loaded, dict):
-        raise CannotConvert(f"{path.name} holds a {type(loaded).__name__}; expected tensors by name")
+        raise CannotConvert(
+            f"{path.name} holds a {type(loaded).__name__}; expected tensors by name"
+        )
     for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        if (
+            not isinstance(name, str)
+            or not isinstance(value, Tensor)
+            or value.layout != torch.strided
+        ):
             raise CannotConvert(
-                f"{path.name} holds a {type(value).__name__} under {shown(name)}; expected dense tensors by name"
+                f"{path.name} holds a {type(value).__name__} under {shown(name)}; expected dense"
+                " tensors by name"
             )
     return loaded
 
 
 def take(weights: dict[str, Tensor], name: str) -> Tensor:
-    """Take a matrix (`….weight`) or a vector out; what is left over at the end is what nobody knew. Raises CannotConvert."""
+    """Take a matrix (`….weight`) or a vector out; what is left over at the end is what nobody knew.
+    Raises CannotConvert."""
     if name not in weights:
         raise CannotConvert(f"the tensor {name!r} is missing; expected it to be there")
     tensor = weights.pop(name)
     dimensions = 2 if name.endswith(".weight") else 1
     if not tensor.is_floating_point() or tensor.ndim != dimensions:
         found = f"{tensor.dtype} of shape {list(tensor.shape)}"
-        raise CannotConvert(f"the tensor {name!r} is {found}; expected floating point of {dimensions} dimensions")
+        raise CannotConvert(
+            f"the tensor {name!r} is {found}; expected floating point of {dimensions} dimensions"
+        )
     return tensor
 
 
 def refuse_rest(weights: dict[str, Tensor], known: str) -> None:
     """Raise CannotConvert if a tensor was not taken: something would be lost."""
     if weights:
-        raise CannotConvert(f"the tensor {shown(min(weights))} is not understood; expected only {known}")
+        raise CannotConvert(
+            f"the tensor {shown(min(weights))} is not understood; expected only {known}"
+        )
 
 
 def _load(path: Path) -> object:
@@ -55,26 +71,31 @@ def _load(path: Path) -> object:
     safe = head[8:9] == b"{"  # safetensors begins with a length of eight bytes and a JSON object
     if not safe and head.startswith(PICKLE) and TORCH_BEFORE_1_6 not in head:
         raise CannotConvert(
-            f"{path.name} is a plain pickle, which is a program, and was not opened; expected what torch.save or "
-            "safetensors wrote: if you trust its maker, load it and write its tensors with safetensors.torch.save_file"
+            f"{path.name} is a plain pickle, which is a program, and was not opened; expected what"
+            " torch.save or safetensors wrote: if you trust its maker, load it and write its"
+            " tensors with safetensors.torch.save_file"
         )
     try:
         if safe:
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickle protocols: whatever cannot be read is refused below
+            # about old pickle protocols: whatever cannot be read is refused below
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise CannotConvert(
-                f"{path.name} holds code ({found[1]}), which was not run; expected tensors by name alone, as of state_dict()"
+                f"{path.name} holds code ({found[1]}), which was not run; expected tensors by name"
+                " alone, as of state_dict()"
             ) from None
         raise CannotConvert(
             f"{path.name} is no readable pickle of tensors; expected a PyTorch or safetensors file"
         ) from None
-    except Exception as error:  # whatever PyTorch's readers of archives and safetensors raise on broken files
+    except Exception as error:
+        # whatever PyTorch's readers of archives and safetensors raise on broken files
         reason = type(error).__name__
         raise CannotConvert(
-            f"{path.name} is damaged or no file of weights ({reason}); expected PyTorch or safetensors"
+            f"{path.name} is damaged or no file of weights ({reason}); expected PyTorch or"
+            " safetensors"
         ) from None

@@ -1,4 +1,5 @@
-"""A real Chromium before a real server; every tab tells what it asked for and what went wrong in it."""
+"""A real Chromium before a real server; every tab tells what it asked for and what went wrong in
+it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ PATIENCE_MS = 10_000  # of every waiting expectation, on a busy machine
 
 @dataclass
 class Tab:
-    """One page in a context of its own; `refusals` says that the test makes the server refuse or leave on purpose."""
+    """One page in a context of its own; `refusals` says that the test makes the server refuse or
+    leave on purpose."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -64,7 +66,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def adapter_file(embedded: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def adapter_file(
+    embedded: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """Write one more adapter file: `adapter_file(task, seed=…)`, options as in TASKS."""
 
     def make(task: str, seed: int = 0, **options: Any) -> Path:
@@ -77,7 +81,9 @@ def adapter_file(embedded: Backbone, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, adapter_file: Callable[..., Path]) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, adapter_file: Callable[..., Path]
+) -> Iterator[Server]:
     """A server that asks for an admin key, with tasks of every kind; `sst2` has two versions."""
     store = Store(tmp_path_factory.mktemp("browser") / "store")
     for task in TASKS:
@@ -89,18 +95,24 @@ def server(tmp_path_factory: pytest.TempPathFactory, adapter_file: Callable[...,
 
 @pytest.fixture
 def open_tab(chromium: Browser, server: Server) -> Iterator[Callable[..., Tab]]:
-    """Open the page: `open_tab(width=…)`, more options as Playwright's new_context has them. After the test: no tab asked
-    anybody but its server for anything, and none has an error in its console."""
+    """Open the page: `open_tab(width=…)`, more options as Playwright's new_context has them. After
+    the test: no tab asked anybody but its server for anything, and none has an error in its
+    console."""
     opened: list[tuple[Tab, str]] = []
 
     def open_one(
-        url: str | None = None, width: int = 1280, prepare: Callable[[Page], object] | None = None, **options: Any
+        url: str | None = None,
+        width: int = 1280,
+        prepare: Callable[[Page], object] | None = None,
+        **options: Any,
     ) -> Tab:
         context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
         context.set_default_timeout(PATIENCE_MS)
         tab = Tab(context.new_page())
         context.on("request", lambda request: tab.requests.append(request.url))
-        tab.page.on("console", lambda message: message.type == "error" and tab.errors.append(message.text))
+        tab.page.on(
+            "console", lambda message: message.type == "error" and tab.errors.append(message.text)
+        )
         tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
         if prepare is not None:
             prepare(tab.page)

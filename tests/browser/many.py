@@ -1,4 +1,5 @@
-"""Ten thousand tasks, as /storage and /adapters would answer them: so many files would be gigabytes."""
+"""Ten thousand tasks, as /storage and /adapters would answer them: so many files would be
+gigabytes."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def storage(tasks: int) -> dict[str, Any]:
         "full_copies_bytes": copies,
         "saved_bytes": copies - BACKBONE - adapters,
         "ratio": round(copies / (BACKBONE + adapters), 3),
-        "adapters": [{"task": name(i), "version": f"{i:012x}", "bytes": ADAPTER} for i in range(tasks)]
+        "adapters": [
+            {"task": name(i), "version": f"{i:012x}", "bytes": ADAPTER} for i in range(tasks)
+        ]
         if tasks <= 64
         else [],
     }
@@ -63,6 +66,8 @@ def _adapter(i: int) -> dict[str, Any]:
         "tier": ("device", "device", "host", "disk")[i % 4],
         "dev_scores": {"accuracy": 0.8 + i * 37 % 150 / 1000},
         "requests": i * 7919 % 20_011,
-        "latency": {"p50": 0.004 + i * 31 % 17 / 1000, "p99": 0.022 + i * 53 % 97 / 1000} if i else None,
+        "latency": {"p50": 0.004 + i * 31 % 17 / 1000, "p99": 0.022 + i * 53 % 97 / 1000}
+        if i
+        else None,
         **KINDS[i % len(KINDS)],
     }

@@ -1,4 +1,5 @@
-"""PNG files with a palette: Chromium writes every pixel in three bytes, and packs for speed rather than for size."""
+"""PNG files with a palette: Chromium writes every pixel in three bytes, and packs for speed rather
+than for size."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ COLOURS = 256
 
 
 def with_palette(png: bytes) -> bytes:
-    """The same picture in its 256 most frequent colours, the others each as the nearest of them: half the bytes or less."""
+    """The same picture in its 256 most frequent colours, the others each as the nearest of them:
+    half the bytes or less."""
     chunks = _chunks(png)
     width, height, depth, kind = struct.unpack(">IIBB", chunks["IHDR"][:10])
     assert (depth, kind) == (8, 2), f"depth {depth}, kind {kind}; expected Chromium's 8-bit RGB"
@@ -22,7 +24,9 @@ def with_palette(png: bytes) -> bytes:
     for colour in counts:
         if colour not in index:
             index[colour] = index[min(palette, key=lambda other: _distance(colour, other))]
-    packed = zlib.compress(b"".join(b"\0" + bytes(index[pixel] for pixel in row) for row in pixels), 9)
+    packed = zlib.compress(
+        b"".join(b"\0" + bytes(index[pixel] for pixel in row) for row in pixels), 9
+    )
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
     parts = (b"IHDR", header), (b"PLTE", b"".join(palette)), (b"IDAT", packed), (b"IEND", b"")
     return png[:8] + b"".join(_chunk(name, data) for name, data in parts)
@@ -49,7 +53,8 @@ def _chunks(png: bytes) -> dict[str, bytes]:
 
 
 def _unfiltered(data: bytes, width: int, height: int) -> list[bytes]:
-    """Rows of RGB bytes: each row names its filter, which predicts a byte from its left, upper and upper left neighbours."""
+    """Rows of RGB bytes: each row names its filter, which predicts a byte from its left, upper and
+    upper left neighbours."""
     stride = 3 * width
     above, rows = bytearray(stride), []
     for y in range(height):

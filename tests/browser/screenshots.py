@@ -23,8 +23,8 @@ TRIES = 8
 
 
 def main(folder: Path) -> None:
-    """Write page-1280.png and page-390.png (light), page-dark.png, and page-10000.png with ten thousand invented tasks,
-    some of them searched."""
+    """Write page-1280.png and page-390.png (light), page-dark.png, and page-10000.png with ten
+    thousand invented tasks, some of them searched."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "store")
@@ -40,11 +40,15 @@ def _fill(store: Store) -> None:
     """The shipped adapters; where there are none, random ones."""
     files = [path.read_bytes() for path in sorted(SHIPPED.glob("*.safetensors"))]
     backbone = None if files else load()
-    for data in files or (random_adapter(backbone, task, **options)[2] for task, options in TASKS.items() if backbone):
+    for data in files or (
+        random_adapter(backbone, task, **options)[2] for task, options in TASKS.items() if backbone
+    ):
         store.put(data)
 
 
-def _take(chromium: Browser, url: str, path: Path, width: int, scheme: str, tasks: int | None = None) -> None:
+def _take(
+    chromium: Browser, url: str, path: Path, width: int, scheme: str, tasks: int | None = None
+) -> None:
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
     if tasks is not None:
         answer_as_if(page, tasks)
@@ -63,7 +67,8 @@ def _take(chromium: Browser, url: str, path: Path, width: int, scheme: str, task
 
 
 def _use(page: Page) -> None:
-    """Try the text that stands there a few times, for the latencies; open a task, and wait until the chart shows it."""
+    """Try the text that stands there a few times, for the latencies; open a task, and wait until
+    the chart shows it."""
     for _ in range(TRIES):
         page.get_by_role("button", name="Predict").click()
         page.locator("#answers:not([aria-busy]) .answer").first.wait_for()

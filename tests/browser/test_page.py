@@ -22,11 +22,14 @@ MARKUP = "<img src=x onerror=alert(1)>"
 
 
 def row(page: Page, task: str) -> Locator:
-    return page.locator("#rows tr").filter(has=page.get_by_role("button", name=task, exact=True)).first
+    return (
+        page.locator("#rows tr").filter(has=page.get_by_role("button", name=task, exact=True)).first
+    )
 
 
 def choose(page: Page, *tasks: str) -> None:
-    """Tick these tasks and no others, once the page has listed the tasks and ticked its own first choice."""
+    """Tick these tasks and no others, once the page has listed the tasks and ticked its own first
+    choice."""
     expect(page.locator("#chosen .chip").first).to_be_visible()
     for box in page.locator("#rows input[type=checkbox]").all():
         if box.is_enabled():
@@ -49,7 +52,9 @@ def drop(page: Page, path: Path) -> None:
 
 def overflow(page: Page) -> int:
     """By how many pixels the page is wider than its window."""
-    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+    return int(
+        page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    )
 
 
 def test_the_saving_comes_first_and_is_to_scale(open_tab: OpenTab) -> None:
@@ -58,10 +63,19 @@ def test_the_saving_comes_first_and_is_to_scale(open_tab: OpenTab) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text(f"{len(TASKS)} tasks in")
     storage = page.evaluate("fetch('/storage').then((answer) => answer.json())")
     expect(page.locator("#ratio")).to_have_text(f"{storage['ratio']:.2f}×")
-    one, others = page.get_by_role("img", name="This server"), page.get_by_role("img", name="A full copy per task")
+    one, others = (
+        page.get_by_role("img", name="This server"),
+        page.get_by_role("img", name="A full copy per task"),
+    )
     expect(one.locator(".sliver")).to_have_count(len(TASKS))
-    width = "(svg, of) => [...svg.querySelectorAll(of)].reduce((sum, bar) => sum + bar.getBBox().width, 0)"
-    here, copies = one.evaluate(width, ".backbone rect, .sliver rect"), others.evaluate(width, "svg > rect")
+    width = (
+        "(svg, of) => [...svg.querySelectorAll(of)].reduce((sum, bar) => sum +"
+        " bar.getBBox().width, 0)"
+    )
+    here, copies = (
+        one.evaluate(width, ".backbone rect, .sliver rect"),
+        others.evaluate(width, "svg > rect"),
+    )
     assert copies / here == pytest.approx(storage["ratio"], rel=1e-3)
 
 
@@ -78,19 +92,24 @@ def test_a_text_on_several_tasks(open_tab: OpenTab) -> None:
     expect(answers.filter(has_text="topics").locator("li")).to_have_count(5)
     first = answers.filter(has_text="sst2").locator("li").first
     score = float(first.locator(".n").inner_text())
-    share = first.locator(".fill").evaluate("bar => bar.clientWidth / bar.parentElement.clientWidth")
+    share = first.locator(".fill").evaluate(
+        "bar => bar.clientWidth / bar.parentElement.clientWidth"
+    )
     assert share == pytest.approx(score, abs=0.02)
     expect(page.locator(".timing")).to_contain_text("inference")
 
 
 def test_pairs_and_single_texts_together(open_tab: OpenTab) -> None:
-    """Tasks that compare two texts show a second box; they and tasks of one text are answered together."""
+    """Tasks that compare two texts show a second box; they and tasks of one text are answered
+    together."""
     page = open_tab().page
     choose(page, "mrpc", "sst2", "stsb")
     page.get_by_label("Second text").fill("the film is good")
     page.get_by_label("Text", exact=True).press("Control+Enter")
     expect(page.locator(".answer")).to_have_count(3)
-    expect(page.locator(".answer").filter(has_text="stsb").locator(".value")).to_contain_text("score")
+    expect(page.locator(".answer").filter(has_text="stsb").locator(".value")).to_contain_text(
+        "score"
+    )
 
 
 def test_what_the_server_refuses_to_predict_is_said(open_tab: OpenTab) -> None:
@@ -104,7 +123,8 @@ def test_what_the_server_refuses_to_predict_is_said(open_tab: OpenTab) -> None:
 
 
 def test_upload_by_choosing(open_tab: OpenTab, adapter_file: AdapterFile) -> None:
-    """A chosen file is uploaded with the admin key, listed and served; the key outlives a reload of the tab, and no more."""
+    """A chosen file is uploaded with the admin key, listed and served; the key outlives a reload of
+    the tab, and no more."""
     tab = open_tab()
     tab.page.get_by_label("Admin key").fill(ADMIN_KEY)
     tab.page.locator("#file").set_input_files(adapter_file("chosen"))
@@ -127,8 +147,11 @@ def test_upload_by_dropping(open_tab: OpenTab, adapter_file: AdapterFile) -> Non
     expect(page.get_by_label("Try dropped")).to_be_disabled()
 
 
-def test_a_wrong_key_and_a_wrong_file(open_tab: OpenTab, adapter_file: AdapterFile, tmp_path: Path) -> None:
-    """What the server says of a missing key, a wrong key and a file that is no adapter stands on the page."""
+def test_a_wrong_key_and_a_wrong_file(
+    open_tab: OpenTab, adapter_file: AdapterFile, tmp_path: Path
+) -> None:
+    """What the server says of a missing key, a wrong key and a file that is no adapter stands on
+    the page."""
     tab = open_tab()
     tab.refusals = True
     latest = tab.page.locator("#uploads li").first
@@ -147,7 +170,8 @@ def test_a_wrong_key_and_a_wrong_file(open_tab: OpenTab, adapter_file: AdapterFi
 
 
 def test_roll_back_and_forward(open_tab: OpenTab) -> None:
-    """A task's older version is activated by its button, which says so when the key is wrong; then the newer one again."""
+    """A task's older version is activated by its button, which says so when the key is wrong; then
+    the newer one again."""
     tab = open_tab()
     tab.refusals = True
     page = tab.page
@@ -174,7 +198,8 @@ def test_search(open_tab: OpenTab) -> None:
 
 
 def test_throughput_of_the_last_minute(open_tab: OpenTab) -> None:
-    """Predictions show up in the chart of the last minute and in the latencies beside it, without a reload."""
+    """Predictions show up in the chart of the last minute and in the latencies beside it, without a
+    reload."""
     page = open_tab().page
     expect(page.locator("#figures")).to_contain_text("Latency p99–")
     expect(page.locator(".step")).not_to_have_count(0)
@@ -199,9 +224,12 @@ def test_latency_of_each_task(open_tab: OpenTab, adapter_file: AdapterFile) -> N
 
 
 def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
-    """Markup in a label is shown as it is spelled, in the list and in an answer, and makes no element."""
+    """Markup in a label is shown as it is spelled, in the list and in an answer, and makes no
+    element."""
     store = Store(tmp_path / "store")
-    store.put(adapter_file("markup", labels=[MARKUP, "</td><script>alert(1)</script>"]).read_bytes())
+    store.put(
+        adapter_file("markup", labels=[MARKUP, "</td><script>alert(1)</script>"]).read_bytes()
+    )
     with running(store.folder) as server:
         page = open_tab(server.url).page
         expect(row(page, "markup")).to_contain_text(MARKUP)
@@ -212,7 +240,9 @@ def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: Adapte
         assert page.locator("main img, main script").count() == 0
 
 
-def test_predictions_with_a_key(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
+def test_predictions_with_a_key(
+    tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile
+) -> None:
     """Where predictions need a key, the page says so, and sends the one that was typed."""
     store = Store(tmp_path / "store")
     store.put(adapter_file("sst2").read_bytes())
@@ -228,8 +258,11 @@ def test_predictions_with_a_key(tmp_path: Path, open_tab: OpenTab, adapter_file:
         expect(tab.page.locator(".answer")).to_have_count(1)
 
 
-def test_the_server_goes_and_comes_back(tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile) -> None:
-    """A page whose server died says so; when a server is there again, the sentence goes and the page works on."""
+def test_the_server_goes_and_comes_back(
+    tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile
+) -> None:
+    """A page whose server died says so; when a server is there again, the sentence goes and the
+    page works on."""
     store = Store(tmp_path / "store")
     store.put(adapter_file("sst2").read_bytes())
     with running(store.folder) as server:
@@ -239,7 +272,9 @@ def test_the_server_goes_and_comes_back(tmp_path: Path, open_tab: OpenTab, adapt
         expect(row(tab.page, "sst2")).to_be_visible()
         expect(away).to_be_hidden()
         server.stop(signal.SIGKILL)
-        expect(away).to_contain_text(f"The server at {urlsplit(server.url).netloc} has not answered since")
+        expect(away).to_contain_text(
+            f"The server at {urlsplit(server.url).netloc} has not answered since"
+        )
     store.put(adapter_file("topics").read_bytes())
     with running(store.folder, port=urlsplit(server.url).port):
         expect(away).to_be_hidden()
@@ -249,7 +284,8 @@ def test_the_server_goes_and_comes_back(tmp_path: Path, open_tab: OpenTab, adapt
 
 
 def test_everything_by_keyboard(open_tab: OpenTab) -> None:
-    """With Tab, Space and Enter alone: skip to the tasks, search one, tick it, open its versions."""
+    """With Tab, Space and Enter alone: skip to the tasks, search one, tick it, open its
+    versions."""
     page = open_tab().page
     expect(page.locator("#rows tr")).not_to_have_count(0)
     keyboard, focused = page.keyboard, page.locator("*:focus")
@@ -269,7 +305,8 @@ def test_everything_by_keyboard(open_tab: OpenTab) -> None:
 
 
 def test_the_focus_is_seen_everywhere(open_tab: OpenTab) -> None:
-    """Tab comes by every control, from the first to the last, and each has an outline while it has the focus."""
+    """Tab comes by every control, from the first to the last, and each has an outline while it has
+    the focus."""
     page = open_tab().page
     expect(page.locator("#rows tr")).not_to_have_count(0)
     focused, seen = page.locator("*:focus"), []
@@ -289,12 +326,15 @@ def test_everything_has_a_name(open_tab: OpenTab) -> None:
         .filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
         .map((e) => e.outerHTML)"""
     assert page.evaluate(nameless) == []
-    assert page.evaluate("[...document.querySelectorAll('svg')].every((e) => e.getAttribute('aria-label'))")
+    assert page.evaluate(
+        "[...document.querySelectorAll('svg')].every((e) => e.getAttribute('aria-label'))"
+    )
 
 
 @pytest.mark.parametrize("width", [360, 768])
 def test_nothing_sticks_out(open_tab: OpenTab, width: int) -> None:
-    """On a phone and a tablet, with answers shown and versions open, nothing has to be scrolled sideways."""
+    """On a phone and a tablet, with answers shown and versions open, nothing has to be scrolled
+    sideways."""
     page = open_tab(width=width).page
     page.get_by_role("button", name="Predict").click()
     expect(page.locator(".answer")).not_to_have_count(0)
@@ -305,13 +345,17 @@ def test_nothing_sticks_out(open_tab: OpenTab, width: int) -> None:
 
 def test_light_and_dark(open_tab: OpenTab) -> None:
     """The page follows the system: dark on light or light on dark."""
-    brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + Number(b), 0)"
+    brightness = (
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a +"
+        " Number(b), 0)"
+    )
     assert open_tab(color_scheme="light").page.evaluate(brightness) > 600
     assert open_tab(color_scheme="dark").page.evaluate(brightness) < 150
 
 
 def test_ten_thousand_tasks(open_tab: OpenTab) -> None:
-    """Ten thousand tasks are drawn soon after the page is opened; paging and searching go through all of them."""
+    """Ten thousand tasks are drawn soon after the page is opened; paging and searching go through
+    all of them."""
     watch = """new MutationObserver(() => {
         const both = document.querySelector('#rows tr') && document.querySelector('#lanes .copy');
         if (both && !window.drawn) window.drawn = performance.now();
@@ -341,7 +385,8 @@ def test_ten_thousand_tasks(open_tab: OpenTab) -> None:
 
 
 def test_one_task_too_many_is_said_to_be(open_tab: OpenTab) -> None:
-    """Of 33 ticked tasks the last one stays unticked, which is said where it is seen, until another one is left out."""
+    """Of 33 ticked tasks the last one stays unticked, which is said where it is seen, until another
+    one is left out."""
     page = open_tab(prepare=lambda page: answer_as_if(page, 10_000)).page
     choose(page, *(f"team-{i:05d}" for i in range(25)))
     page.get_by_role("button", name="Next").click()
@@ -351,7 +396,9 @@ def test_one_task_too_many_is_said_to_be(open_tab: OpenTab) -> None:
     expect(full).to_be_hidden()
     one_more.click()
     expect(one_more).not_to_be_checked()
-    expect(full).to_contain_text("team-00049 is not ticked: a text is tried on at most 32 tasks at once")
+    expect(full).to_contain_text(
+        "team-00049 is not ticked: a text is tried on at most 32 tasks at once"
+    )
     expect(full).to_be_in_viewport()
     page.get_by_role("button", name="Leave team-00000 out").click()
     expect(full).to_be_hidden()
@@ -359,7 +406,8 @@ def test_one_task_too_many_is_said_to_be(open_tab: OpenTab) -> None:
 
 
 def test_the_documentation_works_without_the_internet(open_tab: OpenTab, server: Server) -> None:
-    """/docs shows every operation and tries one, under a policy that allows no other origin and no inline code."""
+    """/docs shows every operation and tries one, under a policy that allows no other origin and no
+    inline code."""
     page = open_tab().page
     page.goto(f"{server.url}/docs")
     paths = page.request.get(f"{server.url}/openapi.json").json()["paths"]

@@ -1,4 +1,5 @@
-"""What schemathesis uploads: real adapter files, out of the folder that ADAPTER_FILES names, and random bytes."""
+"""What schemathesis uploads: real adapter files, out of the folder that ADAPTER_FILES names, and
+random bytes."""
 
 from __future__ import annotations
 

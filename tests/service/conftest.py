@@ -1,4 +1,5 @@
-"""A real server in a process of its own, on the embedded backbone, with tasks of every kind in its store."""
+"""A real server in a process of its own, on the embedded backbone, with tasks of every kind in its
+store."""
 
 from __future__ import annotations
 
@@ -29,8 +30,17 @@ ADMIN_KEY = "a-key-for-tests"
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"labels": ["negative", "positive"], "max_length": 64},
     "mrpc": {"labels": ["equivalent", "not_equivalent"], "text_pair": True, "dense": True},
-    "mnli": {"labels": ["contradiction", "entailment", "neutral"], "text_pair": True, "pooling": "cls"},
-    "stsb": {"labels": ["score"], "text_pair": True, "problem_type": "regression", "pooling": "pooler"},
+    "mnli": {
+        "labels": ["contradiction", "entailment", "neutral"],
+        "text_pair": True,
+        "pooling": "cls",
+    },
+    "stsb": {
+        "labels": ["score"],
+        "text_pair": True,
+        "problem_type": "regression",
+        "pooling": "pooler",
+    },
     "topics": {
         "labels": ["art", "law", "money", "sport", "war"],
         "problem_type": "multi_label_classification",
@@ -53,7 +63,8 @@ class Server:
         return httpx2.Client(base_url=self.url, timeout=60, **options)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Signal the server, wait for its end and for the rest of its log; returns its exit code."""
+        """Signal the server, wait for its end and for the rest of its log; returns its exit
+        code."""
         self.process.send_signal(how)
         code = self.process.wait(timeout=60)
         self.stopped.wait(timeout=10)
@@ -62,15 +73,20 @@ class Server:
 
 @contextmanager
 def running(store: Path, **settings: Any) -> Iterator[Server]:
-    """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens, stop it at the end.
+    """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens,
+    stop it at the end.
 
     `WORKERS=2 pytest tests/service` asks the same of front ends.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")
+    }
     given = {"port": 0, "store": store, "log_format": "json", "seed": store / "no-seed"}
     given |= {"workers": os.environ.get("WORKERS", "1"), **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
-    process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     server = Server(process, "", store)
     listening: queue.Queue[str | None] = queue.Queue()
@@ -101,7 +117,8 @@ def _read_log(server: Server, listening: queue.Queue[str | None]) -> None:
 
 @pytest.fixture(scope="session")
 def adapter_bytes(embedded: Backbone) -> Callable[..., bytes]:
-    """Make one more adapter file for the embedded backbone: `adapter_bytes(task, seed=…)`, options as in TASKS."""
+    """Make one more adapter file for the embedded backbone: `adapter_bytes(task, seed=…)`, options
+    as in TASKS."""
 
     def make(task: str, seed: int = 0, **options: Any) -> bytes:
         chosen = TASKS.get(task, {"labels": ["no", "yes"]}) | options
@@ -111,7 +128,9 @@ def adapter_bytes(embedded: Backbone) -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def filled_store(tmp_path_factory: pytest.TempPathFactory, adapter_bytes: Callable[..., bytes]) -> Path:
+def filled_store(
+    tmp_path_factory: pytest.TempPathFactory, adapter_bytes: Callable[..., bytes]
+) -> Path:
     """A store that holds one version of each task of TASKS."""
     folder = tmp_path_factory.mktemp("filled") / "store"
     store = Store(folder)
@@ -135,9 +154,10 @@ def client(server: Server) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(scope="module")
 def fused() -> Iterator[ModuleType]:
-    """The one way for tests to `service.fused` and the kernels that it imports; nothing else in the suite imports them."""
+    """The one way for tests to `service.engine.gpu.fused` and the kernels that it imports; nothing
+    else in the suite imports them."""
     with pytest.MonkeyPatch.context() as patch:
         interpreted(patch)
-        from service import fused
+        from service.engine.gpu import fused
 
         yield fused

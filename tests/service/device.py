@@ -94,14 +94,18 @@ async def serving(
         await batcher.close()
 
 
-async def submitted(batcher: Batcher[Text, Text], rows: Sequence[Text]) -> asyncio.Task[list[Outcome[Text]]]:
+async def submitted(
+    batcher: Batcher[Text, Text], rows: Sequence[Text]
+) -> asyncio.Task[list[Outcome[Text]]]:
     """A request whose rows are queued by now."""
     request = asyncio.ensure_future(batcher.submit(rows))
     await asyncio.sleep(0)  # one turn of the loop: no time passes
     return request
 
 
-async def plugged(batcher: Batcher[Text, Text], device: Device) -> asyncio.Task[list[Outcome[Text]]]:
+async def plugged(
+    batcher: Batcher[Text, Text], device: Device
+) -> asyncio.Task[list[Outcome[Text]]]:
     """A row of its own task that keeps the device at work, so that what follows is queued."""
     plug = await submitted(batcher, [Text("plug")])
     await device.begins()

@@ -12,14 +12,16 @@ NO_GPU = "no GPU that torch can use here: the kernels run in Triton's interprete
 
 
 def interpreted(patch: pytest.MonkeyPatch) -> None:
-    """Kernels defined from now on are interpreted, if there is no GPU: Triton decides as a kernel's module is imported."""
+    """Kernels defined from now on are interpreted, if there is no GPU: Triton decides as a kernel's
+    module is imported."""
     if not GPU:
         patch.setenv("TRITON_INTERPRET", "1")
         _mend_interpreter(patch)
 
 
 def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
-    """Triton 3.7's interpreter keeps bfloat16 as the bits of uint16, and its dot multiplies those."""
+    """Triton 3.7's interpreter keeps bfloat16 as the bits of uint16, and its dot multiplies
+    those."""
     from triton import language
     from triton.runtime import interpreter
 

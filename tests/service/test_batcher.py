@@ -14,13 +14,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, BatchReport, Closed, QueueFull
-from tests.service.device import Device, Text, in_loop, next_batch, plugged, serving, submitted, values
+from tests.service.device import (
+    Device,
+    Text,
+    in_loop,
+    next_batch,
+    plugged,
+    serving,
+    submitted,
+    values,
+)
 
 
 def test_knows_neither_torch_nor_http() -> None:
     """Importing the batcher in a fresh interpreter imports neither torch nor FastAPI."""
-    script = "import sys, service.batcher; print(sorted({'torch', 'fastapi', 'starlette', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, service.batcher; print(sorted({'torch', 'fastapi', 'starlette', 'pydantic'} &"
+        " set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -56,7 +70,8 @@ async def test_the_next_batch_forms_while_the_device_works() -> None:
 
 @in_loop
 async def test_callers_that_ask_again_stay_together() -> None:
-    """The first caller to ask again after a batch is no batch of its own: it is joined by half of those answered with it."""
+    """The first caller to ask again after a batch is no batch of its own: it is joined by half of
+    those answered with it."""
     device = Device()
     callers = 8
 
@@ -85,7 +100,8 @@ async def _turns(count: int) -> None:
 
 @in_loop
 async def test_patience_ends() -> None:
-    """A row whose former companions do not ask again is run all the same, when a part of their batch's time is over."""
+    """A row whose former companions do not ask again is run all the same, when a part of their
+    batch's time is over."""
     device = Device()
     async with serving(device, patience=0.5) as batcher:
         plug = await plugged(batcher, device)
@@ -100,7 +116,8 @@ async def test_patience_ends() -> None:
 
 @in_loop
 async def test_budget() -> None:
-    """A batch holds as many rows as the token budget allows and never more, unless one row alone exceeds it."""
+    """A batch holds as many rows as the token budget allows and never more, unless one row alone
+    exceeds it."""
     device = Device()
     async with serving(device, max_tokens=10) as batcher:
         await plugged(batcher, device)
@@ -114,7 +131,8 @@ async def test_budget() -> None:
 
 @in_loop
 async def test_small_rows_fill_what_a_large_one_leaves() -> None:
-    """A row too large for what is left of a batch leaves the place to another task's row, and begins the next batch."""
+    """A row too large for what is left of a batch leaves the place to another task's row, and
+    begins the next batch."""
     device = Device()
     async with serving(device, max_tokens=10) as batcher:
         await plugged(batcher, device)
@@ -145,7 +163,8 @@ async def test_distinct_adapters() -> None:
 
 @in_loop
 async def test_a_flood_of_one_task_delays_another_by_no_batch_where_it_fits() -> None:
-    """A row that arrives behind hundreds of another task's rows is in the very next batch if its tokens fit."""
+    """A row that arrives behind hundreds of another task's rows is in the very next batch if its
+    tokens fit."""
     device = Device()
     async with serving(device, max_tokens=16) as batcher:
         await plugged(batcher, device)
@@ -160,8 +179,14 @@ async def test_a_flood_of_one_task_delays_another_by_no_batch_where_it_fits() ->
 
 
 @settings(max_examples=40, deadline=None)
-@given(flood=st.lists(st.integers(1, 20), min_size=60, max_size=60), late=st.integers(1, 20), before=st.integers(0, 3))
-def test_a_flood_of_one_task_delays_another_by_one_batch_at_most(flood: list[int], late: int, before: int) -> None:
+@given(
+    flood=st.lists(st.integers(1, 20), min_size=60, max_size=60),
+    late=st.integers(1, 20),
+    before=st.integers(0, 3),
+)
+def test_a_flood_of_one_task_delays_another_by_one_batch_at_most(
+    flood: list[int], late: int, before: int
+) -> None:
     """Whatever the rows' sizes, another task's row runs in the next batch or the one after it."""
 
     @in_loop
@@ -181,7 +206,8 @@ def test_a_flood_of_one_task_delays_another_by_one_batch_at_most(flood: list[int
 
 @in_loop
 async def test_tasks_beyond_the_slots_take_turns() -> None:
-    """Where more tasks flood the queue than a batch has adapters, the batches go round all of them."""
+    """Where more tasks flood the queue than a batch has adapters, the batches go round all of
+    them."""
     device = Device()
     async with serving(device, max_tokens=6, max_adapters=2) as batcher:
         await plugged(batcher, device)
@@ -193,11 +219,15 @@ async def test_tasks_beyond_the_slots_take_turns() -> None:
 
 @in_loop
 async def test_outcomes_are_in_the_order_of_the_rows() -> None:
-    """A request's results come in its rows' order, however its rows were spread over tasks and batches."""
+    """A request's results come in its rows' order, however its rows were spread over tasks and
+    batches."""
     device = Device()
     async with serving(device, max_tokens=5) as batcher:
         await plugged(batcher, device)
-        rows = [Text(task, size) for task, size in zip("aaabcacbbca", [1, 5, 2, 3, 1, 4, 2, 1, 1, 5, 2], strict=True)]
+        rows = [
+            Text(task, size)
+            for task, size in zip("aaabcacbbca", [1, 5, 2, 3, 1, 4, 2, 1, 1, 5, 2], strict=True)
+        ]
         request = await submitted(batcher, rows)
         device.let_go()
         assert await values(request) == rows
@@ -215,7 +245,8 @@ async def test_a_request_of_no_rows() -> None:
 
 @in_loop
 async def test_a_full_queue_refuses_the_whole_request() -> None:
-    """A request that does not fit into the queue raises QueueFull and none of its rows is queued or run."""
+    """A request that does not fit into the queue raises QueueFull and none of its rows is queued or
+    run."""
     device = Device()
     async with serving(device, max_queue_rows=5) as batcher:
         await plugged(batcher, device)
@@ -269,7 +300,8 @@ async def test_rows_of_a_client_that_left_never_run() -> None:
 
 @in_loop
 async def test_leaving_while_rows_run() -> None:
-    """A client that leaves in the middle of its rows takes along those that wait; the device goes on with the others."""
+    """A client that leaves in the middle of its rows takes along those that wait; the device goes
+    on with the others."""
     device = Device()
     async with serving(device, max_tokens=2) as batcher:
         first = [Text("a"), Text("a"), Text("a")]
@@ -287,7 +319,8 @@ async def test_leaving_while_rows_run() -> None:
 
 @in_loop
 async def test_a_batch_that_raises_fails_its_requests_only() -> None:
-    """What the device raises goes to the requests of that batch, whose other rows are dropped; the rest is run."""
+    """What the device raises goes to the requests of that batch, whose other rows are dropped; the
+    rest is run."""
     device = Device()
     async with serving(device, max_tokens=2) as batcher:
         plug = await plugged(batcher, device)
@@ -313,13 +346,19 @@ async def test_a_batch_that_raises_fails_its_requests_only() -> None:
 
 @in_loop
 async def test_a_device_that_loses_rows_fails_its_batch_only() -> None:
-    """A device that answers fewer results than rows fails that batch's requests, and the loop goes on."""
+    """A device that answers fewer results than rows fails that batch's requests, and the loop goes
+    on."""
     answers: list[list[str]] = [["one"], ["one", "two"]]
-    batcher: Batcher[Text, str] = Batcher(lambda _: answers.pop(0), max_tokens=9, max_queue_rows=9, max_adapters=9)
+    batcher: Batcher[Text, str] = Batcher(
+        lambda _: answers.pop(0), max_tokens=9, max_queue_rows=9, max_adapters=9
+    )
     batcher.start()
     with pytest.raises(ValueError, match="shorter"):
         await asyncio.wait_for(batcher.submit([Text("a"), Text("a")]), 5)
-    assert [outcome.value for outcome in await batcher.submit([Text("a"), Text("a")])] == ["one", "two"]
+    assert [outcome.value for outcome in await batcher.submit([Text("a"), Text("a")])] == [
+        "one",
+        "two",
+    ]
     await batcher.close()
 
 
@@ -360,7 +399,8 @@ async def test_close_ends_the_device_s_thread() -> None:
 
 @in_loop
 async def test_timings() -> None:
-    """A row's queueing ends when its batch begins, and a row of a later batch has waited through the earlier ones."""
+    """A row's queueing ends when its batch begins, and a row of a later batch has waited through
+    the earlier ones."""
     device = Device()
     began = time.monotonic()
     async with serving(device, max_tokens=1) as batcher:
@@ -376,16 +416,23 @@ async def test_timings() -> None:
 
 @in_loop
 async def test_reports() -> None:
-    """Each batch that ran is reported with its rows, tokens, distinct tasks, seconds and each row's wait."""
+    """Each batch that ran is reported with its rows, tokens, distinct tasks, seconds and each row's
+    wait."""
     reports: list[BatchReport] = []
     device = Device()
     async with serving(device, max_tokens=10, observe=reports.append) as batcher:
         plug = await plugged(batcher, device)
-        request = await submitted(batcher, [Text("a", 3), Text("b", 4), Text("a", 2, "2"), Text("b", 8)])
+        request = await submitted(
+            batcher, [Text("a", 3), Text("b", 4), Text("a", 2, "2"), Text("b", 8)]
+        )
         device.let_go()
         outcomes = await request
         await plug
-    assert [(report.rows, report.tokens, report.tasks) for report in reports] == [(1, 1, 1), (3, 9, 2), (1, 8, 1)]
+    assert [(report.rows, report.tokens, report.tasks) for report in reports] == [
+        (1, 1, 1),
+        (3, 9, 2),
+        (1, 8, 1),
+    ]
     assert sorted(reports[1].waits) == sorted(outcome.queued for outcome in outcomes[:3])
     assert reports[2].waits == [outcomes[3].queued]
     assert [outcomes[0].batch, outcomes[3].batch] == reports[1:]

@@ -65,24 +65,33 @@ class Model:
         for task in {row.task for row in batch}:
             queued = [row for row, _ in self.waiting if row.task == task]
             ran = [row for row in batch if row.task == task]
-            assert queued[: len(ran)] == ran, "a task's rows run in the order in which they came, each once"
+            assert queued[: len(ran)] == ran, (
+                "a task's rows run in the order in which they came, each once"
+            )
         left = {row.task for row, _ in self.waiting} - {row.task for row in batch}
         self.passed_over = {task: self.passed_over.get(task, 0) + 1 for task in left}
-        assert all(times <= 3 for times in self.passed_over.values()), "of four tasks each has its turn in four batches"
+        assert all(times <= 3 for times in self.passed_over.values()), (
+            "of four tasks each has its turn in four batches"
+        )
         self.running = [entry for entry in self.waiting if entry[0] in batch]
         self.waiting = [entry for entry in self.waiting if entry[0] not in batch]
 
     def drop(self, clients: list[Client]) -> None:
         self.waiting = [entry for entry in self.waiting if entry[1] not in clients]
-        still = {row.task for row, _ in self.waiting}  # a task whose rows all left begins anew, at the end of the line
-        self.passed_over = {task: times for task, times in self.passed_over.items() if task in still}
+        # a task whose rows all left begins anew, at the end of the line
+        still = {row.task for row, _ in self.waiting}
+        self.passed_over = {
+            task: times for task, times in self.passed_over.items() if task in still
+        }
 
 
 @settings(max_examples=120, deadline=None)
 @given(steps=st.lists(STEPS, max_size=30))
-def test_every_row_is_run_once_and_answered_with_its_own_result(steps: list[Submit | End | Leave]) -> None:
-    """For any submissions, failures and departures, each row that is due is run once and answered with its own result, the
-    limits hold in every batch, and the queue's count is true."""
+def test_every_row_is_run_once_and_answered_with_its_own_result(
+    steps: list[Submit | End | Leave],
+) -> None:
+    """For any submissions, failures and departures, each row that is due is run once and answered
+    with its own result, the limits hold in every batch, and the queue's count is true."""
 
     @in_loop
     async def scenario() -> None:
@@ -93,7 +102,9 @@ def test_every_row_is_run_once_and_answered_with_its_own_result(steps: list[Subm
 
 async def _play(steps: list[Submit | End | Leave], model: Model) -> None:
     device = Device()
-    limits = {name: getattr(model, name) for name in ("max_tokens", "max_queue_rows", "max_adapters")}
+    limits = {
+        name: getattr(model, name) for name in ("max_tokens", "max_queue_rows", "max_adapters")
+    }
     async with serving(device, **limits) as batcher:
         for step in steps:
             if isinstance(step, Submit):
@@ -105,7 +116,9 @@ async def _play(steps: list[Submit | End | Leave], model: Model) -> None:
             if not model.running and model.waiting:
                 model.begin(await device.begins())
             assert batcher.queued_rows == len(model.waiting)
-        started = {row for batch in device.batches for row in batch} | {row for row, _ in model.waiting}
+        started = {row for batch in device.batches for row in batch} | {
+            row for row, _ in model.waiting
+        }
         device.let_go()
         for client in model.clients:
             assert await values(client.request) == client.rows
@@ -115,7 +128,8 @@ async def _play(steps: list[Submit | End | Leave], model: Model) -> None:
 
 
 async def _submit(step: Submit, batcher: Batcher[Text, Text], model: Model) -> None:
-    rows = [Text(row.task, row.tokens, row.version) for row in step.rows]  # hypothesis may repeat a row
+    # hypothesis may repeat a row
+    rows = [Text(row.task, row.tokens, row.version) for row in step.rows]
     client = Client(rows, await submitted(batcher, rows))
     if len(model.waiting) + len(rows) > model.max_queue_rows:
         with pytest.raises(QueueFull):

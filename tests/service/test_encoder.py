@@ -22,14 +22,15 @@ from adapters.classifier import collate, from_adapter
 from adapters.file import Adapter, parse
 from adapters.spec import Pooling
 from adapters.text import TextInput, Tokens, encode
-from service.encoder import PackedEncoder
-from service.engine import Engine, Row
-from service.linear import ROUND, blocks
-from service.slots import Slots
+from service.engine.encoder import PackedEncoder
+from service.engine.engine import Engine, Row
+from service.engine.linear import ROUND, blocks
+from service.engine.slots import Slots
 from tests.tiny import POSITIONS, random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
-EXACT = {"rtol": 1e-5, "atol": 1e-5}  # hidden states reach 10: of large ones it is the last bits of float32
+# hidden states reach 10: of large ones it is the last bits of float32
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 # What a tiny backbone's config says otherwise than `tests.tiny` makes it.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,7 +48,9 @@ WORDS = ["good", "bad", "film", "plot", "the", "awful", "very", "red", "xylophon
 
 
 @pytest.fixture(scope="module")
-def backbone_of(tmp_path_factory: pytest.TempPathFactory, embedded: Backbone) -> Callable[[str], Backbone]:
+def backbone_of(
+    tmp_path_factory: pytest.TempPathFactory, embedded: Backbone
+) -> Callable[[str], Backbone]:
     """A backbone by its kind, each built once."""
 
     @cache
@@ -55,7 +58,9 @@ def backbone_of(tmp_path_factory: pytest.TempPathFactory, embedded: Backbone) ->
         if kind == "embedded":
             return embedded
         family, changes = CHANGES[kind]
-        folder = tiny_backbone(tmp_path_factory.mktemp("backbone"), family, pooler="without pooler" not in kind)
+        folder = tiny_backbone(
+            tmp_path_factory.mktemp("backbone"), family, pooler="without pooler" not in kind
+        )
         loaded = backbones.load(str(_changed(folder, changes) if changes else folder))
         assert all(getattr(loaded.config, name) == value for name, value in changes.items())
         return loaded
@@ -82,12 +87,18 @@ def _changed(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def rows_of(backbone: Backbone, lengths: Sequence[int], seed: int = 0) -> list[Tokens]:
-    """Rows of those lengths, of random words' ids, the second half of each of type 1 where there is such a type."""
+    """Rows of those lengths, of random words' ids, the second half of each of type 1 where there is
+    such a type."""
     rng = random.Random(seed)
     first, last = max(10, backbone.config.pad_token_id + 1), backbone.config.vocab_size
     second = 1 if backbone.config.type_vocab_size > 1 else 0
     return [
-        Tokens([rng.randrange(first, last) for _ in range(n)], [second * (i >= n / 2) for i in range(n)], n) for n in lengths
+        Tokens(
+            [rng.randrange(first, last) for _ in range(n)],
+            [second * (i >= n / 2) for i in range(n)],
+            n,
+        )
+        for n in lengths
     ]
 
 
@@ -99,7 +110,9 @@ def padded(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
     hidden = backbone.encoder(
         input_ids=torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows]),
         token_type_ids=torch.tensor([row.types + [0] * (width - len(row.ids)) for row in rows]),
-        attention_mask=torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows]),
+        attention_mask=torch.tensor(
+            [[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows]
+        ),
     ).last_hidden_state
     return [states[: len(row.ids)] for states, row in zip(hidden, rows, strict=True)]
 
@@ -108,7 +121,9 @@ def padded(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
 def packed(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
     """The packed encoder's last hidden states, without adapters."""
     encoder = PackedEncoder(backbone, CPU, torch.float32)
-    hidden = encoder.forward(encoder.pack([(row.ids, row.types) for row in rows]), lambda _layer, _x: None)
+    hidden = encoder.forward(
+        encoder.pack([(row.ids, row.types) for row in rows]), lambda _layer, _x: None
+    )
     return list(hidden.split([len(row.ids) for row in rows]))
 
 
@@ -122,12 +137,15 @@ def engine_of(backbone: Backbone, dtype: torch.dtype = torch.float32) -> Engine:
 
 
 def adapters_of(backbone: Backbone) -> list[Adapter]:
-    """Tasks with 1, 2, 3 and 5 labels, every pooling, heads with and without a dense layer, bottlenecks of all sizes."""
+    """Tasks with 1, 2, 3 and 5 labels, every pooling, heads with and without a dense layer,
+    bottlenecks of all sizes."""
     third: Pooling = "pooler" if backbone.has_pooler else "mean"
 
     def made(task: str, labels: int, pooling: Pooling, bottleneck: int, **more: Any) -> Adapter:
         names = [f"label {i}" for i in range(labels)]
-        return parse(random_adapter(backbone, task, names, pooling=pooling, bottleneck=bottleneck, **more)[2])
+        return parse(
+            random_adapter(backbone, task, names, pooling=pooling, bottleneck=bottleneck, **more)[2]
+        )
 
     return [
         made("value", 1, "mean", 1, problem_type="regression", dtype=torch.float32, seed=1),
@@ -141,7 +159,9 @@ def adapters_of(backbone: Backbone) -> list[Adapter]:
 @torch.no_grad()
 def reference(backbone: Backbone, row: Row) -> Tensor:
     """The reference model's logits of one row."""
-    return from_adapter(backbone, row.adapter)(collate([Tokens(row.ids, row.types, row.tokens, mask=row.mask)]))[0]
+    return from_adapter(backbone, row.adapter)(
+        collate([Tokens(row.ids, row.types, row.tokens, mask=row.mask)])
+    )[0]
 
 
 def check_logits(backbone: Backbone, rows: Sequence[Row], engine: Engine) -> None:
@@ -165,13 +185,20 @@ LENGTHS = {
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_hidden_states(backbone: Backbone, lengths: list[int]) -> None:
-    """Without adapters the packed encoder's last hidden states are those of transformers on the padded batch."""
+    """Without adapters the packed encoder's last hidden states are those of transformers on the
+    padded batch."""
     check_hidden(backbone, rows_of(backbone, lengths))
 
 
 def test_texts_and_pairs(backbone: Backbone) -> None:
-    """Real tokens, of single texts and of pairs with their type ids, give transformers' hidden states."""
-    texts: list[TextInput] = [("it is a good film",), ("the plot was awful", "not very good"), ("red",), ("a", "b c d")]
+    """Real tokens, of single texts and of pairs with their type ids, give transformers' hidden
+    states."""
+    texts: list[TextInput] = [
+        ("it is a good film",),
+        ("the plot was awful", "not very good"),
+        ("red",),
+        ("a", "b c d"),
+    ]
     check_hidden(backbone, encode(backbone.tokenizer, texts, backbone.max_length))
 
 
@@ -191,14 +218,17 @@ def test_the_longest_row_of_the_embedded_backbone(embedded: Backbone) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(lengths=st.lists(st.integers(2, POSITIONS), min_size=1, max_size=24), seed=st.integers(0, 999))
+@given(
+    lengths=st.lists(st.integers(2, POSITIONS), min_size=1, max_size=24), seed=st.integers(0, 999)
+)
 def test_hidden_states_of_any_batch(lengths: list[int], seed: int, bert: Backbone) -> None:
     """Batches of any lengths in any order give transformers' hidden states."""
     check_hidden(bert, rows_of(bert, lengths, seed))
 
 
 def test_bytes(embedded: Backbone) -> None:
-    """The packed encoder takes as many bytes as the backbone's parameters in its dtype, and no more."""
+    """The packed encoder takes as many bytes as the backbone's parameters in its dtype, and no
+    more."""
     parameters = sum(parameter.numel() for parameter in embedded.encoder.parameters())
     assert PackedEncoder(embedded, CPU, torch.float32).bytes == 4 * parameters
     assert PackedEncoder(embedded, CPU, torch.bfloat16).bytes == 2 * parameters
@@ -229,7 +259,8 @@ def test_blocks() -> None:
 
 
 def test_mixed_tasks(backbone: Backbone) -> None:
-    """A batch over tasks with different labels, poolings, heads and bottlenecks gives each row its reference logits."""
+    """A batch over tasks with different labels, poolings, heads and bottlenecks gives each row its
+    reference logits."""
     adapters = adapters_of(backbone)
     rows = mixed(adapters, rows_of(backbone, LENGTHS["ragged"]))
     engine = engine_of(backbone)
@@ -242,7 +273,10 @@ def test_mixed_texts(backbone: Backbone) -> None:
     rng = random.Random(0)
     rows = []
     for adapter in adapters_of(backbone) * 4:
-        text = tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in range(2 if adapter.spec.text_pair else 1))
+        text = tuple(
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 8)))
+            for _ in range(2 if adapter.spec.text_pair else 1)
+        )
         tokens = encode(backbone.tokenizer, [text], adapter.spec.max_length)[0]
         rows.append(Row(adapter, tokens.ids, tokens.types))
     rng.shuffle(rows)
@@ -250,18 +284,35 @@ def test_mixed_texts(backbone: Backbone) -> None:
 
 
 def test_prompts_among_others(backbone: Backbone) -> None:
-    """Rows of prompt tasks, their masks anywhere, share a batch with all others, each with its reference logits."""
+    """Rows of prompt tasks, their masks anywhere, share a batch with all others, each with its
+    reference logits."""
     rng = random.Random(0)
-    templates = {"late": "{text} It was {mask}.", "early": "{mask}: {text}", "two": "{text}? {mask}, {text_pair}"}
+    templates = {
+        "late": "{text} It was {mask}.",
+        "early": "{mask}: {text}",
+        "two": "{text}? {mask}, {text_pair}",
+    }
     prompted = [
-        parse(random_adapter(backbone, task, ["a", "b", "c"], template=template, text_pair=task == "two", seed=i)[2])
+        parse(
+            random_adapter(
+                backbone, task, ["a", "b", "c"], template=template, text_pair=task == "two", seed=i
+            )[2]
+        )
         for i, (task, template) in enumerate(templates.items())
     ]
     rows = mixed(adapters_of(backbone), rows_of(backbone, [9, 5, 17, 2, 9]))
     for adapter in prompted * 4:
         spec = adapter.spec
-        text = tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in range(2 if spec.text_pair else 1))
-        tokens = encode(backbone.tokenizer, [text], spec.max_length, backbone.prompt(spec.template, spec.max_length))[0]
+        text = tuple(
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 8)))
+            for _ in range(2 if spec.text_pair else 1)
+        )
+        tokens = encode(
+            backbone.tokenizer,
+            [text],
+            spec.max_length,
+            backbone.prompt(spec.template, spec.max_length),
+        )[0]
         rows.append(Row(adapter, tokens.ids, tokens.types, tokens.mask))
     rng.shuffle(rows)
     check_logits(backbone, rows, engine_of(backbone))
@@ -275,7 +326,8 @@ def test_a_single_row_of_a_single_task(which: int, backbone: Backbone) -> None:
 
 
 def test_the_formula(bert: Backbone) -> None:
-    """Logits are those of the design's formula, written out: y = x + U·gelu(D·x + b_D) + b_U at every layer's output."""
+    """Logits are those of the design's formula, written out: y = x + U·gelu(D·x + b_D) + b_U at
+    every layer's output."""
     for adapter in adapters_of(bert):
         row = rows_of(bert, [13])[0]
         found = torch.tensor(engine_of(bert).run([Row(adapter, row.ids, row.types)])[0])
@@ -295,12 +347,18 @@ def _by_hand(backbone: Backbone, adapter: Adapter, row: Tokens) -> Tensor:
         return adapt
 
     layers = backbone.encoder.encoder.layer
-    hooks = [layer.output.dense.register_forward_hook(adapting(i)) for i, layer in enumerate(layers)]
-    output = backbone.encoder(input_ids=torch.tensor([row.ids]), token_type_ids=torch.tensor([row.types]))
+    hooks = [
+        layer.output.dense.register_forward_hook(adapting(i)) for i, layer in enumerate(layers)
+    ]
+    output = backbone.encoder(
+        input_ids=torch.tensor([row.ids]), token_type_ids=torch.tensor([row.types])
+    )
     for hook in hooks:
         hook.remove()
     hidden = output.last_hidden_state[0]
-    pooled = {"cls": hidden[0], "mean": hidden.mean(dim=0), "pooler": output.pooler_output[0]}[adapter.spec.pooling]
+    pooled = {"cls": hidden[0], "mean": hidden.mean(dim=0), "pooler": output.pooler_output[0]}[
+        adapter.spec.pooling
+    ]
     if "head.dense.weight" in t:
         pooled = torch.tanh(t["head.dense.weight"] @ pooled + t["head.dense.bias"])
     return t["head.out.weight"] @ pooled + t["head.out.bias"]
@@ -358,7 +416,9 @@ def test_many_rows(bert: Backbone) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["bert", "electra with small embeddings", "embedded"])
-def test_half_precision(kind: str, dtype: torch.dtype, backbone_of: Callable[[str], Backbone]) -> None:
+def test_half_precision(
+    kind: str, dtype: torch.dtype, backbone_of: Callable[[str], Backbone]
+) -> None:
     """In half precision logits are near those in float32, relative to the largest of them."""
     backbone = backbone_of(kind)
     rows = mixed(adapters_of(backbone), rows_of(backbone, LENGTHS["ragged"]))
@@ -367,29 +427,40 @@ def test_half_precision(kind: str, dtype: torch.dtype, backbone_of: Callable[[st
     scale = max(logits.abs().max().item() for logits in exact)
     for found, expected in zip(rough, exact, strict=True):
         torch.testing.assert_close(found, expected, rtol=0.0, atol=0.1 * max(1.0, scale))
-    assert any(not torch.equal(found, expected) for found, expected in zip(rough, exact, strict=True))
+    assert any(
+        not torch.equal(found, expected) for found, expected in zip(rough, exact, strict=True)
+    )
 
 
 def test_the_backbone_is_left_as_it_is(bert: Backbone) -> None:
     """Running batches changes neither the backbone's weights nor an adapter's tensors."""
     adapters = adapters_of(bert)
-    watched = [*bert.encoder.parameters(), *(tensor for adapter in adapters for tensor in adapter.tensors.values())]
+    watched = [
+        *bert.encoder.parameters(),
+        *(tensor for adapter in adapters for tensor in adapter.tensors.values()),
+    ]
     before = [tensor.clone() for tensor in watched]
     engine_of(bert).run(mixed(adapters, rows_of(bert, LENGTHS["ragged"])))
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(watched, before, strict=True))
 
 
 def allocations(engine: Engine, rows: Sequence[Row]) -> tuple[int, int]:
-    """How many tensors a batch allocates, and how many bytes in all; the adapters are on the device already."""
+    """How many tensors a batch allocates, and how many bytes in all; the adapters are on the device
+    already."""
     engine.run(rows)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         engine.run(rows)
-    allocated = [event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0]
+    allocated = [
+        event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0
+    ]
     return len(allocated), sum(allocated)
 
 
 def test_allocations_do_not_grow_with_the_tasks(bert: Backbone) -> None:
-    """A batch allocates as much with sixty other tasks on the device as with none, and the same each time."""
+    """A batch allocates as much with sixty other tasks on the device as with none, and the same
+    each time."""
     adapters = adapters_of(bert)
     rows = mixed(adapters, rows_of(bert, LENGTHS["ragged"]))
     engine = Engine(bert, Slots(100, CPU, torch.float32), CPU, torch.float32)
@@ -403,7 +474,10 @@ def test_allocations_do_not_grow_with_the_tasks(bert: Backbone) -> None:
 
 def test_a_batch_copies_no_weights(bert: Backbone) -> None:
     """A batch allocates a small part of the bytes of the adapters that it uses."""
-    adapters = [parse(random_adapter(bert, f"wide-{i}", ["no", "yes"], bottleneck=256, seed=i)[2]) for i in range(8)]
+    adapters = [
+        parse(random_adapter(bert, f"wide-{i}", ["no", "yes"], bottleneck=256, seed=i)[2])
+        for i in range(8)
+    ]
     engine = engine_of(bert)
     _, allocated = allocations(engine, mixed(adapters, rows_of(bert, [4] * 8)))
     weights = sum(4 * tensor.numel() for adapter in adapters for tensor in adapter.tensors.values())

@@ -1,4 +1,5 @@
-"""Passes of fixed sizes that are recorded once and replayed, in Triton's interpreter; on a GPU also as CUDA graphs."""
+"""Passes of fixed sizes that are recorded once and replayed, in Triton's interpreter; on a GPU also
+as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
-from service.attention import by_groups
-from service.encoder import PackedEncoder
-from service.engine import Engine, Row
-from service.packed import Packed
-from service.slots import Slots
+from service.engine.attention import by_groups
+from service.engine.encoder import PackedEncoder
+from service.engine.engine import Engine, Row
+from service.engine.packed import Packed
+from service.engine.slots import Slots
 from tests.service.interpreter import GPU, NO_GPU
 from tests.service.test_encoder import rows_of
 from tests.service.test_kernels import segments_of
@@ -35,12 +36,16 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="module")
 def adapters(backbone: Backbone) -> list[Adapter]:
-    made = [random_adapter(backbone, f"task-{r}", ["no", "yes"], bottleneck=r, seed=r)[2] for r in (4, 16, 100, 200)]
+    made = [
+        random_adapter(backbone, f"task-{r}", ["no", "yes"], bottleneck=r, seed=r)[2]
+        for r in (4, 16, 100, 200)
+    ]
     return [parse(data) for data in made]
 
 
 def row_by_row(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
-    """Attention by the rows' bounds, as they are on the device by then; tokens of no row get what nobody may see."""
+    """Attention by the rows' bounds, as they are on the device by then; tokens of no row get what
+    nobody may see."""
     out = qkv.new_full((len(qkv), qkv.shape[1] // 3), float("nan"))
     bounds = batch.bounds.tolist()
     for start, end in pairwise(bounds):
@@ -61,14 +66,21 @@ def replayed(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
 
 @pytest.mark.skipif(GPU, reason="there is a GPU: passes are recorded on it")
 @torch.inference_mode()
-def test_replays_are_the_batches_own_passes(fused: ModuleType, backbone: Backbone, adapters: list[Adapter]) -> None:
-    """Batches of any sizes, one after the other, get from the recordings what they get without, whatever was there before;
-    one that none has room for is told so."""
-    from service.graphs import Graphs
+def test_replays_are_the_batches_own_passes(
+    fused: ModuleType, backbone: Backbone, adapters: list[Adapter]
+) -> None:
+    """Batches of any sizes, one after the other, get from the recordings what they get without,
+    whatever was there before; one that none has room for is told so."""
+    from service.engine.gpu.graphs import Graphs
 
-    encoder, plain = (PackedEncoder(backbone, CPU, torch.float32, attention) for attention in (row_by_row, by_groups))
+    encoder, plain = (
+        PackedEncoder(backbone, CPU, torch.float32, attention)
+        for attention in (row_by_row, by_groups)
+    )
     progress: list[tuple[int, int]] = []
-    graphs = Graphs(encoder, LADDER, record=replayed, recorded=lambda done, of: progress.append((done, of)))
+    graphs = Graphs(
+        encoder, LADDER, record=replayed, recorded=lambda done, of: progress.append((done, of))
+    )
     assert progress == [(i, 6) for i in range(1, 7)]
     for lengths, chosen in (
         ([32], [1]),
@@ -97,8 +109,16 @@ def test_replays_are_the_batches_own_passes(fused: ModuleType, backbone: Backbon
 def test_graphs_on_a_gpu(backbone: Backbone, adapters: list[Adapter], dtype: torch.dtype) -> None:
     """An engine with CUDA graphs gives the logits of one without, batch after batch of any size."""
     gpu = torch.device("cuda")
-    with_graphs, without = (Engine(backbone, Slots(4, gpu, dtype), gpu, dtype, graphs=graphs) for graphs in (True, False))
+    with_graphs, without = (
+        Engine(backbone, Slots(4, gpu, dtype), gpu, dtype, graphs=graphs)
+        for graphs in (True, False)
+    )
     for lengths in ([7], [30, 1, 12], [3] * 40, [32] * 20, [5], [32] * 100):
-        rows = [Row(adapters[i % 4], row.ids, row.types) for i, row in enumerate(rows_of(backbone, lengths))]
+        rows = [
+            Row(adapters[i % 4], row.ids, row.types)
+            for i, row in enumerate(rows_of(backbone, lengths))
+        ]
         for one, other in zip(with_graphs.run(rows), without.run(rows), strict=True):
-            assert one == pytest.approx(other, rel=0.02, abs=0.15 if dtype == torch.bfloat16 else 0.03)
+            assert one == pytest.approx(
+                other, rel=0.02, abs=0.15 if dtype == torch.bfloat16 else 0.03
+            )

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from service.batcher import Batcher
-from service.halving import Halving
-from service.schemas import DeviceOutOfMemory
+from service.engine.halving import Halving
+from service.http.schemas import DeviceOutOfMemory
 from tests.service.device import Text, in_loop
 
 
@@ -28,7 +28,8 @@ class Small:
 
 @in_loop
 async def test_the_batch_is_answered_and_those_that_follow_are_smaller() -> None:
-    """A batch that lacks memory is run in halves, in order, and is counted; the next ones keep half the budget."""
+    """A batch that lacks memory is run in halves, in order, and is counted; the next ones keep half
+    the budget."""
     device = Small(room=8)
     counted = 0
 
@@ -37,7 +38,9 @@ async def test_the_batch_is_answered_and_those_that_follow_are_smaller() -> None
         counted += 1
         batcher.max_tokens //= 2
 
-    batcher: Batcher[Text, str] = Batcher(Halving(device, lacked), max_tokens=16, max_queue_rows=100, max_adapters=9)
+    batcher: Batcher[Text, str] = Batcher(
+        Halving(device, lacked), max_tokens=16, max_queue_rows=100, max_adapters=9
+    )
     batcher.start()
     rows = [Text(task, 2) for task in "abcdefg"]
     for _ in range(2):
@@ -49,10 +52,14 @@ async def test_the_batch_is_answered_and_those_that_follow_are_smaller() -> None
 
 
 def test_too_little_for_a_half() -> None:
-    """Where a half is too large too, or a row alone, one sentence says what was wanted, after one more try."""
+    """Where a half is too large too, or a row alone, one sentence says what was wanted, after one
+    more try."""
     for rows, tried in (([Text("a", 9), Text("b", 9)], [18, 9]), ([Text("a", 9)], [9, 9])):
         device = Small(room=8)
-        with pytest.raises(DeviceOutOfMemory, match=rf"{len(rows)} rows and {9 * len(rows)} tokens.*expected shorter texts"):
+        with pytest.raises(
+            DeviceOutOfMemory,
+            match=rf"{len(rows)} rows and {9 * len(rows)} tokens.*expected shorter texts",
+        ):
             Halving(device, lambda: None)(rows)
         assert device.tried == tried
 

@@ -1,4 +1,5 @@
-"""/adapters as operators use it: upload, list, roll back, download, delete — and what is refused."""
+"""/adapters as operators use it: upload, list, roll back, download, delete — and what is
+refused."""
 
 from __future__ import annotations
 
@@ -40,13 +41,18 @@ def upload(client: httpx2.Client, data: bytes, **fields: str) -> httpx2.Response
 
 
 def served_version(client: httpx2.Client, task: str) -> str:
-    return client.post("/predict", params={"task": task}, json=FILM).headers["X-Adapter-Version"].split("@")[1]
+    return (
+        client.post("/predict", params={"task": task}, json=FILM)
+        .headers["X-Adapter-Version"]
+        .split("@")[1]
+    )
 
 
 def test_an_upload_is_served_at_once(
     client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
 ) -> None:
-    """An uploaded adapter answers the next request, without a restart; the same file again is 200 instead of 201."""
+    """An uploaded adapter answers the next request, without a restart; the same file again is 200
+    instead of 201."""
     data = adapter_bytes(made("fresh"))
     first = upload(client, data)
     assert first.status_code == 201, first.text
@@ -59,9 +65,12 @@ def test_an_upload_is_served_at_once(
 def test_versions_roll_forward_and_back(
     client: httpx2.Client, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
 ) -> None:
-    """A second version replaces the first, activating the first rolls back, and only an inactive one can be deleted."""
+    """A second version replaces the first, activating the first rolls back, and only an inactive
+    one can be deleted."""
     made("rolled")
-    old, new = (upload(client, adapter_bytes("rolled", seed=seed)).json()["version"] for seed in (1, 2))
+    old, new = (
+        upload(client, adapter_bytes("rolled", seed=seed)).json()["version"] for seed in (1, 2)
+    )
     assert served_version(client, "rolled") == new
     answer = client.post("/adapters/rolled/activate", json={"version": old[:6]})
     assert answer.json()["version"] == old
@@ -87,7 +96,8 @@ def test_an_upload_need_not_be_activated(
 
 
 def test_the_list_tells_what_is_served(client: httpx2.Client, server: Server) -> None:
-    """`GET /adapters` has every task with its labels, size, version and tier; one task's page has its spec too."""
+    """`GET /adapters` has every task with its labels, size, version and tier; one task's page has
+    its spec too."""
     client.post("/predict?task=sst2", json=FILM)
     listed = {entry["task"]: entry for entry in client.get("/adapters").json()}
     assert set(listed) == set(TASKS)
@@ -102,7 +112,9 @@ def test_the_list_tells_what_is_served(client: httpx2.Client, server: Server) ->
     assert sst2["parameters"] == 6 * (2 * 384 * 8 + 384 + 8) + 2 * 384 + 2
 
 
-def test_deleting_a_task_ends_it(client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]) -> None:
+def test_deleting_a_task_ends_it(
+    client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]
+) -> None:
     """A deleted task is a 404 at once, its files are gone, and its metric series too."""
     upload(client, adapter_bytes("doomed"))
     client.post("/predict?task=doomed", json=FILM)
@@ -114,7 +126,9 @@ def test_deleting_a_task_ends_it(client: httpx2.Client, server: Server, adapter_
     assert 'task="doomed"' not in client.get("/metrics").text
 
 
-def test_deleting_the_last_version_ends_the_task(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
+def test_deleting_the_last_version_ends_the_task(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes]
+) -> None:
     """A task that goes with its last version, which was never active, leaves no series either."""
     answer = upload(client, adapter_bytes("unserved"), activate="false")
     version = answer.json()["versions"][0]["version"]
@@ -127,7 +141,8 @@ def test_deleting_the_last_version_ends_the_task(client: httpx2.Client, adapter_
 def test_a_download_is_whole_or_refused_while_its_task_is_deleted(
     client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """Downloads and lists that race with uploads and deletions are whole or 404s, never anything else."""
+    """Downloads and lists that race with uploads and deletions are whole or 404s, never anything
+    else."""
     data = adapter_bytes("fleeting")
     path = f"/adapters/fleeting/versions/{sha256(data).hexdigest()[:12]}/file"
     seen: list[tuple[int, bool]] = []
@@ -136,7 +151,9 @@ def test_a_download_is_whole_or_refused_while_its_task_is_deleted(
         with server.client() as own:
             for _ in range(150):
                 answer = own.get(path)
-                seen.append((answer.status_code, answer.status_code == 404 or answer.content == data))
+                seen.append(
+                    (answer.status_code, answer.status_code == 404 or answer.content == data)
+                )
                 seen.append((own.get("/adapters").status_code, True))
 
     readers = [threading.Thread(target=read) for _ in range(3)]
@@ -153,7 +170,8 @@ def test_a_download_is_whole_or_refused_while_its_task_is_deleted(
 def test_an_upload_is_acknowledged_though_its_task_is_deleted_at_once(
     server: Server, adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """An upload that was stored is answered as such, also when another client deletes its task in the same instant."""
+    """An upload that was stored is answered as such, also when another client deletes its task in
+    the same instant."""
     data = adapter_bytes("snatched")
     done = threading.Event()
 
@@ -220,7 +238,10 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
         lambda data: edited(data, lambda h: h["up.bias"].update(shape=[384, 6])),
         ["'up.bias'", "[384, 6]", "[6, 384]"],
     ),
-    "a wrong dtype": (lambda data: edited(data, lambda h: h["up.bias"].update(dtype="I16")), ["'up.bias'", "I16", "F16"]),
+    "a wrong dtype": (
+        lambda data: edited(data, lambda h: h["up.bias"].update(dtype="I16")),
+        ["'up.bias'", "I16", "F16"],
+    ),
     "a dtype that is no text": (
         lambda data: edited(data, lambda h: h["up.bias"].update(dtype="\ud800")),
         ["'up.bias'", "F16"],
@@ -234,16 +255,28 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
         ["'up.bias'", "note", "data_offsets"],
     ),
     "NaN": (lambda data: with_tensor(data, "up.weight", b"\x00\x7e"), ["'up.weight'", "NaN"]),
-    "infinity": (lambda data: with_tensor(data, "head.out.bias", b"\x00\x7c"), ["'head.out.bias'", "infinity"]),
+    "infinity": (
+        lambda data: with_tensor(data, "head.out.bias", b"\x00\x7c"),
+        ["'head.out.bias'", "infinity"],
+    ),
     "another backbone": (
         lambda data: with_spec(data, backbone__fingerprint="0" * 64),
         ["000000000000", "fingerprint", "expected 'embedded'"],
     ),
     "a task that is a path": (lambda data: with_spec(data, task="../evil"), ["task", "../evil"]),
     "a task with a slash": (lambda data: with_spec(data, task="a/b"), ["task", "a/b"]),
-    "a max_length beyond the backbone": (lambda data: with_spec(data, max_length=1024), ["1024", "512"]),
-    "pooling at a mask that is nowhere": (lambda data: with_spec(data, pooling="mask"), ["'mask'", "template"]),
-    "logits it does not give": (lambda data: with_spec(data, probe__logits=[[9.0, 9.0], [9.0, 9.0]]), ["probe", "[9, 9]"]),
+    "a max_length beyond the backbone": (
+        lambda data: with_spec(data, max_length=1024),
+        ["1024", "512"],
+    ),
+    "pooling at a mask that is nowhere": (
+        lambda data: with_spec(data, pooling="mask"),
+        ["'mask'", "template"],
+    ),
+    "logits it does not give": (
+        lambda data: with_spec(data, probe__logits=[[9.0, 9.0], [9.0, 9.0]]),
+        ["probe", "[9, 9]"],
+    ),
 }
 
 
@@ -251,7 +284,8 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
 def test_a_hostile_file_is_refused_and_nothing_is_stored(
     case: str, client: httpx2.Client, server: Server, adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """Each bad file is a 422 that says what is wrong; no file, no task and no series is left behind."""
+    """Each bad file is a 422 that says what is wrong; no file, no task and no series is left
+    behind."""
     make, words = HOSTILE[case]
     before = sorted(path.name for path in server.store.rglob("*"))
     answer = upload(client, make(adapter_bytes("hostile")))
@@ -267,10 +301,22 @@ def test_a_hostile_file_is_refused_and_nothing_is_stored(
 FORMS: dict[str, tuple[dict[str, Any], int, str]] = {
     "no file": ({"data": {"activate": "true"}}, 400, "file"),
     "a text as file": ({"data": {"file": "hello"}}, 400, "file"),
-    "not a form": ({"content": b"abc", "headers": {"Content-Type": "application/octet-stream"}}, 400, "multipart"),
-    "no boundary": ({"content": b"abc", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
+    "not a form": (
+        {"content": b"abc", "headers": {"Content-Type": "application/octet-stream"}},
+        400,
+        "multipart",
+    ),
+    "no boundary": (
+        {"content": b"abc", "headers": {"Content-Type": "multipart/form-data"}},
+        400,
+        "boundary",
+    ),
     "two files": ({"files": [("file", b"a"), ("other", b"b")]}, 400, "files"),
-    "a flood of fields": ({"files": {"file": b"a"}, "data": {f"f{i}": "x" for i in range(50)}}, 400, "fields"),
+    "a flood of fields": (
+        {"files": {"file": b"a"}, "data": {f"f{i}": "x" for i in range(50)}},
+        400,
+        "fields",
+    ),
     "activate neither": ({"files": {"file": b"a"}, "data": {"activate": "maybe"}}, 422, "maybe"),
 }
 
@@ -285,7 +331,8 @@ def test_a_form_that_is_none_is_refused(case: str, client: httpx2.Client) -> Non
 
 
 def test_unknown_names_are_explained(client: httpx2.Client) -> None:
-    """Unknown tasks and versions are 404s that offer what there is; a body that is no activation is a 422."""
+    """Unknown tasks and versions are 404s that offer what there is; a body that is no activation is
+    a 422."""
     assert "'sst2'" in client.get("/adapters/sst").json()["error"]
     assert "no version 'beef'" in client.get("/adapters/sst2/versions/beef/file").json()["error"]
     assert client.post("/adapters/sst2/activate", json={"version": 5}).status_code == 422
@@ -295,7 +342,9 @@ def test_unknown_names_are_explained(client: httpx2.Client) -> None:
         assert "expected an object with 'version'" in answer.json()["error"]
 
 
-def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
+def test_a_page_of_another_site_cannot_write(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes]
+) -> None:
     """Where no key is asked, a browser's request from a foreign page is refused all the same."""
     for headers in (
         {"Host": "rebound.example"},
@@ -308,8 +357,11 @@ def test_a_page_of_another_site_cannot_write(client: httpx2.Client, adapter_byte
         assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignPage")
 
 
-def test_an_upload_with_a_misspelt_field_is_refused(client: httpx2.Client, adapter_bytes: Callable[..., bytes]) -> None:
-    """A field that is neither `file` nor `activate` is refused by name: it would be missed silently."""
+def test_an_upload_with_a_misspelt_field_is_refused(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """A field that is neither `file` nor `activate` is refused by name: it would be missed
+    silently."""
     answer = upload(client, adapter_bytes("misspelt"), activte="false")
     assert (answer.status_code, answer.json()["error_type"]) == (422, "InvalidRequest")
     assert "'activte'" in answer.json()["error"]
@@ -317,15 +369,23 @@ def test_an_upload_with_a_misspelt_field_is_refused(client: httpx2.Client, adapt
 
 
 def test_the_list_in_pages(client: httpx2.Client) -> None:
-    """`offset` and `limit` cut the list, which is by name; `search` leaves the names that hold it; a header counts."""
+    """`offset` and `limit` cut the list, which is by name; `search` leaves the names that hold it;
+    a header counts."""
     everything = client.get("/adapters")
     assert [entry["task"] for entry in everything.json()] == sorted(TASKS)
     assert everything.headers["X-Total-Count"] == str(len(TASKS))
     page = client.get("/adapters?offset=1&limit=2")
     assert (page.json(), page.headers["X-Total-Count"]) == (everything.json()[1:3], str(len(TASKS)))
     found = client.get("/adapters", params={"search": " ST"})
-    assert ([entry["task"] for entry in found.json()], found.headers["X-Total-Count"]) == (["sst2", "stsb"], "2")
-    assert client.get("/adapters?offset=99").json() == client.get("/adapters?search=nonesuch").json() == []
+    assert ([entry["task"] for entry in found.json()], found.headers["X-Total-Count"]) == (
+        ["sst2", "stsb"],
+        "2",
+    )
+    assert (
+        client.get("/adapters?offset=99").json()
+        == client.get("/adapters?search=nonesuch").json()
+        == []
+    )
     for wrong in ("offset=-1", "limit=0", "limit=1001", f"search={'a' * 65}", "details=perhaps"):
         assert client.get(f"/adapters?{wrong}").status_code == 422
 
@@ -341,10 +401,13 @@ def test_of_many_tasks_some_are_named(
 
 
 def test_the_list_with_details(
-    client: httpx2.Client, embedded: Backbone, adapter_bytes: Callable[..., bytes], made: Callable[[str], str]
+    client: httpx2.Client,
+    embedded: Backbone,
+    adapter_bytes: Callable[..., bytes],
+    made: Callable[[str], str],
 ) -> None:
-    """`details` adds each task's requests since the start, the latency of its answers and the file's dev scores, as far as
-    they are numbers."""
+    """`details` adds each task's requests since the start, the latency of its answers and the
+    file's dev scores, as far as they are numbers."""
     scores = {"accuracy": 0.875, "f1": 1, "note": "good", "sure": True, "lists": [1]}
     spec, tensors, _ = random_adapter(embedded, made("scored"), ["no", "yes"])
     spec = spec.model_copy(update={"training": {"dev_scores": scores}})
@@ -352,7 +415,9 @@ def test_the_list_with_details(
     upload(client, adapter_bytes(made("unscored")))
     for body in (FILM, FILM, {"inputs": ""}):
         client.post("/predict?task=scored", json=body)
-    plain, detailed = (client.get(f"/adapters?search=scored{more}").json() for more in ("", "&details=true"))
+    plain, detailed = (
+        client.get(f"/adapters?search=scored{more}").json() for more in ("", "&details=true")
+    )
     latency = detailed[0]["latency"]
     assert 0 < latency["p50"] <= latency["p99"] < 60
     added = [

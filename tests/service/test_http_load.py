@@ -1,4 +1,5 @@
-"""Many clients at once: nobody gets another's answer, an old version's under a new one's name, or none."""
+"""Many clients at once: nobody gets another's answer, an old version's under a new one's name, or
+none."""
 
 from __future__ import annotations
 
@@ -18,7 +19,22 @@ import pytest
 from adapters.store import Store
 from tests.service.conftest import Server, running
 
-WORDS = ["it", "is", "a", "good", "bad", "great", "awful", "film", "plot", "not", "very", "and", "red", "blue"]
+WORDS = [
+    "it",
+    "is",
+    "a",
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "film",
+    "plot",
+    "not",
+    "very",
+    "and",
+    "red",
+    "blue",
+]
 FOUR_TASKS = ("sst2", "mrpc", "mnli", "stsb")
 
 
@@ -33,7 +49,8 @@ def scores(answer: httpx2.Response) -> dict[str, float]:
 
 
 def test_two_hundred_clients_get_what_one_gets(server: Server) -> None:
-    """200 concurrent clients over four tasks get the labels and scores (within 1e-4) that one at a time gets."""
+    """200 concurrent clients over four tasks get the labels and scores (within 1e-4) that one at a
+    time gets."""
     rng = random.Random(0)
     calls = [(task, some_inputs(rng, task)) for task in FOUR_TASKS * 50]
     with server.client(limits=httpx2.Limits(max_connections=200)) as client:
@@ -55,14 +72,19 @@ def test_two_hundred_clients_get_what_one_gets(server: Server) -> None:
             assert answer.json()[0]["label"] == alone.json()[0]["label"]
 
 
-def test_replacing_under_load_is_never_half_done(server: Server, adapter_bytes: Callable[..., bytes]) -> None:
-    """While a task's versions replace each other, every answer is the old or the new one's, and its header says which."""
+def test_replacing_under_load_is_never_half_done(
+    server: Server, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """While a task's versions replace each other, every answer is the old or the new one's, and its
+    header says which."""
     versions: dict[str, float] = {}
     with server.client() as client:
         for seed in (1, 2):
             body = {"file": adapter_bytes("swapped", seed=seed)}
             version = client.post("/adapters", files=body).json()["version"]
-            versions[version] = scores(client.post("/predict?task=swapped", json={"inputs": "it is a good film"}))["yes"]
+            versions[version] = scores(
+                client.post("/predict?task=swapped", json={"inputs": "it is a good film"})
+            )["yes"]
     first, second = versions.values()
     assert abs(first - second) > 0.01  # so that the two can be told apart
     done = threading.Event()
@@ -82,7 +104,10 @@ def test_replacing_under_load_is_never_half_done(server: Server, adapter_bytes: 
         try:
             for i in range(30):
                 version = list(versions)[i % 2]
-                assert client.post("/adapters/swapped/activate", json={"version": version}).status_code == 200
+                assert (
+                    client.post("/adapters/swapped/activate", json={"version": version}).status_code
+                    == 200
+                )
         finally:
             done.set()
         assert set().union(*(caller.result(timeout=60) for caller in callers)) == set(versions)
@@ -91,20 +116,32 @@ def test_replacing_under_load_is_never_half_done(server: Server, adapter_bytes: 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_more_tasks_than_slots_still_answer(slots: int, filled_store: Path, server: Server) -> None:
-    """With fewer slots than tasks every row of interleaved requests, fan-outs too, gets the answer that many slots give."""
+    """With fewer slots than tasks every row of interleaved requests, fan-outs too, gets the answer
+    that many slots give."""
     rng = random.Random(slots)
-    pairs = {f"?{'&'.join(f'task={task}' for task in order)}" for order in itertools.permutations(FOUR_TASKS[1:])}
+    pairs = {
+        f"?{'&'.join(f'task={task}' for task in order)}"
+        for order in itertools.permutations(FOUR_TASKS[1:])
+    }
     calls = [(query, some_inputs(rng, "mrpc")) for query in sorted(pairs)] * 3
     calls += [("?task=sst2", [some_inputs(rng, "sst2") for _ in range(8)]) for _ in range(9)]
     rng.shuffle(calls)
-    with running(filled_store, slots=slots) as few, few.client() as crowded, server.client() as roomy:
+    with (
+        running(filled_store, slots=slots) as few,
+        few.client() as crowded,
+        server.client() as roomy,
+    ):
 
         def call(client: httpx2.Client, of: tuple[str, Any]) -> list[float]:
             answer = client.post(f"/predict{of[0]}", json={"inputs": of[1]})
             assert answer.status_code == 200, answer.text
             groups = answer.json().values() if isinstance(answer.json(), dict) else answer.json()
             assert len(groups) == (3 if isinstance(answer.json(), dict) else 8)
-            return [score["score"] for group in groups for score in sorted(group, key=lambda score: str(score["label"]))]
+            return [
+                score["score"]
+                for group in groups
+                for score in sorted(group, key=lambda score: str(score["label"]))
+            ]
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda of: call(crowded, of), calls))
@@ -112,16 +149,24 @@ def test_more_tasks_than_slots_still_answer(slots: int, filled_store: Path, serv
             assert scores_of == pytest.approx(call(roomy, of), abs=1e-4)
         metrics = crowded.get("/metrics").text
     assert metrics.count(',tier="device"} 1.0') <= slots
-    rows = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("adamix_batch_tasks"))
+    rows = dict(
+        line.rsplit(" ", 1)
+        for line in metrics.splitlines()
+        if line.startswith("adamix_batch_tasks")
+    )
     assert rows[f'adamix_batch_tasks_bucket{{le="{slots}.0"}}'] == rows["adamix_batch_tasks_count"]
 
 
 def test_rows_of_clients_that_left_are_dropped(filled_store: Path) -> None:
-    """A client that leaves, on /predict or on infer, frees its place in the queue and is counted as cancelled."""
+    """A client that leaves, on /predict or on infer, frees its place in the queue and is counted as
+    cancelled."""
     with running(filled_store, max_batch_tokens=64, max_inputs=512) as server:
         texts = ["good " * 60] * 400
         tensor = {"name": "text", "shape": [400], "datatype": "BYTES", "data": texts}
-        for path, body in (("/predict?task=sst2", {"inputs": texts}), ("/v2/models/sst2/infer", {"inputs": [tensor]})):
+        for path, body in (
+            ("/predict?task=sst2", {"inputs": texts}),
+            ("/v2/models/sst2/infer", {"inputs": [tensor]}),
+        ):
             with server.client() as client, pytest.raises(httpx2.ReadTimeout):
                 client.post(path, json=body, timeout=httpx2.Timeout(60, read=0.3))
         with server.client() as client:
@@ -134,14 +179,17 @@ def test_rows_of_clients_that_left_are_dropped(filled_store: Path) -> None:
 def test_killing_the_server_during_uploads_leaves_the_store_whole(
     tmp_path: Path, adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """After `kill -9` in the middle of uploads every acknowledged version is there, whole, and served again."""
+    """After `kill -9` in the middle of uploads every acknowledged version is there, whole, and
+    served again."""
     files = [adapter_bytes("sst2", seed=seed) for seed in range(6)]
     acknowledged: set[str] = set()
     for offset in (0, 3):
         with running(tmp_path / "store") as server:
             some = threading.Event()
             rotated = files[offset:] + files[:offset]
-            uploader = threading.Thread(target=_upload_until_killed, args=(server, rotated, acknowledged, some))
+            uploader = threading.Thread(
+                target=_upload_until_killed, args=(server, rotated, acknowledged, some)
+            )
             uploader.start()
             assert some.wait(timeout=60)
             server.stop(signal.SIGKILL)
@@ -153,10 +201,15 @@ def test_killing_the_server_during_uploads_leaves_the_store_whole(
         assert not list((tmp_path / "store").rglob(".tmp-*"))
     with running(tmp_path / "store") as server, server.client() as client:
         answer = client.post("/predict?task=sst2", json={"inputs": "good"})
-        assert answer.headers["X-Adapter-Version"] == f"sst2@{Store(tmp_path / 'store').find('sst2').short}"
+        assert (
+            answer.headers["X-Adapter-Version"]
+            == f"sst2@{Store(tmp_path / 'store').find('sst2').short}"
+        )
 
 
-def _upload_until_killed(server: Server, files: list[bytes], acknowledged: set[str], some: threading.Event) -> None:
+def _upload_until_killed(
+    server: Server, files: list[bytes], acknowledged: set[str], some: threading.Event
+) -> None:
     with server.client() as client:
         for i, data in enumerate(itertools.cycle(files)):
             try:
@@ -170,9 +223,14 @@ def _upload_until_killed(server: Server, files: list[bytes], acknowledged: set[s
                 some.set()
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no workers that wait for each other")
-def test_the_engine_s_threads_do_not_sleep_in_a_batch(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
-    """While a batch runs, its threads wait awake for each other, also after an upload: that is a fifth of the throughput."""
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="one core has no workers that wait for each other"
+)
+def test_the_engine_s_threads_do_not_sleep_in_a_batch(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """While a batch runs, its threads wait awake for each other, also after an upload: that is a
+    fifth of the throughput."""
     with running(tmp_path / "store", threads=2) as server, server.client() as client:
         uploaded = client.post("/adapters", files={"file": adapter_bytes("sst2", bottleneck=64)})
         assert uploaded.status_code == 201, uploaded.text
@@ -180,7 +238,10 @@ def test_the_engine_s_threads_do_not_sleep_in_a_batch(tmp_path: Path, adapter_by
         for _ in range(15):
             before = times_slept(server)
             texts = [some_inputs(rng, "sst2") for _ in range(32)]
-            assert client.post("/predict", params={"task": "sst2"}, json={"inputs": texts}).status_code == 200
+            assert (
+                client.post("/predict", params={"task": "sst2"}, json={"inputs": texts}).status_code
+                == 200
+            )
             slept.append(times_slept(server) - before)
         assert min(slept) < 150, slept  # of some 500 times that they wait for each other
 

@@ -28,8 +28,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapters.backbone import Backbone
 from adapters.file import serialize
 from adapters.store import Store
-from service import errors
-from service.middleware import RequestContext
+from service.http import answers as errors
+from service.http.middleware import RequestContext
 from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
 from tests.tiny import random_adapter
 
@@ -60,7 +60,10 @@ CONTRACT = {
 
 
 def families(client: httpx2.Client) -> dict[str, Any]:
-    return {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    return {
+        family.name: family
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+    }
 
 
 def value(client: httpx2.Client, family: str, sample: str, **labels: str) -> float:
@@ -69,9 +72,14 @@ def value(client: httpx2.Client, family: str, sample: str, **labels: str) -> flo
 
 
 def test_alive_and_ready(client: httpx2.Client) -> None:
-    """A running server is alive and ready, says what it serves, and has a page and a documentation for people."""
+    """A running server is alive and ready, says what it serves, and has a page and a documentation
+    for people."""
     assert client.get("/health").json() == {"status": "alive"}
-    assert client.get("/ready").json() == {"status": "ready", "backbone": "embedded", "tasks": len(TASKS)}
+    assert client.get("/ready").json() == {
+        "status": "ready",
+        "backbone": "embedded",
+        "tasks": len(TASKS),
+    }
     assert client.get("/").headers["Content-Type"].startswith("text/html")
     assert client.get("/docs").status_code == 200
 
@@ -126,22 +134,37 @@ def test_metrics_are_the_contracts(client: httpx2.Client) -> None:
 
 
 def test_metrics_count_what_happened(client: httpx2.Client) -> None:
-    """Requests are counted by task and outcome, batches by rows; an unknown task makes no series."""
+    """Requests are counted by task and outcome, batches by rows; an unknown task makes no
+    series."""
     ok = value(client, "adamix_requests", "adamix_requests_total", task="topics", outcome="ok")
-    invalid = value(client, "adamix_requests", "adamix_requests_total", task="topics", outcome="invalid")
+    invalid = value(
+        client, "adamix_requests", "adamix_requests_total", task="topics", outcome="invalid"
+    )
     rows = value(client, "adamix_batch_rows", "adamix_batch_rows_sum")
     client.post("/predict?task=topics", json={"inputs": ["good", "bad", "awful"]})
     client.post("/predict?task=topics", json={"inputs": ""})
     client.post("/predict?task=nonesuch", json=FILM)
-    assert value(client, "adamix_requests", "adamix_requests_total", task="topics", outcome="ok") == ok + 1
-    assert value(client, "adamix_requests", "adamix_requests_total", task="topics", outcome="invalid") == invalid + 1
+    assert (
+        value(client, "adamix_requests", "adamix_requests_total", task="topics", outcome="ok")
+        == ok + 1
+    )
+    assert (
+        value(client, "adamix_requests", "adamix_requests_total", task="topics", outcome="invalid")
+        == invalid + 1
+    )
     assert value(client, "adamix_batch_rows", "adamix_batch_rows_sum") == rows + 3
     assert "nonesuch" not in client.get("/metrics").text
-    assert value(client, "adamix_adapter_loaded", "adamix_adapter_loaded", task="topics", tier="device") == 1
+    assert (
+        value(
+            client, "adamix_adapter_loaded", "adamix_adapter_loaded", task="topics", tier="device"
+        )
+        == 1
+    )
 
 
 def test_few_metrics_can_be_asked_for(client: httpx2.Client) -> None:
-    """`name[]` answers those samples alone, so that a page may ask often; other names answer nothing."""
+    """`name[]` answers those samples alone, so that a page may ask often; other names answer
+    nothing."""
     client.post("/predict?task=sst2", json=FILM)
     names = ["adamix_batch_rows_sum", "adamix_request_duration_seconds_count"]
     found = client.get("/metrics", params={"name[]": names}).text.splitlines()
@@ -152,14 +175,21 @@ def test_few_metrics_can_be_asked_for(client: httpx2.Client) -> None:
 
 
 def test_storage_adds_up(client: httpx2.Client, server: Server) -> None:
-    """The saving is what full copies would take less what the one backbone and all adapters take."""
+    """The saving is what full copies would take less what the one backbone and all adapters
+    take."""
     storage = client.get("/storage").json()
     files = sum(path.stat().st_size for path in server.store.glob("*/*.safetensors"))
     assert storage["backbone_bytes"] == 90_852_864  # 22,713,216 parameters of four bytes
-    assert storage["adapters_bytes"] == files == sum(adapter["bytes"] for adapter in storage["adapters"])
+    assert (
+        storage["adapters_bytes"]
+        == files
+        == sum(adapter["bytes"] for adapter in storage["adapters"])
+    )
     assert storage["full_copies_bytes"] == len(TASKS) * storage["backbone_bytes"]
     assert storage["saved_bytes"] == storage["full_copies_bytes"] - storage["total_bytes"]
-    assert storage["ratio"] == pytest.approx(storage["full_copies_bytes"] / storage["total_bytes"], abs=1e-3)
+    assert storage["ratio"] == pytest.approx(
+        storage["full_copies_bytes"] / storage["total_bytes"], abs=1e-3
+    )
     assert value(client, "adamix_saved_bytes", "adamix_saved_bytes") == storage["saved_bytes"]
     assert client.get("/storage?adapters=false").json() == {**storage, "adapters": []}
 
@@ -173,8 +203,11 @@ def test_each_request_leaves_one_line_of_json(client: httpx2.Client, server: Ser
     assert line["ms"] > 0
 
 
-def test_keys_guard_writes_and_predictions(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
-    """Off loopback a kept admin key is needed to write; ADAMIX_API_KEY guards /predict and infer; health stays open."""
+def test_keys_guard_writes_and_predictions(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """Off loopback a kept admin key is needed to write; ADAMIX_API_KEY guards /predict and infer;
+    health stays open."""
     data = adapter_bytes("sst2")
     with running(tmp_path / "store", host="0.0.0.0", api_key="predict-key") as server:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
@@ -192,7 +225,9 @@ def test_keys_guard_writes_and_predictions(tmp_path: Path, adapter_bytes: Callab
             assert client.post("/adapters", files={"file": data}, headers=admin).status_code == 201
             assert client.post("/predict?task=sst2", json=FILM).status_code == 401
             assert client.post("/predict?task=sst2", json=FILM, headers=admin).status_code == 401
-            infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
+            infer = {
+                "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]
+            }
             mine = {"Authorization": "Bearer predict-key"}
             assert client.post("/v2/models/sst2/infer", json=infer).status_code == 401
             assert client.post("/v2/models/sst2/infer", json=infer, headers=mine).status_code == 200
@@ -202,17 +237,27 @@ def test_keys_guard_writes_and_predictions(tmp_path: Path, adapter_bytes: Callab
 
 
 def test_a_given_admin_key_is_the_one(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
-    """ADAMIX_ADMIN_KEY is asked for wherever it is set, also on loopback, and no other key is made."""
+    """ADAMIX_ADMIN_KEY is asked for wherever it is set, also on loopback, and no other key is
+    made."""
     with running(tmp_path / "store", admin_key=ADMIN_KEY) as server, server.client() as client:
         assert not (tmp_path / "store.admin-key").exists()
         admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
         assert client.post("/adapters", files={"file": adapter_bytes("sst2")}).status_code == 401
-        assert client.post("/adapters", files={"file": adapter_bytes("sst2")}, headers=admin).status_code == 201
+        assert (
+            client.post(
+                "/adapters", files={"file": adapter_bytes("sst2")}, headers=admin
+            ).status_code
+            == 201
+        )
 
 
 def test_overload_answers_429_and_recovers(filled_store: Path) -> None:
-    """More rows than the queue holds are refused with 429 and Retry-After, counted, and the rest is answered."""
-    with running(filled_store, max_queue_rows=4, max_inputs=4, max_batch_tokens=16) as server, server.client() as client:
+    """More rows than the queue holds are refused with 429 and Retry-After, counted, and the rest is
+    answered."""
+    with (
+        running(filled_store, max_queue_rows=4, max_inputs=4, max_batch_tokens=16) as server,
+        server.client() as client,
+    ):
         together = threading.Barrier(16)
 
         def call(_: int) -> httpx2.Response:
@@ -223,14 +268,19 @@ def test_overload_answers_429_and_recovers(filled_store: Path) -> None:
             answers = list(pool.map(call, range(16)))
         refused = [answer for answer in answers if answer.status_code == 429]
         assert {answer.status_code for answer in answers} == {200, 429}
-        assert {(answer.json()["error_type"], answer.headers["Retry-After"]) for answer in refused} == {("QueueFull", "1")}
+        assert {
+            (answer.json()["error_type"], answer.headers["Retry-After"]) for answer in refused
+        } == {("QueueFull", "1")}
         assert client.post("/predict?task=sst2", json={"inputs": ["good"] * 4}).status_code == 200
-        overloaded = value(client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="overloaded")
+        overloaded = value(
+            client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="overloaded"
+        )
         assert overloaded == len(refused)
 
 
 def test_an_empty_store_is_seeded(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
-    """An empty store starts with the seed folder's adapters that fit; one that does not is left out and logged."""
+    """An empty store starts with the seed folder's adapters that fit; one that does not is left out
+    and logged."""
     seed = tmp_path / "seed"
     seed.mkdir()
     (seed / "sst2.safetensors").write_bytes(adapter_bytes("sst2"))
@@ -240,7 +290,9 @@ def test_an_empty_store_is_seeded(tmp_path: Path, adapter_bytes: Callable[..., b
         assert any("broken.safetensors" in str(line.get("file")) for line in server.lines)
 
 
-def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
+def test_a_rotten_file_fails_its_task_alone(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
     """A task whose file rotted on disk answers 503 with the reason; the others go on."""
     store = Store(tmp_path / "store")
     rotten, _ = store.put(adapter_bytes("sst2"))
@@ -254,14 +306,20 @@ def test_a_rotten_file_fails_its_task_alone(tmp_path: Path, adapter_bytes: Calla
         assert (answer.status_code, answer.json()["error_type"]) == (503, "DamagedAdapter")
         found = hashlib.sha256(data).hexdigest()[:12]
         reason = f"its sha256 is {found}…; expected {rotten.short}…"
-        assert answer.json()["error"] == f"version {rotten.short} of task 'sst2' is damaged on disk: {reason}"
-        assert value(client, "adamix_adapter_load_failures", "adamix_adapter_load_failures_total") == 1
+        assert (
+            answer.json()["error"]
+            == f"version {rotten.short} of task 'sst2' is damaged on disk: {reason}"
+        )
+        assert (
+            value(client, "adamix_adapter_load_failures", "adamix_adapter_load_failures_total") == 1
+        )
         assert client.post("/predict?task=topics", json=FILM).status_code == 200
         assert client.get("/metrics").status_code == client.get("/adapters").status_code == 200
 
 
 def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone) -> None:
-    """Logits that are infinite or NaN are a 503 that names the version, from /predict and from infer, and counted."""
+    """Logits that are infinite or NaN are a 503 that names the version, from /predict and from
+    infer, and counted."""
     spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"], dtype=torch.float32)
     tensors["head.out.weight"] = tensors["head.out.weight"].sign() * 3e38
     version, _ = Store(tmp_path / "store").put(serialize(spec, tensors))
@@ -272,11 +330,21 @@ def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone
             assert (answer.status_code, answer.json()["error_type"]) == (503, "NotFinite")
             for word in (version.short, "'sst2'", "NaN", "input 0", "float32", "ADAMIX_DTYPE"):
                 assert word in answer.json()["error"]
-        assert value(client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="unavailable") == 2
+        assert (
+            value(
+                client,
+                "adamix_requests",
+                "adamix_requests_total",
+                task="sst2",
+                outcome="unavailable",
+            )
+            == 2
+        )
 
 
 def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
-    """SIGTERM under load: every request that the server's log says it accepted got its whole answer."""
+    """SIGTERM under load: every request that the server's log says it accepted got its whole
+    answer."""
     answered: set[str] = set()
     enough = threading.Event()
 
@@ -285,9 +353,15 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
             for i in range(10_000):
                 name = f"{worker}-{i}"
                 try:
-                    answer = client.post("/predict?task=sst2", json={"inputs": ["good"] * 8}, headers={"X-Request-ID": name})
+                    answer = client.post(
+                        "/predict?task=sst2",
+                        json={"inputs": ["good"] * 8},
+                        headers={"X-Request-ID": name},
+                    )
                 except httpx2.TransportError:
-                    return  # the listening socket or an idle connection was closed: not accepted, to be retried elsewhere
+                    # the listening socket or an idle connection was closed: not accepted, to be
+                    # retried elsewhere
+                    return
                 assert answer.status_code in (200, 503), answer.text
                 assert answer.json()
                 answered.add(name)
@@ -302,7 +376,9 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
             for worker in workers:
                 worker.result(timeout=60)
         accepted = {
-            line["request_id"] for line in server.lines if line["event"] == "accepted" and line["path"] == "/predict"
+            line["request_id"]
+            for line in server.lines
+            if line["event"] == "accepted" and line["path"] == "/predict"
         }
         assert code == 0
         assert server.lines[-1]["event"] == "stopped"
@@ -313,7 +389,11 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "wrong", "word"),
     [
-        ("MAX_INPUTS", "4096", "ADAMIX_MAX_INPUTS is 4096; expected at most MAX_QUEUE_ROWS, which is 2048"),
+        (
+            "MAX_INPUTS",
+            "4096",
+            "ADAMIX_MAX_INPUTS is 4096; expected at most MAX_QUEUE_ROWS, which is 2048",
+        ),
         ("SLOTS", "0", "ADAMIX_SLOTS is '0'; expected greater than or equal to 1"),
         ("SLOTS", "-1", "ADAMIX_SLOTS is '-1'; expected greater than or equal to 1"),
         ("DTYPE", "int4", "int4"),
@@ -323,7 +403,13 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
 def test_a_wrong_setting_is_one_sentence(name: str, wrong: str, word: str) -> None:
     """A setting that cannot be is named in one sentence, with exit code 2 and no traceback."""
     environment = {**os.environ, f"ADAMIX_{name}": wrong}
-    done = subprocess.run([sys.executable, "-m", "service"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
@@ -335,12 +421,17 @@ def test_a_wrong_setting_is_one_sentence(name: str, wrong: str, word: str) -> No
     [
         b"NONSENSE\r\n\r\n",
         b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
-        b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        (
+            b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding:"
+            b" chunked\r\n\r\nzz\r\n"
+        ),
     ],
 )
 def test_broken_http_is_answered_in_our_form(server: Server, request_bytes: bytes) -> None:
     """A connection that sends no HTTP gets a 400 with the error's JSON, and is closed."""
-    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", urlsplit(server.url).port or 0), timeout=10
+    ) as connection:
         connection.sendall(request_bytes)
         head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
@@ -349,16 +440,21 @@ def test_broken_http_is_answered_in_our_form(server: Server, request_bytes: byte
 
 
 def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(server: Server) -> None:
-    """A connection that closes before its request's body is whole is counted as cancelled and logs no traceback."""
+    """A connection that closes before its request's body is whole is counted as cancelled and logs
+    no traceback."""
     port = urlsplit(server.url).port
     assert port is not None
     for path in ("/predict?task=sst2", "/adapters"):
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data;"
+                " boundary=x\r\n"
+            )
             connection.sendall(f"{head}Content-Length: 100\r\n\r\n--x".encode())
     with server.client() as client:
         wanted = 'adamix_requests_total{outcome="cancelled",task="sst2"}'
-        for _ in range(2000):  # each asks the server, which learns of the closed connection on its own time
+        # each asks the server, which learns of the closed connection on its own time
+        for _ in range(2000):
             text = client.get("/metrics").text
             if wanted in text:
                 break
@@ -368,7 +464,8 @@ def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(server: Server
 
 
 def test_a_fault_of_ours_is_answered_with_its_request_id() -> None:
-    """A 500 says nothing of its cause, carries the id that its log line has, and is logged as a 500."""
+    """A 500 says nothing of its cause, carries the id that its log line has, and is logged as a
+    500."""
     app = FastAPI()
     errors.install(app)
     app.add_middleware(RequestContext)
@@ -385,7 +482,13 @@ def test_a_fault_of_ours_is_answered_with_its_request_id() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [(b"x-request-id", b"mine")]}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [(b"x-request-id", b"mine")],
+    }
     with pytest.raises(RuntimeError), structlog.testing.capture_logs() as logged:
         asyncio.run(app(scope, receive, send))
     assert sent[0]["status"] == 500

@@ -1,4 +1,5 @@
-"""What the page at / is made of, as it comes over HTTP; what it does is tested in a browser, in tests/browser."""
+"""What the page at / is made of, as it comes over HTTP; what it does is tested in a browser, in
+tests/browser."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ import pytest
 
 import service
 
-STATIC = Path(service.__file__).parent / "static"
+STATIC = Path(service.__file__).parent / "http" / "static"
 
 
 @pytest.mark.parametrize("path", ["/", "/static/page.js", "/static/page.css", "/static/icon.svg"])
 def test_nothing_may_be_loaded_from_elsewhere(client: httpx2.Client, path: str) -> None:
-    """Every part of the page forbids scripts, styles, pictures and requests of any other origin, and markup from strings."""
+    """Every part of the page forbids scripts, styles, pictures and requests of any other origin,
+    and markup from strings."""
     policy = client.get(path).headers["Content-Security-Policy"]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == rules["frame-ancestors"] == rules["base-uri"] == "'none'"
@@ -25,7 +27,8 @@ def test_nothing_may_be_loaded_from_elsewhere(client: httpx2.Client, path: str) 
 
 
 def test_every_part_is_there(client: httpx2.Client) -> None:
-    """What the page and its scripts name is served with its type, and no part names another host."""
+    """What the page and its scripts name is served with its type, and no part names another
+    host."""
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
     pages = client.get("/").text + client.get("/docs").text
     named = set(re.findall(r'/static/([^"]+)"', pages))
@@ -39,7 +42,8 @@ def test_every_part_is_there(client: httpx2.Client) -> None:
 
 
 def test_the_documentation_names_no_other_origin(client: httpx2.Client) -> None:
-    """/docs and what it names come from this server, are not written inline, and may load nothing from anywhere else."""
+    """/docs and what it names come from this server, are not written inline, and may load nothing
+    from anywhere else."""
     page = client.get("/docs")
     assert not re.findall(r"(?:https?:)?//", page.text)
     assert not re.findall(r"<script>|<style|style=|onload=", page.text)
@@ -53,7 +57,9 @@ def test_the_documentation_names_no_other_origin(client: httpx2.Client) -> None:
     assert client.get("/docs/main.py").status_code == client.get("/redoc").status_code == 404
 
 
-@pytest.mark.parametrize("name", ["nonesuch.js", "index.html", "..%2f__main__.py", "%2e%2e%2fapp.py", "page.py", ".js"])
+@pytest.mark.parametrize(
+    "name", ["nonesuch.js", "index.html", "..%2f__main__.py", "%2e%2e%2fapp.py", "page.py", ".js"]
+)
 def test_only_the_page_s_own_files_are_served(client: httpx2.Client, name: str) -> None:
     """Under /static there is nothing but the page's files: other names are 404 with a sentence."""
     answer = client.get(f"/static/{name}")

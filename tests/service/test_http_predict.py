@@ -25,7 +25,9 @@ def predict(client: httpx2.Client, task: str | list[str], inputs: Any, **body: A
     return answer.json()
 
 
-def reference(server: Server, embedded: Backbone, task: str, texts: list[TextInput]) -> list[list[float]]:
+def reference(
+    server: Server, embedded: Backbone, task: str, texts: list[TextInput]
+) -> list[list[float]]:
     """What transformers and the plain formulas say, away from the server."""
     adapter = Store(server.store).get(task)
     rows = encode(embedded.tokenizer, texts, adapter.spec.max_length)
@@ -38,19 +40,25 @@ def by_label(answer: list[dict[str, Any]]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_logits_are_the_reference_models(task: str, server: Server, client: httpx2.Client, embedded: Backbone) -> None:
-    """Raw scores over HTTP are the logits of transformers with the adapter attached, for every kind of task."""
+def test_logits_are_the_reference_models(
+    task: str, server: Server, client: httpx2.Client, embedded: Backbone
+) -> None:
+    """Raw scores over HTTP are the logits of transformers with the adapter attached, for every kind
+    of task."""
     texts: list[TextInput] = [("good",), ("the plot was awful and very long",)]
     if TASKS[task].get("text_pair"):
         texts = [("a man is eating", "somebody eats"), ("red", "the film was not good at all")]
-    answer = predict(client, task, [list(text) for text in texts], parameters={"function_to_apply": "none"})
+    answer = predict(
+        client, task, [list(text) for text in texts], parameters={"function_to_apply": "none"}
+    )
     for found, wanted in zip(answer, reference(server, embedded, task, texts), strict=True):
         labels = TASKS[task]["labels"]
         assert [by_label(found)[label] for label in labels] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_one_text_answers_its_labels_best_first(client: httpx2.Client) -> None:
-    """One text is answered with a list of all labels, best first, whose softmax scores sum to one."""
+    """One text is answered with a list of all labels, best first, whose softmax scores sum to
+    one."""
     answer = predict(client, "sst2", FILM)
     assert {entry["label"] for entry in answer} == {"negative", "positive"}
     assert answer[0]["score"] >= answer[1]["score"]
@@ -71,7 +79,9 @@ def test_one_text_answers_its_labels_best_first(client: httpx2.Client) -> None:
         ("mrpc", [PAIR, ["red", "blue"]], 2),
     ],
 )
-def test_every_form_of_inputs(client: httpx2.Client, task: str, inputs: Any, rows: int | None) -> None:
+def test_every_form_of_inputs(
+    client: httpx2.Client, task: str, inputs: Any, rows: int | None
+) -> None:
     """Each documented form of `inputs` is one row or a batch, as the contract says."""
     answer = predict(client, task, inputs)
     first = answer if rows is None else answer[0]
@@ -98,7 +108,9 @@ def test_multi_label_scores_are_independent(client: httpx2.Client) -> None:
     """A multi-label task answers each label's own probability, the sigmoid of its logit."""
     scores = by_label(predict(client, "topics", FILM))
     logits = by_label(predict(client, "topics", FILM, raw_scores=True))
-    assert scores == pytest.approx({label: 1 / (1 + math.exp(-value)) for label, value in logits.items()}, abs=1e-4)
+    assert scores == pytest.approx(
+        {label: 1 / (1 + math.exp(-value)) for label, value in logits.items()}, abs=1e-4
+    )
 
 
 def test_top_k_keeps_the_best(client: httpx2.Client) -> None:
@@ -112,13 +124,24 @@ def test_several_tasks_on_one_text(client: httpx2.Client) -> None:
     """Several tasks answer an object of one answer each, and the header names every version."""
     answer = client.post("/predict?task=mrpc&task=mnli&task=stsb", json={"inputs": PAIR})
     assert set(answer.json()) == {"mrpc", "mnli", "stsb"}
-    assert by_label(answer.json()["mnli"]) == pytest.approx(by_label(predict(client, "mnli", PAIR)), abs=1e-4)
-    assert [part.split("@")[0] for part in answer.headers["X-Adapter-Version"].split(", ")] == ["mrpc", "mnli", "stsb"]
+    assert by_label(answer.json()["mnli"]) == pytest.approx(
+        by_label(predict(client, "mnli", PAIR)), abs=1e-4
+    )
+    assert [part.split("@")[0] for part in answer.headers["X-Adapter-Version"].split(", ")] == [
+        "mrpc",
+        "mnli",
+        "stsb",
+    ]
 
 
-def test_headers_say_which_version_and_where_the_time_went(client: httpx2.Client, server: Server) -> None:
-    """The answer's headers name the version that answered, the stages' times and the request's id."""
-    answer = client.post("/predict?task=sst2", json={"inputs": FILM}, headers={"X-Request-ID": "mine-1"})
+def test_headers_say_which_version_and_where_the_time_went(
+    client: httpx2.Client, server: Server
+) -> None:
+    """The answer's headers name the version that answered, the stages' times and the request's
+    id."""
+    answer = client.post(
+        "/predict?task=sst2", json={"inputs": FILM}, headers={"X-Request-ID": "mine-1"}
+    )
     version = Store(server.store).find("sst2").short
     assert answer.headers["X-Adapter-Version"] == f"sst2@{version}"
     stages = [stage.split(";dur=") for stage in answer.headers["Server-Timing"].split(", ")]
@@ -131,7 +154,9 @@ def test_truncate_cuts_what_is_too_long(client: httpx2.Client) -> None:
     """With `"truncate": true` a text beyond max_length is answered as its beginning is."""
     limit = TASKS["sst2"]["max_length"]
     long = predict(client, "sst2", "good " * 500, truncate=True)
-    assert by_label(long) == pytest.approx(by_label(predict(client, "sst2", "good " * (limit - 2))), abs=1e-5)
+    assert by_label(long) == pytest.approx(
+        by_label(predict(client, "sst2", "good " * (limit - 2))), abs=1e-5
+    )
 
 
 # what is sent, the status, and words that the message must hold
@@ -161,7 +186,8 @@ REFUSED: dict[str, tuple[str, Any, int, list[str]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_inputs_are_refused_by_name(case: str, client: httpx2.Client) -> None:
-    """Each bad input is a 4xx whose sentence names the thing, the value found and the value expected."""
+    """Each bad input is a 4xx whose sentence names the thing, the value found and the value
+    expected."""
     task, inputs, status, words = REFUSED[case]
     answer = client.post("/predict", params={"task": task}, json={"inputs": inputs})
     assert answer.status_code == status, answer.text
@@ -179,14 +205,42 @@ MALFORMED: dict[str, tuple[bytes, int, list[str]]] = {
     "a list": (b'["good"]', 422, ["object"]),
     "no inputs": (b'{"text": "good"}', 422, ["inputs"]),
     "an unknown key": (b'{"inputs": "good", "input": 1}', 422, ["input"]),
-    "top_k of zero": (b'{"inputs": "good", "parameters": {"top_k": 0}}', 422, ["top_k is 0", "1 to 2"]),
-    "top_k too large": (b'{"inputs": "good", "parameters": {"top_k": 3}}', 422, ["top_k is 3", "1 to 2"]),
-    "top_k true": (b'{"inputs": "good", "parameters": {"top_k": true}}', 422, ["top_k", "True", "integer"]),
-    "top_k a text": (b'{"inputs": "good", "parameters": {"top_k": "all"}}', 422, ["top_k", "all", "integer"]),
-    "unknown function": (b'{"inputs": "good", "parameters": {"function_to_apply": "tanh"}}', 422, ["tanh", "softmax"]),
-    "nested deep": (b'{"inputs": ' + b"[" * 1000 + b"]" * 1000 + b"}", 422, ["inputs[0]", "expected a text"]),
+    "top_k of zero": (
+        b'{"inputs": "good", "parameters": {"top_k": 0}}',
+        422,
+        ["top_k is 0", "1 to 2"],
+    ),
+    "top_k too large": (
+        b'{"inputs": "good", "parameters": {"top_k": 3}}',
+        422,
+        ["top_k is 3", "1 to 2"],
+    ),
+    "top_k true": (
+        b'{"inputs": "good", "parameters": {"top_k": true}}',
+        422,
+        ["top_k", "True", "integer"],
+    ),
+    "top_k a text": (
+        b'{"inputs": "good", "parameters": {"top_k": "all"}}',
+        422,
+        ["top_k", "all", "integer"],
+    ),
+    "unknown function": (
+        b'{"inputs": "good", "parameters": {"function_to_apply": "tanh"}}',
+        422,
+        ["tanh", "softmax"],
+    ),
+    "nested deep": (
+        b'{"inputs": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+        422,
+        ["inputs[0]", "expected a text"],
+    ),
     "nested too deep": (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, ["JSON"]),
-    "a body of 10 MB": (b'{"inputs": "' + b"good " * 2_000_000 + b'"}', 413, ["10000014", "2097152"]),
+    "a body of 10 MB": (
+        b'{"inputs": "' + b"good " * 2_000_000 + b'"}',
+        413,
+        ["10000014", "2097152"],
+    ),
 }
 
 
@@ -204,7 +258,9 @@ def test_malformed_bodies_are_refused_by_name(case: str, client: httpx2.Client) 
 def test_a_compressed_body_is_refused(client: httpx2.Client) -> None:
     """A compressed body is refused by its Content-Encoding, not as bad JSON."""
     answer = client.post(
-        "/predict?task=sst2", content=gzip.compress(b'{"inputs": "a"}'), headers={"Content-Encoding": "gzip"}
+        "/predict?task=sst2",
+        content=gzip.compress(b'{"inputs": "a"}'),
+        headers={"Content-Encoding": "gzip"},
     )
     assert answer.status_code == 400
     assert "'gzip'" in answer.json()["error"]
@@ -218,9 +274,15 @@ def test_a_body_without_a_length_is_limited_too(client: httpx2.Client) -> None:
 
 
 def test_no_task_and_unknown_paths_are_explained(client: httpx2.Client) -> None:
-    """A request without a task or a path, to an unknown path or by a wrong method says what was expected."""
-    expected = "expected POST /predict?task=NAME (5 tasks: 'mnli', 'mrpc', 'sst2', 'stsb', 'topics')"
-    for path, found in (("/predict", "the request names no task"), ("/", "POST / predicts nothing")):
+    """A request without a task or a path, to an unknown path or by a wrong method says what was
+    expected."""
+    expected = (
+        "expected POST /predict?task=NAME (5 tasks: 'mnli', 'mrpc', 'sst2', 'stsb', 'topics')"
+    )
+    for path, found in (
+        ("/predict", "the request names no task"),
+        ("/", "POST / predicts nothing"),
+    ):
         answer = client.post(path, json={"inputs": FILM})
         assert (answer.status_code, answer.json()) == (
             422,
@@ -234,32 +296,55 @@ def test_no_task_and_unknown_paths_are_explained(client: httpx2.Client) -> None:
 
 
 def test_a_wrong_method_is_told_all_that_are_right(client: httpx2.Client) -> None:
-    """A path that several routes share is answered with the methods of all of them, in the sentence and in Allow."""
-    for path, methods in (("/adapters", "GET, HEAD, POST"), ("/adapters/sst2", "GET, HEAD, DELETE"), ("/predict", "POST")):
+    """A path that several routes share is answered with the methods of all of them, in the sentence
+    and in Allow."""
+    for path, methods in (
+        ("/adapters", "GET, HEAD, POST"),
+        ("/adapters/sst2", "GET, HEAD, DELETE"),
+        ("/predict", "POST"),
+    ):
         answer = client.patch(path)
         assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
         assert answer.json()["error"].endswith(f"expected {methods}")
 
 
 def test_head_is_get_without_its_body(client: httpx2.Client, server: Server) -> None:
-    """Wherever GET answers, HEAD answers with the same status and headers and no body; elsewhere it is a 405."""
+    """Wherever GET answers, HEAD answers with the same status and headers and no body; elsewhere it
+    is a 405."""
     file = f"/adapters/sst2/versions/{Store(server.store).find('sst2').short}/file"
-    paths = ("/", "/health", "/ready", "/adapters", "/adapters/sst2", file, "/storage", "/docs", "/openapi.json", "/v2")
+    paths = (
+        "/",
+        "/health",
+        "/ready",
+        "/adapters",
+        "/adapters/sst2",
+        file,
+        "/storage",
+        "/docs",
+        "/openapi.json",
+        "/v2",
+    )
     for path in (*paths, "/static/page.js", "/adapters/nonesuch", "/nonesuch"):
         head, get = client.head(path), client.get(path)
         assert (head.status_code, head.content) == (get.status_code, b"")
         for name in ("Content-Length", "Content-Type", "ETag", "X-Total-Count"):
             assert head.headers.get(name) == get.headers.get(name), (path, name)
-    assert client.head("/metrics").headers["Content-Type"] == client.get("/metrics").headers["Content-Type"]
+    assert (
+        client.head("/metrics").headers["Content-Type"]
+        == client.get("/metrics").headers["Content-Type"]
+    )
     refused = client.head("/predict")
     assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
 
 
 def test_versions_are_pinned_by_prefix(client: httpx2.Client, server: Server) -> None:
-    """`version` takes a digest or its beginning, refuses an unknown one, and wants a single task."""
+    """`version` takes a digest or its beginning, refuses an unknown one, and wants a single
+    task."""
     version = Store(server.store).find("sst2")
     for prefix in (version.short[:4], version.short, version.digest):
-        answer = client.post("/predict", params={"task": "sst2", "version": prefix}, json={"inputs": FILM})
+        answer = client.post(
+            "/predict", params={"task": "sst2", "version": prefix}, json={"inputs": FILM}
+        )
         assert answer.headers["X-Adapter-Version"] == f"sst2@{version.short}"
     unknown = client.post("/predict?task=sst2&version=beef", json={"inputs": FILM})
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "UnknownVersion")

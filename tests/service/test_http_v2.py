@@ -1,4 +1,5 @@
-"""The Open Inference Protocol V2: Triton's own client, KServe's JSON, and what nobody should send."""
+"""The Open Inference Protocol V2: Triton's own client, KServe's JSON, and what nobody should
+send."""
 
 from __future__ import annotations
 
@@ -38,14 +39,21 @@ def arrays(task: str, *, binary: bool = True) -> list[triton.InferInput]:
     tensors = []
     for name, texts in columns(task).items():
         tensor = triton.InferInput(name, [len(texts)], "BYTES")
-        tensors.append(tensor.set_data_from_numpy(np.array(texts, dtype=np.object_), binary_data=binary))
+        tensors.append(
+            tensor.set_data_from_numpy(np.array(texts, dtype=np.object_), binary_data=binary)
+        )
     return tensors
 
 
 def tensor(name: str = "text", data: Any = ("good", "bad"), **changes: Any) -> dict[str, Any]:
     """An input tensor of KServe's JSON; a change to None leaves the key out."""
     data = list(data) if isinstance(data, tuple) else data
-    entry = {"name": name, "shape": [len(data)] if isinstance(data, list) else [1], "datatype": "BYTES", "data": data}
+    entry = {
+        "name": name,
+        "shape": [len(data)] if isinstance(data, list) else [1],
+        "datatype": "BYTES",
+        "data": data,
+    }
     return {key: value for key, value in (entry | changes).items() if value is not None}
 
 
@@ -70,7 +78,9 @@ def test_triton_finds_a_live_and_ready_server(tritons: triton.InferenceServerCli
     assert tritons.is_server_ready()
     metadata = tritons.get_server_metadata()
     assert metadata["name"] == "adamix-serve"
-    assert {"binary_tensor_data", "classification", "model_repository"} <= set(metadata["extensions"])
+    assert {"binary_tensor_data", "classification", "model_repository"} <= set(
+        metadata["extensions"]
+    )
 
 
 def test_kserves_health_says_so_in_its_body(client: httpx2.Client) -> None:
@@ -84,7 +94,8 @@ def test_kserves_health_says_so_in_its_body(client: httpx2.Client) -> None:
 def test_metadata_says_what_a_task_takes_and_answers(
     task: str, tritons: triton.InferenceServerClient, server: Server
 ) -> None:
-    """A model's metadata have its versions, its tensors and, among the parameters, its labels in the logits' order."""
+    """A model's metadata have its versions, its tensors and, among the parameters, its labels in
+    the logits' order."""
     version = Store(server.store).find(task).short
     metadata = tritons.get_model_metadata(task)
     assert metadata == tritons.get_model_metadata(task, version)
@@ -101,7 +112,9 @@ def test_metadata_says_what_a_task_takes_and_answers(
     assert metadata["parameters"]["labels"] == labels
 
 
-def test_a_model_is_ready_or_it_is_said_why_not(tritons: triton.InferenceServerClient, server: Server) -> None:
+def test_a_model_is_ready_or_it_is_said_why_not(
+    tritons: triton.InferenceServerClient, server: Server
+) -> None:
     """A stored version is ready, and no other; the metadata of an unknown task name the closest."""
     assert tritons.is_model_ready("sst2")
     assert tritons.is_model_ready("sst2", Store(server.store).find("sst2").digest)
@@ -112,10 +125,15 @@ def test_a_model_is_ready_or_it_is_said_why_not(tritons: triton.InferenceServerC
     assert refused.value.status() == "404"
 
 
-def test_the_index_lists_every_version(tritons: triton.InferenceServerClient, client: httpx2.Client, server: Server) -> None:
+def test_the_index_lists_every_version(
+    tritons: triton.InferenceServerClient, client: httpx2.Client, server: Server
+) -> None:
     """The repository index has every version of every task, each ready, with and without a body."""
     store = Store(server.store)
-    wanted = [{"name": task, "version": store.find(task).short, "state": "READY", "reason": ""} for task in sorted(TASKS)]
+    wanted = [
+        {"name": task, "version": store.find(task).short, "state": "READY", "reason": ""}
+        for task in sorted(TASKS)
+    ]
     assert tritons.get_model_repository_index() == wanted
     assert client.post("/v2/repository/index", json={"ready": True}).json() == wanted
     refused = client.post("/v2/repository/index", json={"ready": "yes"})
@@ -127,11 +145,19 @@ def test_the_index_lists_every_version(tritons: triton.InferenceServerClient, cl
 def test_triton_infers_what_predict_answers(
     task: str, binary: bool, tritons: triton.InferenceServerClient, client: httpx2.Client
 ) -> None:
-    """Through Triton's client, binary or JSON, logits, scores and labels are those of /predict, for every kind of task."""
-    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("logits", "label", "score")]
+    """Through Triton's client, binary or JSON, logits, scores and labels are those of /predict, for
+    every kind of task."""
+    outputs = [
+        triton.InferRequestedOutput(name, binary_data=binary)
+        for name in ("logits", "label", "score")
+    ]
     result = tritons.infer(task, arrays(task, binary=binary), outputs=outputs, request_id="mine-1")
     assert result.get_response()["id"] == "mine-1"
-    assert [output["name"] for output in result.get_response()["outputs"]] == ["logits", "label", "score"]
+    assert [output["name"] for output in result.get_response()["outputs"]] == [
+        "logits",
+        "label",
+        "score",
+    ]
     assert ("parameters" in result.get_output("logits")) == binary
 
     labels = TASKS[task]["labels"]
@@ -140,18 +166,27 @@ def test_triton_infers_what_predict_answers(
     assert logits.dtype == np.float32
     assert logits == pytest.approx(np.array(raw_scores(client, task)), abs=1e-5)
     best = logits.argmax(1)
-    names = [name.decode() if isinstance(name, bytes) else name for name in result.as_numpy("label")]
+    names = [
+        name.decode() if isinstance(name, bytes) else name for name in result.as_numpy("label")
+    ]
     assert names == [labels[i] for i in best]
     problem = TASKS[task].get("problem_type", "single_label_classification")
-    function = {"regression": "none", "multi_label_classification": "sigmoid"}.get(problem, "softmax")
+    function = {"regression": "none", "multi_label_classification": "sigmoid"}.get(
+        problem, "softmax"
+    )
     scores = np.array(raw_scores(client, task, function))[range(3), best]
     assert result.as_numpy("score") == pytest.approx(scores, abs=1e-5)
 
 
-def test_all_outputs_by_default(tritons: triton.InferenceServerClient, client: httpx2.Client) -> None:
-    """Without a list of outputs all three come: to Triton's client, which then asks so, as bytes, else as JSON."""
+def test_all_outputs_by_default(
+    tritons: triton.InferenceServerClient, client: httpx2.Client
+) -> None:
+    """Without a list of outputs all three come: to Triton's client, which then asks so, as bytes,
+    else as JSON."""
     result = tritons.infer("sst2", arrays("sst2"))
-    assert all("binary_data_size" in output["parameters"] for output in result.get_response()["outputs"])
+    assert all(
+        "binary_data_size" in output["parameters"] for output in result.get_response()["outputs"]
+    )
     answer = infer(client, "sst2", tensor(data=FIRST))
     assert [(t["name"], t["datatype"], t["shape"]) for t in answer["outputs"]] == [
         ("label", "BYTES", [3]),
@@ -164,7 +199,8 @@ def test_all_outputs_by_default(tritons: triton.InferenceServerClient, client: h
 
 
 def test_only_the_outputs_asked_for(client: httpx2.Client) -> None:
-    """Outputs come as asked: those alone, in that order, and one as JSON though the request wants bytes by default."""
+    """Outputs come as asked: those alone, in that order, and one as JSON though the request wants
+    bytes by default."""
     answer = infer(client, "sst2", tensor(), outputs=[{"name": "score"}])
     assert [output["name"] for output in answer["outputs"]] == ["score"]
     outputs = [{"name": "logits"}, {"name": "label", "parameters": {"binary_data": False}}]
@@ -183,28 +219,43 @@ def test_only_the_outputs_asked_for(client: httpx2.Client) -> None:
 def test_classification_answers_the_best_labels(
     binary: bool, tritons: triton.InferenceServerClient, client: httpx2.Client
 ) -> None:
-    """The classification extension answers "value:index:label" of the best k, for scores and for logits."""
+    """The classification extension answers "value:index:label" of the best k, for scores and for
+    logits."""
     labels = TASKS["topics"]["labels"]
-    outputs = [triton.InferRequestedOutput(name, binary_data=binary, class_count=3) for name in ("score", "logits")]
+    outputs = [
+        triton.InferRequestedOutput(name, binary_data=binary, class_count=3)
+        for name in ("score", "logits")
+    ]
     result = tritons.infer("topics", arrays("topics"), outputs=outputs)
     for name, function in (("score", "sigmoid"), ("logits", "none")):
         found = result.as_numpy(name)
         assert found.shape == (3, 3)
         for row, wanted in zip(found, raw_scores(client, "topics", function), strict=True):
-            parts = [(entry.decode() if isinstance(entry, bytes) else entry).split(":") for entry in row]
+            parts = [
+                (entry.decode() if isinstance(entry, bytes) else entry).split(":") for entry in row
+            ]
             order = sorted(range(5), key=lambda i: -wanted[i])[:3]
-            assert [(int(index), label) for _, index, label in parts] == [(i, labels[i]) for i in order]
-            assert [float(score) for score, _, _ in parts] == pytest.approx([wanted[i] for i in order], abs=1e-5)
+            assert [(int(index), label) for _, index, label in parts] == [
+                (i, labels[i]) for i in order
+            ]
+            assert [float(score) for score, _, _ in parts] == pytest.approx(
+                [wanted[i] for i in order], abs=1e-5
+            )
 
 
-def test_a_version_is_pinned(tritons: triton.InferenceServerClient, client: httpx2.Client, server: Server) -> None:
-    """Triton's model version is ours, whole or as a prefix; the answer says which it was, without an id if none was sent."""
+def test_a_version_is_pinned(
+    tritons: triton.InferenceServerClient, client: httpx2.Client, server: Server
+) -> None:
+    """Triton's model version is ours, whole or as a prefix; the answer says which it was, without
+    an id if none was sent."""
     version = Store(server.store).find("sst2")
     for given in (version.short, version.digest, version.digest[:6]):
         response = tritons.infer("sst2", arrays("sst2"), model_version=given).get_response()
         assert (response["model_name"], response["model_version"]) == ("sst2", version.short)
         assert "id" not in response
-    answer = client.post(f"/v2/models/sst2/versions/{version.short}/infer", json={"inputs": [tensor()]})
+    answer = client.post(
+        f"/v2/models/sst2/versions/{version.short}/infer", json={"inputs": [tensor()]}
+    )
     assert answer.headers["X-Adapter-Version"] == f"sst2@{version.short}"
     assert answer.headers["Server-Timing"].startswith("queue;dur=")
     with pytest.raises(InferenceServerException, match="no version 'beef'"):
@@ -220,7 +271,8 @@ def test_truncate_is_a_parameter_of_the_request(client: httpx2.Client) -> None:
 
 
 def test_what_other_clients_add_is_taken(client: httpx2.Client) -> None:
-    """Parameters of MLServer's and Triton's clients, nulls, and the model's name in the body change nothing."""
+    """Parameters of MLServer's and Triton's clients, nulls, and the model's name in the body change
+    nothing."""
     plain = infer(client, "sst2", tensor())
     dressed = infer(
         client,
@@ -231,15 +283,20 @@ def test_what_other_clients_add_is_taken(client: httpx2.Client) -> None:
         id=None,
         outputs=[{"name": name, "parameters": None} for name in ("label", "score", "logits")],
     )
-    assert [output["name"] for output in dressed["outputs"]] == [output["name"] for output in plain["outputs"]]
+    assert [output["name"] for output in dressed["outputs"]] == [
+        output["name"] for output in plain["outputs"]
+    ]
     assert dressed["outputs"][2]["data"] == pytest.approx(plain["outputs"][2]["data"], abs=1e-5)
 
 
 def test_infer_is_counted_as_predict_is(client: httpx2.Client) -> None:
-    """Infer requests are counted by task and outcome like /predict's, and an unknown task makes no series."""
+    """Infer requests are counted by task and outcome like /predict's, and an unknown task makes no
+    series."""
 
     def count(outcome: str) -> float:
-        return value(client, "adamix_requests", "adamix_requests_total", task="mnli", outcome=outcome)
+        return value(
+            client, "adamix_requests", "adamix_requests_total", task="mnli", outcome=outcome
+        )
 
     ok, invalid = count("ok"), count("invalid")
     infer(client, "mnli", tensor(), tensor("text_pair"))
@@ -260,18 +317,68 @@ REFUSED: dict[str, tuple[str, Any, int, list[str]]] = {
     "a matrix": ("sst2", {"inputs": [tensor(shape=[2, 1])]}, 422, ["'text'", "[2, 1]", "[n]"]),
     "no dimension": ("sst2", {"inputs": [tensor(shape=[])]}, 422, ["'text'", "[]", "[n]"]),
     "no rows": ("sst2", {"inputs": [tensor(data=[])]}, 422, ["'text'", "[0]", "at least one"]),
-    "negative rows": ("sst2", {"inputs": [tensor(shape=[-1])]}, 422, ["inputs.0.shape.0", "-1", "0"]),
-    "a broken shape": ("sst2", {"inputs": [tensor(shape=[2.5])]}, 422, ["inputs.0.shape.0", "2.5", "integer"]),
-    "a shape that is no list": ("sst2", {"inputs": [tensor(shape=2)]}, 422, ["inputs.0.shape", "2", "list"]),
-    "more rows than data": ("sst2", {"inputs": [tensor(shape=[3])]}, 422, ["'text'", "2 elements", "3"]),
-    "fewer rows than data": ("sst2", {"inputs": [tensor(shape=[1])]}, 422, ["'text'", "2 elements", "1"]),
+    "negative rows": (
+        "sst2",
+        {"inputs": [tensor(shape=[-1])]},
+        422,
+        ["inputs.0.shape.0", "-1", "0"],
+    ),
+    "a broken shape": (
+        "sst2",
+        {"inputs": [tensor(shape=[2.5])]},
+        422,
+        ["inputs.0.shape.0", "2.5", "integer"],
+    ),
+    "a shape that is no list": (
+        "sst2",
+        {"inputs": [tensor(shape=2)]},
+        422,
+        ["inputs.0.shape", "2", "list"],
+    ),
+    "more rows than data": (
+        "sst2",
+        {"inputs": [tensor(shape=[3])]},
+        422,
+        ["'text'", "2 elements", "3"],
+    ),
+    "fewer rows than data": (
+        "sst2",
+        {"inputs": [tensor(shape=[1])]},
+        422,
+        ["'text'", "2 elements", "1"],
+    ),
     "too many rows": ("sst2", {"inputs": [tensor(data=["a"] * 65)]}, 413, ["65 inputs", "64"]),
     "rows without end": ("sst2", {"inputs": [tensor(shape=[2**62])]}, 413, [str(2**62), "64"]),
-    "another datatype": ("sst2", {"inputs": [tensor(datatype="FP32", data=[1.0])]}, 422, ["'FP32'", "'BYTES'"]),
-    "data of another type": ("sst2", {"inputs": [tensor(data=["a", 1])]}, 422, ["text[1]", "1", "text"]),
-    "data within data": ("sst2", {"inputs": [tensor(data=[["a"], ["b"]])]}, 422, ["text[0]", "['a']"]),
-    "data that are no list": ("sst2", {"inputs": [tensor(data="good")]}, 422, ["'text'", "'good'", "list"]),
-    "no data": ("sst2", {"inputs": [tensor(data=None)]}, 422, ["'text'", "data", "binary_data_size"]),
+    "another datatype": (
+        "sst2",
+        {"inputs": [tensor(datatype="FP32", data=[1.0])]},
+        422,
+        ["'FP32'", "'BYTES'"],
+    ),
+    "data of another type": (
+        "sst2",
+        {"inputs": [tensor(data=["a", 1])]},
+        422,
+        ["text[1]", "1", "text"],
+    ),
+    "data within data": (
+        "sst2",
+        {"inputs": [tensor(data=[["a"], ["b"]])]},
+        422,
+        ["text[0]", "['a']"],
+    ),
+    "data that are no list": (
+        "sst2",
+        {"inputs": [tensor(data="good")]},
+        422,
+        ["'text'", "'good'", "list"],
+    ),
+    "no data": (
+        "sst2",
+        {"inputs": [tensor(data=None)]},
+        422,
+        ["'text'", "data", "binary_data_size"],
+    ),
     "an empty text": ("sst2", {"inputs": [tensor(data=["a", ""])]}, 422, ["text[1]", "empty"]),
     "a control character": (
         "mrpc",
@@ -280,8 +387,18 @@ REFUSED: dict[str, tuple[str, Any, int, list[str]]] = {
         ["text_pair[1]", "U+0000"],
     ),
     "unknown input": ("sst2", {"inputs": [tensor("texts")]}, 422, ["'sst2'", "'texts'", "'text'"]),
-    "a pair for a single text": ("sst2", {"inputs": [tensor(), tensor("text_pair")]}, 422, ["'text_pair'", "'text'"]),
-    "one text for a pair": ("mrpc", {"inputs": [tensor()]}, 422, ["'text'", "'text' and 'text_pair'"]),
+    "a pair for a single text": (
+        "sst2",
+        {"inputs": [tensor(), tensor("text_pair")]},
+        422,
+        ["'text_pair'", "'text'"],
+    ),
+    "one text for a pair": (
+        "mrpc",
+        {"inputs": [tensor()]},
+        422,
+        ["'text'", "'text' and 'text_pair'"],
+    ),
     "the same input twice": ("mrpc", {"inputs": [tensor(), tensor()]}, 422, ["'text'", "twice"]),
     "pairs that do not pair": (
         "mrpc",
@@ -297,23 +414,48 @@ REFUSED: dict[str, tuple[str, Any, int, list[str]]] = {
         422,
         ["inputs.0.name", "missing"],
     ),
-    "unknown output": ("sst2", {"inputs": [tensor()], "outputs": [{"name": "probs"}]}, 422, ["'probs'", "'score'"]),
-    "the same output twice": ("sst2", {"inputs": [tensor()], "outputs": [{"name": "label"}] * 2}, 422, ["'label'", "twice"]),
+    "unknown output": (
+        "sst2",
+        {"inputs": [tensor()], "outputs": [{"name": "probs"}]},
+        422,
+        ["'probs'", "'score'"],
+    ),
+    "the same output twice": (
+        "sst2",
+        {"inputs": [tensor()], "outputs": [{"name": "label"}] * 2},
+        422,
+        ["'label'", "twice"],
+    ),
     "no class": ("sst2", classes(0), 422, ["'logits'", "0", "1 to 2"]),
     "a negative class": ("sst2", classes(-1), 422, ["'logits'", "-1", "1 to 2"]),
     "too many classes": ("sst2", classes(3, "score"), 422, ["'score'", "3", "1 to 2"]),
-    "classes that are no number": ("sst2", classes("all"), 422, ["classification", "'all'", "integer"]),
+    "classes that are no number": (
+        "sst2",
+        classes("all"),
+        422,
+        ["classification", "'all'", "integer"],
+    ),
     "classes of the label": ("sst2", classes(1, "label"), 422, ["'label'", "'score'"]),
     "a number as id": ("sst2", {"inputs": [tensor()], "id": 7}, 422, ["id", "7", "string"]),
     "a misspelt key": ("sst2", {"inputs": [tensor()], "output": []}, 422, ["output"]),
-    "parameters in a list": ("sst2", {"inputs": [tensor()], "parameters": [1]}, 422, ["parameters", "[1]"]),
+    "parameters in a list": (
+        "sst2",
+        {"inputs": [tensor()], "parameters": [1]},
+        422,
+        ["parameters", "[1]"],
+    ),
     "a truncate that is no truth": (
         "sst2",
         {"inputs": [tensor()], "parameters": {"truncate": "no"}},
         422,
         ["truncate", "'no'"],
     ),
-    "a negative size": ("sst2", {"inputs": [tensor(parameters={"binary_data_size": -1})]}, 422, ["binary_data_size", "-1"]),
+    "a negative size": (
+        "sst2",
+        {"inputs": [tensor(parameters={"binary_data_size": -1})]},
+        422,
+        ["binary_data_size", "-1"],
+    ),
     "a size without the header": (
         "sst2",
         {"inputs": [tensor(data=None, shape=[1], parameters={"binary_data_size": 8})]},
@@ -332,7 +474,8 @@ REFUSED: dict[str, tuple[str, Any, int, list[str]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_requests_are_refused_by_name(case: str, client: httpx2.Client) -> None:
-    """Each bad request is a 4xx in KServe's form whose sentence names the thing, the value found and the value expected."""
+    """Each bad request is a 4xx in KServe's form whose sentence names the thing, the value found
+    and the value expected."""
     model, body, status, words = REFUSED[case]
     answer = client.post(f"/v2/models/{model}/infer", json=body)
     assert answer.status_code == status, answer.text
@@ -350,24 +493,45 @@ TAIL = pack(b"good", b"bad")  # 15 bytes
 
 def sized(size: int = len(TAIL), **changes: Any) -> bytes:
     """The JSON of a request whose tensor `text` [2] is said to follow in `size` bytes."""
-    entry = tensor(shape=[2], **{"data": None, **changes}) | {"parameters": {"binary_data_size": size}}
+    entry = tensor(shape=[2], **{"data": None, **changes}) | {
+        "parameters": {"binary_data_size": size}
+    }
     return json.dumps({"inputs": [entry]}).encode()
 
 
-# the JSON, what follows it, the header (None: the JSON's length), the status, and words that the message must hold
+# the JSON, what follows it, the header (None: the JSON's length), the status, and words that the
+# message must hold
 LIES: dict[str, tuple[bytes, bytes, str | None, int, list[str]]] = {
     "a size too short": (sized(14), TAIL, None, 422, ["text[1]", "3 bytes", "2"]),
     "a size too long": (sized(16), TAIL, None, 422, ["'text'", "16", "15"]),
     "a size beyond all": (sized(2**62), TAIL, None, 422, ["'text'", str(2**62), "15"]),
     "a size of nothing": (sized(0), b"", None, 422, ["'text'", "text[0]", "2"]),
     "bytes too many": (sized(), TAIL + b"!", None, 422, ["16 bytes", "15"]),
-    "bytes for nobody": (json.dumps({"inputs": [tensor()]}).encode(), b"!!", None, 422, ["2 bytes", "0"]),
+    "bytes for nobody": (
+        json.dumps({"inputs": [tensor()]}).encode(),
+        b"!!",
+        None,
+        422,
+        ["2 bytes", "0"],
+    ),
     "a text less": (sized(8), pack(b"good"), None, 422, ["'text'", "text[1]", "2"]),
     "a text more": (sized(20), TAIL + pack(b"x"), None, 422, ["'text'", "20", "15"]),
-    "a text longer than all": (sized(8), b"\xff\xff\xff\xffgood", None, 422, ["text[0]", "4294967295", "4"]),
+    "a text longer than all": (
+        sized(8),
+        b"\xff\xff\xff\xffgood",
+        None,
+        422,
+        ["text[0]", "4294967295", "4"],
+    ),
     "half a length": (sized(10), pack(b"good") + b"\1\0", None, 422, ["'text'", "text[1]", "2"]),
     "not UTF-8": (sized(), pack(b"good", b"b\xffd"), None, 422, ["text[1]", "UTF-8", "byte 1"]),
-    "a surrogate's bytes": (sized(), pack(b"good", b"\xed\xa0\x80"), None, 422, ["text[1]", "UTF-8"]),
+    "a surrogate's bytes": (
+        sized(),
+        pack(b"good", b"\xed\xa0\x80"),
+        None,
+        422,
+        ["text[1]", "UTF-8"],
+    ),
     "a control character": (sized(), pack(b"good", b"b\0d"), None, 422, ["text[1]", "U+0000"]),
     "data twice": (sized(data=["good", "bad"]), TAIL, None, 422, ["'text'", "both"]),
     "a header too long": (sized(), TAIL, "1000", 400, [HEADER, "'1000'"]),
@@ -382,7 +546,8 @@ LIES: dict[str, tuple[bytes, bytes, str | None, int, list[str]]] = {
 
 @pytest.mark.parametrize("case", LIES)
 def test_binary_bodies_that_lie_are_refused_by_name(case: str, client: httpx2.Client) -> None:
-    """Each binary body that is not what its sizes say is a 4xx with a sentence, and the server goes on."""
+    """Each binary body that is not what its sizes say is a 4xx with a sentence, and the server goes
+    on."""
     head, tail, header, status, words = LIES[case]
     headers = {HEADER: str(len(head)) if header is None else header}
     answer = client.post("/v2/models/sst2/infer", content=head + tail, headers=headers)
@@ -390,12 +555,15 @@ def test_binary_bodies_that_lie_are_refused_by_name(case: str, client: httpx2.Cl
     assert set(answer.json()) == {"error", "error_type"}
     for word in words:
         assert word in answer.json()["error"]
-    honest = client.post("/v2/models/sst2/infer", content=sized() + TAIL, headers={HEADER: str(len(sized()))})
+    honest = client.post(
+        "/v2/models/sst2/infer", content=sized() + TAIL, headers={HEADER: str(len(sized()))}
+    )
     assert honest.json()["outputs"][0]["shape"] == [2]
 
 
 def test_triton_shows_our_sentence(tritons: triton.InferenceServerClient) -> None:
-    """Triton's client raises with our sentence and status: an unknown output, a compressed body, a model to load."""
+    """Triton's client raises with our sentence and status: an unknown output, a compressed body, a
+    model to load."""
     with pytest.raises(InferenceServerException, match="no output 'probs'"):
         tritons.infer("sst2", arrays("sst2"), outputs=[triton.InferRequestedOutput("probs")])
     with pytest.raises(InferenceServerException, match="Content-Encoding is 'gzip'"):

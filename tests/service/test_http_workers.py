@@ -1,4 +1,5 @@
-"""Several front ends for one engine process: to a client they are one server, whichever of them it has reached."""
+"""Several front ends for one engine process: to a client they are one server, whichever of them it
+has reached."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ import httpx2
 import psutil
 import pytest
 
-from service.errors import QUEUE_FULL
+from service.http.answers import QUEUE_FULL
 from tests.service.conftest import Server, running
 from tests.service.test_http_operations import value
 
@@ -34,17 +35,25 @@ BINARY = {"inputs": [TENSOR], "parameters": {"binary_data_output": True}}
 
 def front_ends(server: Server) -> list[psutil.Process]:
     """The processes that speak HTTP."""
-    return [process for process in psutil.Process(server.process.pid).children() if process.status() != "zombie"]
+    return [
+        process
+        for process in psutil.Process(server.process.pid).children()
+        if process.status() != "zombie"
+    ]
 
 
 def holds(front_end: psutil.Process, port: int) -> bool:
     """Whether that front end has the connection from this port."""
-    return any(connection.raddr and connection.raddr.port == port for connection in front_end.net_connections("tcp"))
+    return any(
+        connection.raddr and connection.raddr.port == port
+        for connection in front_end.net_connections("tcp")
+    )
 
 
 @contextlib.contextmanager
 def client_of(server: Server, front_end: psutil.Process) -> Iterator[httpx2.Client]:
-    """A client with one connection, to that front end: it connects until the kernel gives it to that one."""
+    """A client with one connection, to that front end: it connects until the kernel gives it to
+    that one."""
     for _ in range(200):
         with server.client(limits=httpx2.Limits(max_connections=1)) as client:
             with client.stream("GET", "/static/icon.svg") as answer:
@@ -70,17 +79,24 @@ def workers(filled_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def clients(workers: Server) -> Iterator[list[httpx2.Client]]:
     """One of each front end."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(client_of(workers, front_end)) for front_end in front_ends(workers)]
+        yield [
+            stack.enter_context(client_of(workers, front_end)) for front_end in front_ends(workers)
+        ]
 
 
 def told(answer: httpx2.Response) -> tuple[int, bytes, dict[str, str]]:
     """What an answer says, without what differs from one to the next."""
     own = ("date", "server-timing", "x-request-id")
-    return answer.status_code, answer.content, {name: value for name, value in answer.headers.items() if name not in own}
+    return (
+        answer.status_code,
+        answer.content,
+        {name: value for name, value in answer.headers.items() if name not in own},
+    )
 
 
 def test_connections_are_spread(workers: Server) -> None:
-    """Of many connections opened before any front end wakes, each gets a part: not all the one that wakes first."""
+    """Of many connections opened before any front end wakes, each gets a part: not all the one that
+    wakes first."""
     processes = front_ends(workers)
     address = ("127.0.0.1", urlsplit(workers.url).port or 0)
     with contextlib.ExitStack() as stack:
@@ -108,16 +124,25 @@ PREDICTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "many labels": ("/predict?task=topics", {"inputs": "red and blue"}),
     "raw": ("/predict?task=sst2", FILM | {"raw_scores": True}),
     "several tasks": ("/predict?task=mrpc&task=stsb&task=mnli", {"inputs": [PAIR, PAIR]}),
-    "windows": ("/predict?task=sst2", {"inputs": [LONG, "good"], "parameters": {"window": {"stride": 8}}}),
-    "windows of a pair": ("/predict?task=mrpc", {"inputs": [LONG, "good"], "parameters": {"window": {}}}),
+    "windows": (
+        "/predict?task=sst2",
+        {"inputs": [LONG, "good"], "parameters": {"window": {"stride": 8}}},
+    ),
+    "windows of a pair": (
+        "/predict?task=mrpc",
+        {"inputs": [LONG, "good"], "parameters": {"window": {}}},
+    ),
     "infer": ("/v2/models/sst2/infer", {"inputs": [TENSOR], "id": "7"}),
     "infer, binary": ("/v2/models/sst2/infer", BINARY),
 }
 
 
 @pytest.mark.parametrize("what", PREDICTIONS)
-def test_predictions_are_those_of_one_process(what: str, client: httpx2.Client, clients: list[httpx2.Client]) -> None:
-    """Every front end answers every form of a request to the byte as one process does, the first time and again."""
+def test_predictions_are_those_of_one_process(
+    what: str, client: httpx2.Client, clients: list[httpx2.Client]
+) -> None:
+    """Every front end answers every form of a request to the byte as one process does, the first
+    time and again."""
     path, body = PREDICTIONS[what]
     expected = told(client.post(path, json=body))
     assert expected[0] == 200
@@ -131,7 +156,11 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "an unknown task": ("POST", "/predict?task=sst", {"json": FILM}),
     "an unknown task, no JSON": ("POST", "/predict?task=sst", {"content": b"{"}),
     "an unknown version": ("POST", "/predict?task=sst2&version=beef", {"json": FILM}),
-    "a version of two tasks": ("POST", "/predict?task=sst2&task=topics&version=beef", {"json": FILM}),
+    "a version of two tasks": (
+        "POST",
+        "/predict?task=sst2&task=topics&version=beef",
+        {"json": FILM},
+    ),
     "no JSON": ("POST", "/predict?task=sst2", {"content": b"{"}),
     "no object": ("POST", "/predict?task=sst2", {"content": b"[]"}),
     "no inputs": ("POST", "/predict?task=sst2", {"json": {}}),
@@ -142,9 +171,21 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a top_k": ("POST", "/predict?task=sst2", {"json": FILM | {"parameters": {"top_k": 3}}}),
     "too long": ("POST", "/predict?task=sst2", {"json": {"inputs": LONG}}),
     "too many": ("POST", "/predict?task=sst2", {"json": {"inputs": ["a"] * 65}}),
-    "too many windows": ("POST", "/predict?task=sst2", {"json": {"inputs": LONG * 40, "parameters": {"window": {}}}}),
-    "a wide stride": ("POST", "/predict?task=sst2", {"json": {"inputs": LONG, "parameters": {"window": {"stride": 99}}}}),
-    "compressed": ("POST", "/predict?task=sst2", {"json": FILM, "headers": {"Content-Encoding": "gzip"}}),
+    "too many windows": (
+        "POST",
+        "/predict?task=sst2",
+        {"json": {"inputs": LONG * 40, "parameters": {"window": {}}}},
+    ),
+    "a wide stride": (
+        "POST",
+        "/predict?task=sst2",
+        {"json": {"inputs": LONG, "parameters": {"window": {"stride": 99}}}},
+    ),
+    "compressed": (
+        "POST",
+        "/predict?task=sst2",
+        {"json": FILM, "headers": {"Content-Encoding": "gzip"}},
+    ),
     "a large body": ("POST", "/predict?task=sst2", {"content": b" " * (3 << 20)}),
     "a method": ("GET", "/predict?task=sst2", {}),
     "a path": ("GET", "/nowhere", {}),
@@ -152,18 +193,33 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no path": ("POST", "/", {"json": FILM}),
     "a tensor": ("POST", "/v2/models/sst2/infer", {"json": {"inputs": [TENSOR | {"shape": [3]}]}}),
     "a model": ("POST", "/v2/models/sst/infer", {"json": {"inputs": [TENSOR]}}),
-    "a model's version": ("POST", "/v2/models/sst2/versions/beef/infer", {"json": {"inputs": [TENSOR]}}),
-    "a header": ("POST", "/v2/models/sst2/infer", {"content": b"{}", "headers": {"Inference-Header-Content-Length": "x"}}),
+    "a model's version": (
+        "POST",
+        "/v2/models/sst2/versions/beef/infer",
+        {"json": {"inputs": [TENSOR]}},
+    ),
+    "a header": (
+        "POST",
+        "/v2/models/sst2/infer",
+        {"content": b"{}", "headers": {"Inference-Header-Content-Length": "x"}},
+    ),
     "no form": ("POST", "/adapters", {"content": b"nothing"}),
     "no adapter": ("POST", "/adapters", {"files": {"file": b"nothing"}}),
-    "a page": ("POST", "/adapters", {"files": {"file": b"nothing"}, "headers": {"Origin": "https://example.com"}}),
+    "a page": (
+        "POST",
+        "/adapters",
+        {"files": {"file": b"nothing"}, "headers": {"Origin": "https://example.com"}},
+    ),
     "an active version": ("DELETE", "/adapters/sst2/versions/ACTIVE", {}),
 }
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_refusals_are_those_of_one_process(what: str, client: httpx2.Client, clients: list[httpx2.Client]) -> None:
-    """Every front end refuses with the status, the sentence and the headers of one process, whatever it remembers."""
+def test_refusals_are_those_of_one_process(
+    what: str, client: httpx2.Client, clients: list[httpx2.Client]
+) -> None:
+    """Every front end refuses with the status, the sentence and the headers of one process,
+    whatever it remembers."""
     method, path, request = REFUSALS[what]
     path = path.replace("ACTIVE", client.get("/adapters/sst2").json()["version"])
     expected = told(client.request(method, path, **request))
@@ -171,30 +227,53 @@ def test_refusals_are_those_of_one_process(what: str, client: httpx2.Client, cli
     for each in clients:
         found = told(each.request(method, path, **request))
         if "location" in expected[2]:  # it has the server's address, too
-            found[2]["location"] = found[2]["location"].replace(str(each.base_url), str(client.base_url))
+            found[2]["location"] = found[2]["location"].replace(
+                str(each.base_url), str(client.base_url)
+            )
         assert found == expected
 
 
 def test_a_body_without_an_end(client: httpx2.Client, clients: list[httpx2.Client]) -> None:
-    """A body in chunks that goes beyond its limit is refused as by one process, though it is read in part before."""
-    refused = [each.post("/predict?task=sst2", content=iter([b" " * 60_000] * 50)) for each in (client, *clients)]
+    """A body in chunks that goes beyond its limit is refused as by one process, though it is read
+    in part before."""
+    refused = [
+        each.post("/predict?task=sst2", content=iter([b" " * 60_000] * 50))
+        for each in (client, *clients)
+    ]
     assert {answer.status_code for answer in refused} == {413}
     assert {answer.json()["error_type"] for answer in refused} == {"BodyTooLarge"}
 
 
 def test_a_body_announced_as_too_large(workers: Server) -> None:
-    """A body that is announced as too large is refused unread: a client that waits to be told to go on never is."""
-    with socket.create_connection(("127.0.0.1", urlsplit(workers.url).port or 0), timeout=60) as connection:
-        head = b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
+    """A body that is announced as too large is refused unread: a client that waits to be told to go
+    on never is."""
+    with socket.create_connection(
+        ("127.0.0.1", urlsplit(workers.url).port or 0), timeout=60
+    ) as connection:
+        head = (
+            b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
+        )
         connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 413"
 
 
-def test_all_else_is_the_engine_process_s(client: httpx2.Client, clients: list[httpx2.Client]) -> None:
-    """The page, its parts, the documentation, V2's metadata and a file of many pieces come through every front end."""
+def test_all_else_is_the_engine_process_s(
+    client: httpx2.Client, clients: list[httpx2.Client]
+) -> None:
+    """The page, its parts, the documentation, V2's metadata and a file of many pieces come through
+    every front end."""
     version = client.get("/adapters/sst2").json()["version"]
     file = f"/adapters/sst2/versions/{version}/file"
-    paths = ("/", "/static/page.js", "/docs", "/docs/swagger-ui-bundle.js", "/openapi.json", "/v2", "/v2/models/sst2", file)
+    paths = (
+        "/",
+        "/static/page.js",
+        "/docs",
+        "/docs/swagger-ui-bundle.js",
+        "/openapi.json",
+        "/v2",
+        "/v2/models/sst2",
+        file,
+    )
     for path in paths:
         expected = told(client.get(path))
         assert expected[0] == 200
@@ -206,15 +285,20 @@ def test_all_else_is_the_engine_process_s(client: httpx2.Client, clients: list[h
 def test_an_upload_is_everywhere_at_once(
     workers: Server, clients: list[httpx2.Client], adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """What one front end was told of a task, by upload, activation, rollback or deletion, the others and new connections
-    answer from then on, though they remember what was before."""
+    """What one front end was told of a task, by upload, activation, rollback or deletion, the
+    others and new connections answer from then on, though they remember what was before."""
 
     def served() -> set[str]:
         with contextlib.ExitStack() as stack:
             fresh = [stack.enter_context(workers.client()) for _ in range(8)]
             answers = [each.post("/predict?task=moving", json=FILM) for each in (*clients, *fresh)]
-            answers += [each.post("/v2/models/moving/infer", json={"inputs": [TENSOR]}) for each in clients]
-        return {answer.headers.get("X-Adapter-Version") or answer.json()["error_type"] for answer in answers}
+            answers += [
+                each.post("/v2/models/moving/infer", json={"inputs": [TENSOR]}) for each in clients
+            ]
+        return {
+            answer.headers.get("X-Adapter-Version") or answer.json()["error_type"]
+            for answer in answers
+        }
 
     versions = []
     for seed, each in enumerate(clients):
@@ -226,7 +310,9 @@ def test_an_upload_is_everywhere_at_once(
     one, other = clients
     assert other.post("/adapters/moving/activate", json={"version": first}).status_code == 200
     assert served() == {f"moving@{first}"}
-    pinned = [each.post(f"/predict?task=moving&version={second[:6]}", json=FILM) for each in clients]
+    pinned = [
+        each.post(f"/predict?task=moving&version={second[:6]}", json=FILM) for each in clients
+    ]
     assert {answer.headers["X-Adapter-Version"] for answer in pinned} == {f"moving@{second}"}
     assert one.delete(f"/adapters/moving/versions/{second}").status_code == 204
     gone = [each.post(f"/predict?task=moving&version={second[:6]}", json=FILM) for each in clients]
@@ -236,27 +322,49 @@ def test_an_upload_is_everywhere_at_once(
     wider = adapter_bytes("moving", seed=2, labels=["x", "y", "z"], max_length=96)
     assert one.post("/adapters", files={"file": wider}).status_code == 201
     longer = {"inputs": "good " * 80}  # more than either had before
-    assert [len(each.post("/predict?task=moving", json=longer).json()) for each in clients] == [3, 3]
+    assert [len(each.post("/predict?task=moving", json=longer).json()) for each in clients] == [
+        3,
+        3,
+    ]
     assert one.delete("/adapters/moving").status_code == 204
 
 
 def test_metrics_are_of_all_front_ends(clients: list[httpx2.Client]) -> None:
-    """The one /metrics counts and times every front end's requests, once each: the answered, the refused and the relayed."""
+    """The one /metrics counts and times every front end's requests, once each: the answered, the
+    refused and the relayed."""
     names = {
         "ok": ("adamix_requests", "adamix_requests_total", {"task": "topics", "outcome": "ok"}),
-        "invalid": ("adamix_requests", "adamix_requests_total", {"task": "topics", "outcome": "invalid"}),
-        "requests": ("adamix_request_duration_seconds", "adamix_request_duration_seconds_count", {}),
-        "tokenized": ("adamix_tokenization_duration_seconds", "adamix_tokenization_duration_seconds_count", {}),
+        "invalid": (
+            "adamix_requests",
+            "adamix_requests_total",
+            {"task": "topics", "outcome": "invalid"},
+        ),
+        "requests": (
+            "adamix_request_duration_seconds",
+            "adamix_request_duration_seconds_count",
+            {},
+        ),
+        "tokenized": (
+            "adamix_tokenization_duration_seconds",
+            "adamix_tokenization_duration_seconds_count",
+            {},
+        ),
         "rows": ("adamix_batch_rows", "adamix_batch_rows_sum", {}),
     }
 
     def counts(client: httpx2.Client) -> dict[str, float]:
-        return {what: value(client, family, sample, **labels) for what, (family, sample, labels) in names.items()}
+        return {
+            what: value(client, family, sample, **labels)
+            for what, (family, sample, labels) in names.items()
+        }
 
     before = counts(clients[0])
     for each in clients:
         for _ in range(5):
-            assert each.post("/predict?task=topics", json={"inputs": ["good", "bad"]}).status_code == 200
+            assert (
+                each.post("/predict?task=topics", json={"inputs": ["good", "bad"]}).status_code
+                == 200
+            )
             assert each.post("/predict?task=topics", json={"inputs": 1}).status_code == 422
     expected = {"ok": 10, "invalid": 10, "requests": 20, "tokenized": 10, "rows": 20}
     for each in clients:
@@ -271,8 +379,13 @@ def test_metrics_are_of_all_front_ends(clients: list[httpx2.Client]) -> None:
 
 
 def test_each_request_leaves_one_line(workers: Server, clients: list[httpx2.Client]) -> None:
-    """A request's id stands in its answer and in one line of the log, be it answered, refused or relayed."""
-    asked = {"answered": ("POST", "/predict?task=sst2"), "refused": ("POST", "/predict?task=sst"), "relayed": ("GET", "/v2")}
+    """A request's id stands in its answer and in one line of the log, be it answered, refused or
+    relayed."""
+    asked = {
+        "answered": ("POST", "/predict?task=sst2"),
+        "refused": ("POST", "/predict?task=sst"),
+        "relayed": ("GET", "/v2"),
+    }
     for i, each in enumerate(clients):
         for what, (method, path) in asked.items():
             answer = each.request(method, path, json=FILM, headers={"X-Request-ID": f"{what}-{i}"})
@@ -280,9 +393,14 @@ def test_each_request_leaves_one_line(workers: Server, clients: list[httpx2.Clie
     expected = {f"{what}-{i}": asked[what] for what in asked for i in range(len(clients))}
 
     def logged() -> list[dict[str, Any]]:
-        return [line for line in list(workers.lines) if line["event"] == "request" and line["request_id"] in expected]
+        return [
+            line
+            for line in list(workers.lines)
+            if line["event"] == "request" and line["request_id"] in expected
+        ]
 
-    for _ in range(2000):  # an answer may be here before its line is: each asks the service once more
+    # an answer may be here before its line is: each asks the service once more
+    for _ in range(2000):
         if len(logged()) >= len(expected):
             break
         assert clients[0].get("/health").status_code == 200
@@ -299,7 +417,8 @@ def test_a_client_that_leaves(workers: Server, clients: list[httpx2.Client]) -> 
     for front_end in front_ends(workers):
         with client_of(workers, front_end) as leaving, pytest.raises(httpx2.ReadTimeout):
             leaving.post("/predict?task=mnli", json=pairs, timeout=httpx2.Timeout(60, read=0.1))
-    for _ in range(2000):  # each asks the service, which learns of the closed connection on its own time
+    # each asks the service, which learns of the closed connection on its own time
+    for _ in range(2000):
         text = clients[0].get("/metrics").text
         if wanted in text:
             break
@@ -308,7 +427,8 @@ def test_a_client_that_leaves(workers: Server, clients: list[httpx2.Client]) -> 
 
 
 def test_memory(workers: Server, clients: list[httpx2.Client]) -> None:
-    """A front end that has answered takes less than the backbone, its pages that others share counted in part."""
+    """A front end that has answered takes less than the backbone, its pages that others share
+    counted in part."""
     assert clients
     backbone = clients[0].get("/storage").json()["backbone_bytes"]
     for front_end in front_ends(workers):
@@ -334,15 +454,21 @@ def test_a_front_end_that_dies_is_started_anew(workers: Server) -> None:
 
 
 def test_a_front_end_that_cannot_start(tmp_path: Path) -> None:
-    """A front end that ends before it serves ends the service, which says so, with exit code 1 and no process left."""
+    """A front end that ends before it serves ends the service, which says so, with exit code 1 and
+    no process left."""
     settings = {"ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store"), "ADAMIX_PORT": "0"}
     with subprocess.Popen(
-        [sys.executable, "-m", "service"], env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "service"],
+        env={**os.environ, **settings},
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         started: list[psutil.Process] = []
         while len(started) < 2:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                raise AssertionError(f"it ended with {process.wait(timeout=0.02)}; expected two front ends first")
+                raise AssertionError(
+                    f"it ended with {process.wait(timeout=0.02)}; expected two front ends first"
+                )
             started = psutil.Process(process.pid).children()
         started[0].kill()
         _, said = process.communicate(timeout=60)
@@ -353,10 +479,16 @@ def test_a_front_end_that_cannot_start(tmp_path: Path) -> None:
 
 
 def test_keys_and_load(filled_store: Path, tmp_path: Path) -> None:
-    """Without the API key there is a 401, beyond the queue a 429 that says when to come again; both in full, and counted."""
+    """Without the API key there is a 401, beyond the queue a 429 that says when to come again; both
+    in full, and counted."""
     shutil.copytree(filled_store, tmp_path / "store")
     key = {"Authorization": "Bearer predict-key"}
-    settings = {"api_key": "predict-key", "max_queue_rows": 4, "max_inputs": 4, "max_batch_tokens": 16}
+    settings = {
+        "api_key": "predict-key",
+        "max_queue_rows": 4,
+        "max_inputs": 4,
+        "max_batch_tokens": 16,
+    }
     with running(tmp_path / "store", workers=2, **settings) as server, server.client() as client:
         refused = client.post("/predict?task=sst2", json=FILM)
         assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -365,21 +497,28 @@ def test_keys_and_load(filled_store: Path, tmp_path: Path) -> None:
 
         def call(_: int) -> httpx2.Response:
             together.wait(timeout=60)
-            return client.post("/predict?task=sst2", json={"inputs": ["good " * 12] * 4}, headers=key)
+            return client.post(
+                "/predict?task=sst2", json={"inputs": ["good " * 12] * 4}, headers=key
+            )
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(call, range(16)))
         assert {answer.status_code for answer in answers} == {200, 429}
         busy = [answer for answer in answers if answer.status_code == 429]
         expected = {"error": QUEUE_FULL, "error_type": "QueueFull"}
-        assert all(answer.json() == expected and answer.headers["Retry-After"] == "1" for answer in busy)
-        overloaded = value(client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="overloaded")
+        assert all(
+            answer.json() == expected and answer.headers["Retry-After"] == "1" for answer in busy
+        )
+        overloaded = value(
+            client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="overloaded"
+        )
         assert overloaded == len(busy)
 
 
 @contextlib.contextmanager
 def under_way(store: Path) -> Iterator[tuple[Server, list[psutil.Process], list[Any]]]:
-    """A server whose every front end has a request under way; what becomes of each is put into the list."""
+    """A server whose every front end has a request under way; what becomes of each is put into the
+    list."""
     ends: list[Any] = []
     with running(store, workers=2, log_level="debug", max_batch_tokens=256) as server:
 
@@ -396,7 +535,13 @@ def under_way(store: Path) -> Iterator[tuple[Server, list[psutil.Process], list[
             for thread in threads:
                 thread.start()
             with server.client() as client:
-                while sum(line["event"] == "accepted" and line["path"] == "/predict" for line in server.lines) < 2:
+                while (
+                    sum(
+                        line["event"] == "accepted" and line["path"] == "/predict"
+                        for line in server.lines
+                    )
+                    < 2
+                ):
                     assert client.get("/health").status_code == 200
             yield server, processes, ends
             for thread in threads:
@@ -404,7 +549,8 @@ def under_way(store: Path) -> Iterator[tuple[Server, list[psutil.Process], list[
 
 
 def test_sigterm(filled_store: Path, tmp_path: Path) -> None:
-    """SIGTERM lets every front end answer what it accepted, and leaves no process and exit code 0."""
+    """SIGTERM lets every front end answer what it accepted, and leaves no process and exit code
+    0."""
     shutil.copytree(filled_store, tmp_path / "store")
     with under_way(tmp_path / "store") as (server, processes, ends):
         assert server.stop() == 0
@@ -416,14 +562,20 @@ def test_sigterm(filled_store: Path, tmp_path: Path) -> None:
 
 
 def test_kill_9(filled_store: Path, tmp_path: Path) -> None:
-    """When the engine process is killed its front ends tell their clients that the service stops, and end by themselves
-    without waiting for who is still sending."""
+    """When the engine process is killed its front ends tell their clients that the service stops,
+    and end by themselves without waiting for who is still sending."""
     shutil.copytree(filled_store, tmp_path / "store")
-    with under_way(tmp_path / "store") as (server, processes, ends), contextlib.ExitStack() as stack:
+    with (
+        under_way(tmp_path / "store") as (server, processes, ends),
+        contextlib.ExitStack() as stack,
+    ):
         for _ in processes:
             address = ("127.0.0.1", urlsplit(server.url).port or 0)
             connection = stack.enter_context(socket.create_connection(address))
-            connection.sendall(b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            connection.sendall(
+                b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length:"
+                b" 100\r\n\r\n{"
+            )
         server.stop(signal.SIGKILL)
         _, alive = psutil.wait_procs(processes, timeout=15)  # half of what SIGTERM would wait
         assert alive == []
@@ -431,21 +583,39 @@ def test_kill_9(filled_store: Path, tmp_path: Path) -> None:
 
 
 def test_traces_want_one_process(tmp_path: Path) -> None:
-    """Tracing with front ends ends the start with one sentence that names both settings, and exit code 2."""
-    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_TRACING": "true", "ADAMIX_STORE": str(tmp_path / "store")}
+    """Tracing with front ends ends the start with one sentence that names both settings, and exit
+    code 2."""
+    environment = {
+        **os.environ,
+        "ADAMIX_WORKERS": "2",
+        "ADAMIX_TRACING": "true",
+        "ADAMIX_STORE": str(tmp_path / "store"),
+    }
     command = [sys.executable, "-m", "service"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    expected = "setting ADAMIX_TRACING is true, but ADAMIX_WORKERS is 2; expected 1 worker where it is true"
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    expected = (
+        "setting ADAMIX_TRACING is true, but ADAMIX_WORKERS is 2; expected 1 worker where it is"
+        " true"
+    )
     assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """A service that cannot have its address says so, ends with exit code 2, and has started no front end."""
+    """A service that cannot have its address says so, ends with exit code 2, and has started no
+    front end."""
     environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store")}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "service", "--port", str(taken.getsockname()[1])]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+            check=False,
         )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -457,7 +627,15 @@ def test_a_host_that_is_none(tmp_path: Path) -> None:
     """A name that cannot be resolved is told as the host's setting, not the port's."""
     environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store")}
     command = [sys.executable, "-m", "service", "--host", "nowhere.invalid"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2
     *_, line = done.stderr.splitlines()  # an admin key is made before, for others than this machine
     assert line.startswith("error: setting ADAMIX_HOST is 'nowhere.invalid', which is no address: ")

@@ -1,4 +1,5 @@
-"""The int8 backbone: near float32, the same answer in any batch, a quarter of the memory, refused where it cannot be."""
+"""The int8 backbone: near float32, the same answer in any batch, a quarter of the memory, refused
+where it cannot be."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
 from adapters.text import Tokens
-from service import quantized
 from service.app import create_app
-from service.encoder import PackedEncoder
-from service.engine import Engine, Row
-from service.quantized import Quantized, QuantizedTable
+from service.engine import quantized
+from service.engine.encoder import PackedEncoder
+from service.engine.engine import Engine, Row
+from service.engine.quantized import Quantized, QuantizedTable
+from service.engine.slots import Slots
 from service.settings import InvalidSettings, Settings
-from service.slots import Slots
 from tests.service.conftest import TASKS, running
 from tests.service.test_encoder import rows_of
 from tests.tiny import POSITIONS, random_adapter, tiny_backbone
@@ -33,11 +34,18 @@ from tests.tiny import POSITIONS, random_adapter, tiny_backbone
 CPU = torch.device("cpu")
 REASON = quantized.lacking(CPU)
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no int8 here: {REASON}")
-TEXTS = {"inputs": [{"text": "a charming and often affecting journey"}, {"text": "no plot, no jokes, no end"}]}
+TEXTS = {
+    "inputs": [
+        {"text": "a charming and often affecting journey"},
+        {"text": "no plot, no jokes, no end"},
+    ]
+}
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "electra", "embedded"])
-def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, embedded: Backbone) -> Backbone:
+def backbone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, embedded: Backbone
+) -> Backbone:
     if request.param == "embedded":
         return embedded
     return backbones.load(str(tiny_backbone(tmp_path_factory.mktemp("backbone"), request.param)))
@@ -51,7 +59,9 @@ def engine_of(backbone: Backbone, dtype: torch.dtype = torch.int8) -> Engine:
 def adapters_of(backbone: Backbone) -> list[Adapter]:
     """Three tasks with different labels, poolings, heads and bottlenecks."""
     made = [
-        random_adapter(backbone, "value", ["score"], problem_type="regression", bottleneck=2, seed=1),
+        random_adapter(
+            backbone, "value", ["score"], problem_type="regression", bottleneck=2, seed=1
+        ),
         random_adapter(backbone, "two", ["no", "yes"], pooling="cls", dense=True, seed=2),
         random_adapter(backbone, "five", list("abcde"), bottleneck=48, seed=3),
     ]
@@ -70,7 +80,9 @@ def test_logits_are_near(backbone: Backbone) -> None:
     exact, rough = (engine_of(backbone, dtype).run(rows) for dtype in (torch.float32, torch.int8))
     scale = max(1.0, *(abs(value) for logits in exact for value in logits))
     for found, expected in zip(rough, exact, strict=True):
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0.0, atol=0.1 * scale)
+        torch.testing.assert_close(
+            torch.tensor(found), torch.tensor(expected), rtol=0.0, atol=0.1 * scale
+        )
     assert rough != exact
 
 
@@ -82,7 +94,8 @@ def _shared(backbone: Backbone) -> Engine:
 @settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(2, POSITIONS), min_size=1, max_size=20), data=st.data())
 def test_batch_mates_do_not_matter(lengths: list[int], data: st.DataObject, bert: Backbone) -> None:
-    """A row's int8 logits are the same alone, in any batch and at any place of it: no rounding flips."""
+    """A row's int8 logits are the same alone, in any batch and at any place of it: no rounding
+    flips."""
     rows = dealt(bert, rows_of(bert, lengths))
     engine = _shared(bert)
     order = data.draw(st.permutations(range(len(rows))))
@@ -94,7 +107,8 @@ def test_batch_mates_do_not_matter(lengths: list[int], data: st.DataObject, bert
 
 @pytest.mark.parametrize("lowest", [None, -0.17, 0.0])
 def test_a_layer(lowest: float | None) -> None:
-    """A quantised layer is within two hundredths of the float32 one, whatever the rows' and the columns' sizes are."""
+    """A quantised layer is within two hundredths of the float32 one, whatever the rows' and the
+    columns' sizes are."""
     weight, bias = torch.randn(48, 64) * torch.logspace(-3, 1, 48).unsqueeze(1), torch.randn(48)
     x = torch.randn(40, 64) * torch.logspace(-4, 4, 40).unsqueeze(1)
     x = x if lowest is None else F.gelu(x) if lowest < 0 else F.relu(x)
@@ -104,20 +118,23 @@ def test_a_layer(lowest: float | None) -> None:
 
 
 def test_outliers_are_made_smaller() -> None:
-    """Told of inputs a hundred times as large as the others, a quantised layer loses far less of the others."""
+    """Told of inputs a hundred times as large as the others, a quantised layer loses far less of
+    the others."""
     weight, bias = torch.randn(48, 64), torch.zeros(48)
     largest = torch.ones(64)
     largest[:2] = 100
     x = torch.rand(40, 64) * largest
     wanted = F.linear(x, weight, bias)
     told, untold = (
-        (layer(x) - wanted).norm() for layer in (Quantized(weight, bias, largest=largest), Quantized(weight, bias))
+        (layer(x) - wanted).norm()
+        for layer in (Quantized(weight, bias, largest=largest), Quantized(weight, bias))
     )
     assert told < untold / 2
 
 
 def test_a_row_of_a_layer_is_its_own() -> None:
-    """A row of a quantised layer is to the bit what it is alone, beside rows a thousand times as large too."""
+    """A row of a quantised layer is to the bit what it is alone, beside rows a thousand times as
+    large too."""
     layer = Quantized(torch.randn(48, 64), torch.randn(48))
     x = torch.randn(40, 64) * torch.logspace(0, 3, 40).unsqueeze(1)
     together = layer(x)
@@ -136,7 +153,8 @@ def test_zeros_and_nan() -> None:
 
 
 def test_a_table() -> None:
-    """Rows of a quantised table are within half a step of the float32 ones, a row of zeros is exact."""
+    """Rows of a quantised table are within half a step of the float32 ones, a row of zeros is
+    exact."""
     weight = torch.randn(10, 32) * torch.logspace(-3, 1, 10).unsqueeze(1)
     weight[4] = 0
     ids = torch.tensor([4, 9, 0, 9])
@@ -146,13 +164,16 @@ def test_a_table() -> None:
 
 def test_a_quarter_of_the_memory(embedded: Backbone) -> None:
     """The embedded backbone takes 0.27 of its float32 bytes in int8."""
-    exact, rough = (PackedEncoder(embedded, CPU, dtype).bytes for dtype in (torch.float32, torch.int8))
+    exact, rough = (
+        PackedEncoder(embedded, CPU, dtype).bytes for dtype in (torch.float32, torch.int8)
+    )
     assert 0.25 < rough / exact < 0.27
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_what_was_loaded_is_let_go(dtype: torch.dtype, bert_folder: Path) -> None:
-    """Once the engine is made, nothing keeps the memory, or the file, that the backbone was loaded into."""
+    """Once the engine is made, nothing keeps the memory, or the file, that the backbone was loaded
+    into."""
     backbone = backbones.load(str(bert_folder))
     memory = []
     for parameter in backbone.encoder.parameters():
@@ -170,7 +191,10 @@ def test_what_was_loaded_is_let_go(dtype: torch.dtype, bert_folder: Path) -> Non
 
 @pytest.mark.parametrize(
     ("capabilities", "said"),
-    [({"avx512_vnni": False, "architecture": "x86_64"}, "x86_64"), ({"architecture": "aarch64"}, "aarch64")],
+    [
+        ({"avx512_vnni": False, "architecture": "x86_64"}, "x86_64"),
+        ({"architecture": "aarch64"}, "aarch64"),
+    ],
 )
 def test_a_processor_without_it(
     capabilities: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,18 +212,26 @@ def test_a_gpu() -> None:
     assert quantized.lacking(torch.device("cuda")) == "the device is 'cuda'; expected cpu"
 
 
-def test_a_server(client: httpx2.Client, adapter_bytes: Callable[..., bytes], tmp_path: Path) -> None:
-    """A server in int8 takes an upload, answers as one in float32 does but for rounding, and tells what it holds."""
+def test_a_server(
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """A server in int8 takes an upload, answers as one in float32 does but for rounding, and tells
+    what it holds."""
     with running(tmp_path / "store", dtype="int8") as server, server.client() as rough:
         for task in TASKS:
             assert rough.post("/adapters", files={"file": adapter_bytes(task)}).status_code == 201
         found, expected = (
-            one.post("/predict?task=topics", json={**TEXTS, "parameters": {"top_k": 5, "function_to_apply": "none"}}).json()
+            one.post(
+                "/predict?task=topics",
+                json={**TEXTS, "parameters": {"top_k": 5, "function_to_apply": "none"}},
+            ).json()
             for one in (rough, client)
         )
         storage, exact = (one.get("/storage").json() for one in (rough, client))
     for row, wanted in zip(found, expected, strict=True):
-        scores, others = ({entry["label"]: entry["score"] for entry in entries} for entries in (row, wanted))
+        scores, others = (
+            {entry["label"]: entry["score"] for entry in entries} for entries in (row, wanted)
+        )
         assert scores == pytest.approx(others, abs=0.1 * max(1.0, *map(abs, others.values())))
         assert scores != others
     assert storage["dtype"] == "int8"

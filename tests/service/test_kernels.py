@@ -1,4 +1,5 @@
-"""The GPU's kernels against the plain formulas: in Triton's interpreter where there is no GPU, else compiled on it."""
+"""The GPU's kernels against the plain formulas: in Triton's interpreter where there is no GPU, else
+compiled on it."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
-from service.adaptation import Adaptation
-from service.engine import Engine, Row
-from service.heads import Segment, classify
-from service.slots import Slots
-from service.tables import Tables
+from service.engine.adaptation import Adaptation
+from service.engine.engine import Engine, Row
+from service.engine.gpu.tables import Tables
+from service.engine.heads import Segment, classify
+from service.engine.slots import Slots
 from tests import formula
 from tests.service.interpreter import GPU, NO_GPU
 from tests.service.test_encoder import rows_of
@@ -34,7 +35,9 @@ CPU = torch.device("cpu")
 DEVICES = [
     pytest.param(
         "cpu",
-        marks=pytest.mark.skipif(GPU, reason="there is a GPU: the kernels are compiled, not interpreted"),
+        marks=pytest.mark.skipif(
+            GPU, reason="there is a GPU: the kernels are compiled, not interpreted"
+        ),
         id="interpreter",
     ),
     pytest.param("cuda", marks=pytest.mark.skipif(not GPU, reason=NO_GPU), id="gpu"),
@@ -52,13 +55,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """Of a width that is no power of two."""
-    return backbones.load(str(tiny_backbone(tmp_path_factory.mktemp("backbone"), "bert", hidden=40)))
+    return backbones.load(
+        str(tiny_backbone(tmp_path_factory.mktemp("backbone"), "bert", hidden=40))
+    )
 
 
 @pytest.fixture(scope="module")
 def adapters(backbone: Backbone) -> list[Adapter]:
     made = [
-        random_adapter(backbone, f"task-{i}", ["no", "yes"], bottleneck=r, first_layer=first, seed=i)
+        random_adapter(
+            backbone, f"task-{i}", ["no", "yes"], bottleneck=r, first_layer=first, seed=i
+        )
         for i, (r, first) in enumerate(KINDS)
     ]
     return [parse(data) for _, _, data in made]
@@ -70,7 +77,10 @@ def segments_of(
     """Segment i has `lengths[i]` rows of one token each."""
     residents = Slots(len(adapters), device, dtype).acquire(adapters)
     places = [slice(*ends) for ends in pairwise(accumulate(lengths, initial=0))]
-    return [Segment(residents[adapter.digest], place, place) for adapter, place in zip(adapters, places, strict=True)]
+    return [
+        Segment(residents[adapter.digest], place, place)
+        for adapter, place in zip(adapters, places, strict=True)
+    ]
 
 
 def expected(x: Tensor, segments: Sequence[Segment], layer: int) -> Tensor:
@@ -79,8 +89,12 @@ def expected(x: Tensor, segments: Sequence[Segment], layer: int) -> Tensor:
     for segment in segments:
         resident = segment.resident
         if layer >= resident.spec.first_layer:
-            down, down_bias, up, up_bias = (w.cpu() for w in resident.layers[layer - resident.spec.first_layer])
-            y[segment.tokens] = formula.bottleneck(down.T, down_bias, up.T, up_bias, y[segment.tokens])
+            down, down_bias, up, up_bias = (
+                w.cpu() for w in resident.layers[layer - resident.spec.first_layer]
+            )
+            y[segment.tokens] = formula.bottleneck(
+                down.T, down_bias, up.T, up_bias, y[segment.tokens]
+            )
     return y
 
 
@@ -90,11 +104,18 @@ def near(dtype: torch.dtype) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("lengths", [[1, 70, 3, 16, 40], [2000, 1, 1, 1, 70]], ids=["few tokens", "many tokens"])
+@pytest.mark.parametrize(
+    "lengths", [[1, 70, 3, 16, 40], [2000, 1, 1, 1, 70]], ids=["few tokens", "many tokens"]
+)
 def test_adapters_of_all_tasks_in_one_launch(
-    fused: ModuleType, device: torch.device, adapters: list[Adapter], dtype: torch.dtype, lengths: list[int]
+    fused: ModuleType,
+    device: torch.device,
+    adapters: list[Adapter],
+    dtype: torch.dtype,
+    lengths: list[int],
 ) -> None:
-    """Each row gets its adapter's formula, of any bottleneck, in layers that this adapts, and is left alone in others."""
+    """Each row gets its adapter's formula, of any bottleneck, in layers that this adapts, and is
+    left alone in others."""
     segments = segments_of(adapters, lengths, device, dtype)
     rows = sum(lengths) + 3
     adapt = fused.FusedAdaptation(segments, rows)
@@ -102,8 +123,15 @@ def test_adapters_of_all_tasks_in_one_launch(
         x = torch.randn(rows, 40).to(device, dtype)
         found = x.clone()
         adapt(layer, found)
-        torch.testing.assert_close(found.cpu().double(), expected(x, segments, layer), **near(dtype))
-        bare = [i for segment in segments if segment.resident.spec.first_layer > layer for i in range(rows)[segment.tokens]]
+        torch.testing.assert_close(
+            found.cpu().double(), expected(x, segments, layer), **near(dtype)
+        )
+        bare = [
+            i
+            for segment in segments
+            if segment.resident.spec.first_layer > layer
+            for i in range(rows)[segment.tokens]
+        ]
         bare += range(sum(lengths), rows)
         assert torch.equal(found[bare], x[bare])
 
@@ -111,7 +139,9 @@ def test_adapters_of_all_tasks_in_one_launch(
 @settings(max_examples=15, deadline=None)
 @given(
     parts=st.lists(
-        st.tuples(st.integers(0, len(KINDS) - 1), st.integers(1, 40)), min_size=1, unique_by=lambda part: part[0]
+        st.tuples(st.integers(0, len(KINDS) - 1), st.integers(1, 40)),
+        min_size=1,
+        unique_by=lambda part: part[0],
     ),
     layer=st.integers(0, 1),
     spare=st.integers(0, 5),
@@ -132,14 +162,17 @@ def test_any_segmentation(
 def test_every_kernel_is_compiled_before_the_first_batch(
     fused: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each size that a batch can ask a kernel for has been launched once, on nothing, in each dtype."""
+    """Each size that a batch can ask a kernel for has been launched once, on nothing, in each
+    dtype."""
     launched: list[tuple[str, int, int]] = []
 
     def noted(name: str) -> None:
         launch = getattr(fused.kernels, name)
 
         def noting(x: Tensor, other: Any, *rest: Any) -> Any:
-            height, widest = (rest[0].height, rest[0].widest) if isinstance(rest[0], Tables) else (0, 0)
+            height, widest = (
+                (rest[0].height, rest[0].widest) if isinstance(rest[0], Tables) else (0, 0)
+            )
             launched.append((name, height, widest))
             return launch(x, other, *rest)
 
@@ -150,21 +183,30 @@ def test_every_kernel_is_compiled_before_the_first_batch(
     for dtype in DTYPES:
         launched.clear()
         fused.compile_all(40, dtype, device)
-        adapters = {("adapt", height, inner) for height in (fused.SMALL, fused.LARGE) for inner in fused.kernels.INNERS}
+        adapters = {
+            ("adapt", height, inner)
+            for height in (fused.SMALL, fused.LARGE)
+            for inner in fused.kernels.INNERS
+        }
         heads = {("grouped", fused.SMALL, columns) for columns in fused.kernels.COLUMNS}
         assert set(launched) == adapters | heads | {("add_norm", 0, 0)}
 
 
 def test_heads_of_all_tasks(fused: ModuleType, device: torch.device, backbone: Backbone) -> None:
-    """Heads of any label count, pooling and form give each row what they give segment by segment."""
+    """Heads of any label count, pooling and form give each row what they give segment by
+    segment."""
     made = [
         random_adapter(backbone, "value", ["score"], problem_type="regression", seed=1),
         random_adapter(backbone, "two", ["no", "yes"], pooling="cls", dense=True, seed=2),
         random_adapter(backbone, "many", [f"label {i}" for i in range(70)], dense=True, seed=3),
-        random_adapter(backbone, "prompt", ["no", "yes", "maybe"], template="{text} it is {mask}", seed=4),
+        random_adapter(
+            backbone, "prompt", ["no", "yes", "maybe"], template="{text} it is {mask}", seed=4
+        ),
         random_adapter(backbone, "five", list("abcde"), pooling="cls", seed=5),
     ]
-    segments = segments_of([parse(data) for _, _, data in made], [1, 20, 3, 2, 1], device, torch.float32)
+    segments = segments_of(
+        [parse(data) for _, _, data in made], [1, 20, 3, 2, 1], device, torch.float32
+    )
     pooled = {pooling: torch.randn(27, 40, device=device) for pooling in ("mean", "cls", "mask")}
     for chosen in (segments, segments[1:2], segments[3:4], segments[4:]):
         found, plain = fused.fused_classify(pooled, chosen, 1e-5), classify(pooled, chosen, 1e-5)
@@ -175,7 +217,9 @@ def test_heads_of_all_tasks(fused: ModuleType, device: torch.device, backbone: B
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [40, 384, 768, 1024])
-def test_residual_and_norm(fused: ModuleType, device: torch.device, dtype: torch.dtype, width: int) -> None:
+def test_residual_and_norm(
+    fused: ModuleType, device: torch.device, dtype: torch.dtype, width: int
+) -> None:
     """The sum's LayerNorm is that of float64 to the last bits of its dtype, at any width."""
     y, x = (torch.randn(3, width).to(device, dtype) for _ in range(2))
     weight, bias = (torch.randn(width).to(device, dtype) for _ in range(2))
@@ -185,8 +229,11 @@ def test_residual_and_norm(fused: ModuleType, device: torch.device, dtype: torch
     torch.testing.assert_close(found.double(), plain, **near(dtype))
 
 
-def test_the_kernels_compile_for_a_gpu(fused: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is interpreted here compiles for an H100 (sm_90), as each launch asks for it, within its shared memory."""
+def test_the_kernels_compile_for_a_gpu(
+    fused: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is interpreted here compiles for an H100 (sm_90), as each launch asks for it, within its
+    shared memory."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     spec = importlib.util.spec_from_file_location("compiled_kernels", fused.kernels.__file__)
@@ -195,12 +242,21 @@ def test_the_kernels_compile_for_a_gpu(fused: ModuleType, tmp_path: Path, monkey
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
     shared = _compiled_instead_of_launched(monkeypatch)
-    # Of the kernels that `compile_all` launches, some of each kind: all of them take half a minute a dtype.
-    for dtype, bottleneck, height in ((torch.bfloat16, 16, 64), (torch.float16, 256, 64), (torch.float32, 16, 16)):
+    # Of the kernels that `compile_all` launches, some of each kind: all of them take half a minute
+    # a dtype.
+    for dtype, bottleneck, height in (
+        (torch.bfloat16, 16, 64),
+        (torch.float16, 256, 64),
+        (torch.float32, 16, 16),
+    ):
         x = torch.zeros(1, 384, dtype=dtype)
-        kernels.adapt(x, 3, Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck))
+        kernels.adapt(
+            x, 3, Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck)
+        )
         kernels.add_norm(x, x, x[0], x[0], 1e-5)
-    kernels.grouped(torch.zeros(1, 3), 384, Tables.of([slice(0, 1)], [(0,) * 4], CPU, height=16, widest=3))
+    kernels.grouped(
+        torch.zeros(1, 3), 384, Tables.of([slice(0, 1)], [(0,) * 4], CPU, height=16, widest=3)
+    )
     assert len(shared) == 7
     assert max(shared) <= 99 * 1024  # what a program may have on cards of other kinds too
 
@@ -217,9 +273,18 @@ def _compiled_instead_of_launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG001 - Triton passes them
         named = {name: options.pop(name) for name in kernel.arg_names if name in options}
         arguments = inspect.signature(kernel.fn).bind(*args, **named).arguments
-        constants = {param.name: arguments[param.name] for param in kernel.params if param.is_constexpr}
-        types = {name: "constexpr" if name in constants else mangle_type(value) for name, value in arguments.items()}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, value in enumerate(arguments.values()) if torch.is_tensor(value)}
+        constants = {
+            param.name: arguments[param.name] for param in kernel.params if param.is_constexpr
+        }
+        types = {
+            name: "constexpr" if name in constants else mangle_type(value)
+            for name, value in arguments.items()
+        }
+        aligned = {
+            (i,): [["tt.divisibility", 16]]
+            for i, value in enumerate(arguments.values())
+            if torch.is_tensor(value)
+        }
         source = ASTSource(kernel, types, constants, aligned)
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert compiled.asm["cubin"]
@@ -230,12 +295,21 @@ def _compiled_instead_of_launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.skipif(not GPU, reason=NO_GPU)
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 6e-2)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 6e-2)],
+    ids=str,
+)
 def test_the_engine_on_a_gpu(embedded: Backbone, dtype: torch.dtype, error: float) -> None:
-    """On a GPU rows of several tasks get the answers of the CPU's float32 engine, up to the dtype's rounding."""
+    """On a GPU rows of several tasks get the answers of the CPU's float32 engine, up to the dtype's
+    rounding."""
     made = [
-        random_adapter(embedded, "value", ["score"], problem_type="regression", bottleneck=5, seed=1),
-        random_adapter(embedded, "two", ["no", "yes"], pooling="cls", dense=True, first_layer=2, seed=2),
+        random_adapter(
+            embedded, "value", ["score"], problem_type="regression", bottleneck=5, seed=1
+        ),
+        random_adapter(
+            embedded, "two", ["no", "yes"], pooling="cls", dense=True, first_layer=2, seed=2
+        ),
         random_adapter(embedded, "five", list("abcde"), bottleneck=48, pooling="pooler", seed=3),
     ]
     adapters = [parse(data) for _, _, data in made]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from service.latency import KEPT, Latencies
+from service.telemetry.latency import KEPT, Latencies
 
 
 def test_quantiles_are_of_the_last_answers() -> None:
@@ -13,7 +13,11 @@ def test_quantiles_are_of_the_last_answers() -> None:
     for i in range(10 * KEPT):
         latencies.add("sst2", i)
     first = 9 * KEPT
-    assert latencies.quantiles("sst2", 0.5, 0.99, 1.0) == [first + KEPT / 2 - 1, first + KEPT - 3, first + KEPT - 1]
+    assert latencies.quantiles("sst2", 0.5, 0.99, 1.0) == [
+        first + KEPT / 2 - 1,
+        first + KEPT - 3,
+        first + KEPT - 1,
+    ]
 
 
 def test_a_single_answer_is_every_quantile() -> None:
@@ -27,7 +31,8 @@ def test_a_single_answer_is_every_quantile() -> None:
 
 
 def test_a_task_takes_little() -> None:
-    """A thousand tasks take less than 400 bytes each after one answer, and less than 1.6 KB however many they get."""
+    """A thousand tasks take less than 400 bytes each after one answer, and less than 1.6 KB however
+    many they get."""
     tracemalloc.start()
     latencies = Latencies()
     tasks = [f"team-{i}" for i in range(1000)]

@@ -11,17 +11,19 @@ import torch
 from adapters.backbone import Backbone
 from adapters.file import Adapter
 from adapters.store import Store
+from service.engine.slots import Slots
 from service.loader import Loader
-from service.slots import Slots
 from tests.tiny import random_adapter
 
 WAITING = 20
 
 
 @pytest.mark.parametrize(("device", "copies"), [("meta", 1), ("cpu", 0)])
-def test_an_adapter_is_read_and_copied_once(bert: Backbone, tmp_path: Path, device: str, copies: int) -> None:
-    """However many requests wait for it at once, its file is read once, and it comes to a device that has a memory of its
-    own once; to a CPU only with its batch."""
+def test_an_adapter_is_read_and_copied_once(
+    bert: Backbone, tmp_path: Path, device: str, copies: int
+) -> None:
+    """However many requests wait for it at once, its file is read once, and it comes to a device
+    that has a memory of its own once; to a CPU only with its batch."""
     version, _ = Store(tmp_path).put(random_adapter(bert, "film", ["no", "yes"])[2])
     seconds: list[float] = []
     slots = Slots(2, torch.device(device), torch.float32, loaded=seconds.append)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.memory import memory_bytes
+from service.telemetry.memory import memory_bytes
 
 ALL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

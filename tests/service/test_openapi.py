@@ -1,4 +1,5 @@
-"""/openapi.json read by a stranger: it is whole, its examples are true, and its errors are the sentences that are said."""
+"""/openapi.json read by a stranger: it is whole, its examples are true, and its errors are the
+sentences that are said."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import httpx2
 import jsonschema_rs
 import pytest
 
-from service import openapi
+from service.http import openapi
 
 Document = dict[str, Any]
 TASK_OF = {"pair": "mrpc", "pairs": "mrpc"}
@@ -35,7 +36,8 @@ def contents(operation: Document) -> Iterator[tuple[str, Document]]:
 
 
 def test_every_operation_says_what_it_is(document: Document) -> None:
-    """Each operation has a summary, a description, a known tag and a name of its own; each parameter is described."""
+    """Each operation has a summary, a description, a known tag and a name of its own; each
+    parameter is described."""
     known = {tag["name"] for tag in document["tags"]}
     ids = [operation["operationId"] for _, operation in operations(document)]
     assert len(set(ids)) == len(ids)
@@ -44,19 +46,24 @@ def test_every_operation_says_what_it_is(document: Document) -> None:
         assert operation["description"], name
         assert set(operation["tags"]) <= known, name
         assert all(parameter["description"] for parameter in operation.get("parameters", [])), name
-        guarded = any(scheme in name for scheme in ("/predict", "/infer")) or name.split()[0] == "DELETE"
+        guarded = (
+            any(scheme in name for scheme in ("/predict", "/infer")) or name.split()[0] == "DELETE"
+        )
         guarded |= name in ("POST /adapters", "POST /adapters/{task}/activate")
         assert bool(operation.get("security")) == ("401" in operation["responses"]) == guarded, name
 
 
 def test_every_json_body_has_examples_that_fit_its_schema(document: Document) -> None:
-    """Each request and each answer in JSON, errors included, has examples, and all of them are valid by its schema."""
+    """Each request and each answer in JSON, errors included, has examples, and all of them are
+    valid by its schema."""
     for name, operation in operations(document):
         for media_type, content in contents(operation):
             if media_type != "application/json":
                 continue
             assert content["examples"], name
-            validator = jsonschema_rs.validator_for({**content["schema"], "components": document["components"]})
+            validator = jsonschema_rs.validator_for(
+                {**content["schema"], "components": document["components"]}
+            )
             for example in content["examples"].values():
                 validator.validate(example["value"])
 
@@ -66,21 +73,26 @@ def test_headers_are_documented(document: Document) -> None:
     said = dict(operations(document))
     for path in ("/predict", "/v2/models/{task}/infer"):
         answers = said[f"POST {path}"]["responses"]
-        assert {"X-Adapter-Version", "Server-Timing", "X-Request-ID"} <= set(answers["200"]["headers"])
+        assert {"X-Adapter-Version", "Server-Timing", "X-Request-ID"} <= set(
+            answers["200"]["headers"]
+        )
         assert "Retry-After" in answers["429"]["headers"]
         assert "WWW-Authenticate" in answers["401"]["headers"]
     assert "Location" in said["POST /adapters"]["responses"]["201"]["headers"]
 
 
 def test_example_requests_are_answered_as_shown(client: httpx2.Client, document: Document) -> None:
-    """Each example request of /predict and infer is answered with 200, in the form and with the labels of its example."""
+    """Each example request of /predict and infer is answered with 200, in the form and with the
+    labels of its example."""
     said = dict(operations(document))
     version = client.get("/adapters/sst2").json()["version"]
     queries = {"tasks": "?task=mrpc&task=stsb", "pinned": f"?task=sst2&version={version[:4]}"}
     for path in ("/predict", "/v2/models/{task}/infer"):
         operation = said[f"POST {path}"]
         answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
-        for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items():
+        for name, example in operation["requestBody"]["content"]["application/json"][
+            "examples"
+        ].items():
             task = TASK_OF.get(name, "sst2")
             query = queries.get(name, f"?task={task}") if path == "/predict" else ""
             answer = client.post(path.format(task=task) + query, json=example["value"])
@@ -99,8 +111,11 @@ def form(value: Any) -> Any:
 
 
 def masked(sentence: str) -> str:
-    """A sentence without what differs from server to server: digests, lengths, which tasks there are."""
-    return re.sub(r"\b[0-9a-f]{12}\b|\d+", "n", sentence).replace("are 'sstn', 'stsb'", "are 'sstn'")
+    """A sentence without what differs from server to server: digests, lengths, which tasks there
+    are."""
+    return re.sub(r"\b[0-9a-f]{12}\b|\d+", "n", sentence).replace(
+        "are 'sstn', 'stsb'", "are 'sstn'"
+    )
 
 
 Provoke = Callable[[httpx2.Client, str, bytes], httpx2.Response]
@@ -123,10 +138,12 @@ PROVOKED: dict[str, Provoke] = {
     "InvalidText": lambda c, *_: c.post("/predict?task=sst2", json={"inputs": ""}),
     "InvalidAdapter": lambda c, *_: c.post("/adapters", files={"file": b""}),
     "BackboneMismatch": lambda c, _, data: c.post(
-        "/adapters", files={"file": re.sub(rb'(fingerprint\\":\\")[0-9a-f]{12}', rb"\g<1>000000000000", data)}
+        "/adapters",
+        files={"file": re.sub(rb'(fingerprint\\":\\")[0-9a-f]{12}', rb"\g<1>000000000000", data)},
     ),
 }
-# What a single client cannot bring about here; each has a test of its own that looks at its error_type.
+# What a single client cannot bring about here; each has a test of its own that looks at its
+# error_type.
 OTHERS = {
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
     *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "StoreError"),
@@ -137,9 +154,12 @@ OTHERS = {
 def test_errors_are_the_sentences_that_are_shown(
     name: str, client: httpx2.Client, adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """Each error that one client can bring about has the status and the sentence that the document shows of it."""
+    """Each error that one client can bring about has the status and the sentence that the document
+    shows of it."""
     status, sentence = openapi.PROBLEMS[name]
-    answer = PROVOKED[name](client, client.get("/adapters/sst2").json()["version"], adapter_bytes("sst2"))
+    answer = PROVOKED[name](
+        client, client.get("/adapters/sst2").json()["version"], adapter_bytes("sst2")
+    )
     assert (answer.status_code, answer.json()["error_type"]) == (status, name)
     assert masked(answer.json()["error"]) == masked(sentence)
 

@@ -1,4 +1,5 @@
-"""What operators look at, in the real Prometheus: it scrapes a running service, knows the alerts, answers the dashboard."""
+"""What operators look at, in the real Prometheus: it scrapes a running service, knows the alerts,
+answers the dashboard."""
 
 from __future__ import annotations
 
@@ -18,27 +19,31 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import OUTCOMES, SECONDS
+from service.telemetry.metrics import OUTCOMES, SECONDS
 from tests.service.conftest import TASKS, Server, running
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 ALERTS = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/adamix.json").read_text())
 EXPRESSIONS = {
-    f"{panel['title']} {target['refId']}": target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+    f"{panel['title']} {target['refId']}": (
+        target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+    )
     for panel in DASHBOARD["panels"]
     for target in panel.get("targets", [])
 }
 DOCUMENTS = ("docs/settings.md", "docs/operate.md")
 
 needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
+    shutil.which("prometheus") is None,
+    reason="Prometheus is not installed: apt-get install prometheus",
 )
 
 
 @dataclass
 class Prometheus:
-    """A running Prometheus that scrapes one server; `seconds` is how long the counted requests took, all together."""
+    """A running Prometheus that scrapes one server; `seconds` is how long the counted requests
+    took, all together."""
 
     client: httpx2.Client
     seconds: float = 0.0
@@ -50,7 +55,10 @@ class Prometheus:
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series of the answer, now."""
-        return [(found["metric"], float(found["value"][1])) for found in self.ask("query", query=expression)["result"]]
+        return [
+            (found["metric"], float(found["value"][1]))
+            for found in self.ask("query", query=expression)["result"]
+        ]
 
     def value(self, expression: str) -> float:
         ((_, value),) = self.query(expression)
@@ -60,7 +68,8 @@ class Prometheus:
         return {labels[label]: value for labels, value in self.query(expression)}
 
     def until(self, expression: str, wanted: float) -> None:
-        """Ask until the answer is that number: what was scraped last is then what the caller did last."""
+        """Ask until the answer is that number: what was scraped last is then what the caller did
+        last."""
         deadline = time.monotonic() + 20
         while (found := self.query(expression)) != [({}, wanted)]:
             assert time.monotonic() < deadline, f"{expression} is {found}; expected {wanted}"
@@ -69,7 +78,9 @@ class Prometheus:
 def send_traffic(server: Server) -> None:
     """Ten requests, one after the other, one of them refused."""
     film, pair = ["it is a good film", "bad"], {"text": "a man eats", "text_pair": "he eats"}
-    calls: list[tuple[str, Any, int]] = [("sst2", film, 200)] * 6 + [("mrpc", [pair, pair], 200)] * 3 + [("sst2", 7, 422)]
+    calls: list[tuple[str, Any, int]] = (
+        [("sst2", film, 200)] * 6 + [("mrpc", [pair, pair], 200)] * 3 + [("sst2", 7, 422)]
+    )
     with server.client() as client:
         for task, inputs, status in calls:
             answer = client.post("/predict", params={"task": task}, json={"inputs": inputs})
@@ -78,7 +89,8 @@ def send_traffic(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def watched(filled_store: Path) -> Iterator[Server]:
-    """A server whose numbers are counted, with traffic before the first scrape: a rate begins at a series' first value."""
+    """A server whose numbers are counted, with traffic before the first scrape: a rate begins at a
+    series' first value."""
     with running(filled_store) as server:
         send_traffic(server)
         yield server
@@ -86,17 +98,24 @@ def watched(filled_store: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def prometheus(watched: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """deploy/prometheus.yml, but for the target and the pace; once it has scraped, as much traffic again."""
+    """deploy/prometheus.yml, but for the target and the pace; once it has scraped, as much traffic
+    again."""
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "250ms"}
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [watched.url.removeprefix("http://")]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [
+        watched.url.removeprefix("http://")
+    ]
     config["rule_files"] = [str(DEPLOY / file) for file in config["rule_files"]]
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*free.getsockname())
-    flags = ("config.file=prometheus.yml", "storage.tsdb.path=data", f"web.listen-address={address}")
+    flags = (
+        "config.file=prometheus.yml",
+        "storage.tsdb.path=data",
+        f"web.listen-address={address}",
+    )
     command = ["prometheus", *(f"--{flag}" for flag in flags)]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -127,16 +146,22 @@ def test_rate_of_requests_by_task(prometheus: Prometheus) -> None:
 def test_share_of_errors(prometheus: Prometheus) -> None:
     """One request of ten is refused, as the client's fault, none as ours."""
     shares = prometheus.by(
-        "outcome", "sum by (outcome) (rate(adamix_requests_total[1m])) / scalar(sum(rate(adamix_requests_total[1m])))"
+        "outcome",
+        "sum by (outcome) (rate(adamix_requests_total[1m])) /"
+        " scalar(sum(rate(adamix_requests_total[1m])))",
     )
     assert shares == {"ok": pytest.approx(0.9), "invalid": pytest.approx(0.1)}
 
 
 @needs_prometheus
 def test_latency(prometheus: Prometheus) -> None:
-    """The histogram's 99th percentile is above the median, and at most in the bucket of what all of them took together."""
-    # No closer: the server ends its count a moment after the client has the answer, and a busy machine stretches that.
-    quantile = "histogram_quantile({}, sum by (le) (rate(adamix_request_duration_seconds_bucket[1m])))"
+    """The histogram's 99th percentile is above the median, and at most in the bucket of what all of
+    them took together."""
+    # No closer: the server ends its count a moment after the client has the answer, and a busy
+    # machine stretches that.
+    quantile = (
+        "histogram_quantile({}, sum by (le) (rate(adamix_request_duration_seconds_bucket[1m])))"
+    )
     half, high = (prometheus.value(quantile.format(q)) for q in (0.5, 0.99))
     most = next((bound for bound in SECONDS if bound >= prometheus.seconds), SECONDS[-1])
     assert 0 < half <= high <= most
@@ -154,7 +179,8 @@ def test_what_is_saved(prometheus: Prometheus, watched: Server) -> None:
 
 @needs_prometheus
 def test_batch_shape(prometheus: Prometheus) -> None:
-    """Requests of two rows of one task, one after the other, are batches of two rows and one task."""
+    """Requests of two rows of one task, one after the other, are batches of two rows and one
+    task."""
     for what, mean in (("rows", 2), ("tasks", 1)):
         rate = f"rate(adamix_batch_{what}_sum[1m]) / rate(adamix_batch_{what}_count[1m])"
         assert prometheus.value(rate) == pytest.approx(mean)
@@ -171,10 +197,14 @@ def test_where_adapters_are(prometheus: Prometheus) -> None:
 
 @needs_prometheus
 def test_the_alerts_are_loaded_and_quiet(prometheus: Prometheus) -> None:
-    """Prometheus evaluates every alert of deploy/alerts.yml without an error, and a service that is well raises none."""
+    """Prometheus evaluates every alert of deploy/alerts.yml without an error, and a service that is
+    well raises none."""
     (group,) = prometheus.ask("rules")["groups"]
-    assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in ALERTS[0]["rules"]]
-    assert {rule["health"] for rule in group["rules"]} <= {"ok", "unknown"}  # unknown: before the first evaluation
+    assert [rule["name"] for rule in group["rules"]] == [
+        rule["alert"] for rule in ALERTS[0]["rules"]
+    ]
+    # unknown: before the first evaluation
+    assert {rule["health"] for rule in group["rules"]} <= {"ok", "unknown"}
     prometheus.until("count(ALERTS) or vector(0)", 0)
 
 
@@ -194,7 +224,8 @@ def names_and_labels(text: str) -> dict[str, set[str]]:
 
 
 def test_what_is_named_exists(watched: Server) -> None:
-    """Every metric and label that the dashboard, the alerts and the documents name is in a running service's /metrics."""
+    """Every metric and label that the dashboard, the alerts and the documents name is in a running
+    service's /metrics."""
     with watched.client() as client:
         text = client.get("/metrics").text
     real: dict[str, set[str]] = {}
@@ -202,11 +233,16 @@ def test_what_is_named_exists(watched: Server) -> None:
         for sample in family.samples:
             for name in {sample.name, family.name if family.type == "histogram" else sample.name}:
                 real.setdefault(name, {"job", "instance"}).update(sample.labels)
-    sources = [*EXPRESSIONS.values(), *(rule["expr"] for group in ALERTS for rule in group["rules"])]
+    sources = [
+        *EXPRESSIONS.values(),
+        *(rule["expr"] for group in ALERTS for rule in group["rules"]),
+    ]
     sources += [(DEPLOY.parent / document).read_text() for document in DOCUMENTS]
     for source in sources:
         for name, labels in names_and_labels(source).items():
-            assert labels <= real[name], f"{name} has no label {labels - real[name]}: {source[:200]}"
+            assert labels <= real[name], (
+                f"{name} has no label {labels - real[name]}: {source[:200]}"
+            )
         for outcomes in re.findall(r'outcome=~?"([^"]*)"', source):
             assert set(outcomes.split("|")) <= set(OUTCOMES)
     assert sum(len(names_and_labels(source)) for source in sources) > 40

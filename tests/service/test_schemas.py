@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from adapters.errors import AdaMixError, InvalidText
 from adapters.spec import AdapterSpec, BackboneRef, Probe, ProblemType
-from service.inputs import read_inputs
-from service.schemas import Function, InvalidRequest, Parameters, PredictRequest, scored
+from service.http.inputs import read_inputs
+from service.http.schemas import Function, InvalidRequest, Parameters, PredictRequest, scored
 
 
 def spec_of(*, text_pair: bool) -> AdapterSpec:
@@ -26,7 +26,9 @@ def spec_of(*, text_pair: bool) -> AdapterSpec:
         text_pair=text_pair,
         max_length=64,
         pooling="mean",
-        backbone=BackboneRef(name="tiny", model_type="bert", hidden_size=32, num_layers=2, fingerprint="0" * 64),
+        backbone=BackboneRef(
+            name="tiny", model_type="bert", hidden_size=32, num_layers=2, fingerprint="0" * 64
+        ),
         bottleneck=8,
         activation="gelu",
         training={},
@@ -52,8 +54,11 @@ SINGLE, PAIR = spec_of(text_pair=False), spec_of(text_pair=True)
         (["a", {"text": "b"}, ["c"]], [("a",), ("b",), ("c",)], True),
     ],
 )
-def test_inputs_of_a_task_of_single_texts(inputs: Any, rows: list[tuple[str]], several: bool) -> None:
-    """A task of single texts takes a text, an object, or a list of either or of one-text lists; two texts are two rows."""
+def test_inputs_of_a_task_of_single_texts(
+    inputs: Any, rows: list[tuple[str]], several: bool
+) -> None:
+    """A task of single texts takes a text, an object, or a list of either or of one-text lists; two
+    texts are two rows."""
     assert read_inputs(inputs, SINGLE) == (rows, several)
 
 
@@ -69,12 +74,16 @@ def test_inputs_of_a_task_of_single_texts(inputs: Any, rows: list[tuple[str]], s
     ],
 )
 def test_inputs_of_a_task_of_pairs(inputs: Any, rows: list[tuple[str, str]], several: bool) -> None:
-    """A task of pairs takes an object, a flat list of two texts as one pair, or a list of objects or two-text lists."""
+    """A task of pairs takes an object, a flat list of two texts as one pair, or a list of objects
+    or two-text lists."""
     assert read_inputs(inputs, PAIR) == (rows, several)
 
 
 KINDS = 'expected a text, {"text", "text_pair"} or a list of one or two texts'
-ONE, TWO = "task 'sst2' expects one text", 'task \'rte\' expects a pair, such as {"text": …, "text_pair": …}'
+ONE, TWO = (
+    "task 'sst2' expects one text",
+    'task \'rte\' expects a pair, such as {"text": …, "text_pair": …}',
+)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +101,23 @@ ONE, TWO = "task 'sst2' expects one text", 'task \'rte\' expects a pair, such as
         (SINGLE, ["a", []], "inputs[1] holds 0 texts; expected one or two"),
         (SINGLE, [["a", "b", "c"]], "inputs[0] holds 3 texts; expected one or two"),
         (SINGLE, {}, 'inputs has the keys []; expected "text" and perhaps "text_pair"'),
-        (SINGLE, {"text_pair": "b"}, 'inputs has the keys [\'text_pair\']; expected "text" and perhaps "text_pair"'),
-        (SINGLE, {"text": "a", "x": 1}, "inputs has the keys ['text', 'x']; expected \"text\" and perhaps \"text_pair\""),
+        (
+            SINGLE,
+            {"text_pair": "b"},
+            'inputs has the keys [\'text_pair\']; expected "text" and perhaps "text_pair"',
+        ),
+        (
+            SINGLE,
+            {"text": "a", "x": 1},
+            "inputs has the keys ['text', 'x']; expected \"text\" and perhaps \"text_pair\"",
+        ),
         (SINGLE, {"text": 7}, f"inputs is {{'text': 7}}; {KINDS}"),
         (SINGLE, {"text": None}, f"inputs is {{'text': None}}; {KINDS}"),
-        (PAIR, {"text": "a", "text_pair": 7}, f"inputs is {{'text': 'a', 'text_pair': 7}}; {KINDS}"),
+        (
+            PAIR,
+            {"text": "a", "text_pair": 7},
+            f"inputs is {{'text': 'a', 'text_pair': 7}}; {KINDS}",
+        ),
         (SINGLE, {"text": "a", "text_pair": "b"}, f"inputs holds 2 texts; {ONE}"),
         (SINGLE, ["a", ["b", "c"]], f"inputs[1] holds 2 texts; {ONE}"),
         (PAIR, "a", f"inputs holds 1 text; {TWO}"),
@@ -107,7 +128,8 @@ ONE, TWO = "task 'sst2' expects one text", 'task \'rte\' expects a pair, such as
     ],
 )
 def test_inputs_refused(spec: AdapterSpec, inputs: Any, message: str) -> None:
-    """Inputs of another form are refused with one sentence: where, what was found, what the task expects."""
+    """Inputs of another form are refused with one sentence: where, what was found, what the task
+    expects."""
     with pytest.raises(InvalidRequest) as refused:
         read_inputs(inputs, spec)
     assert str(refused.value) == message
@@ -120,10 +142,18 @@ def test_inputs_refused(spec: AdapterSpec, inputs: Any, message: str) -> None:
         (SINGLE, " \n\t", "inputs is only white space; expected a text"),
         (SINGLE, ["a", ""], "inputs[1] is empty; expected a text"),
         (SINGLE, {"text": ""}, "inputs is empty; expected a text"),
-        (SINGLE, ["a\x00b"], "inputs[0] holds the control character U+0000 at position 1; expected text"),
+        (
+            SINGLE,
+            ["a\x00b"],
+            "inputs[0] holds the control character U+0000 at position 1; expected text",
+        ),
         (SINGLE, "ab\ud800", "inputs holds the lone surrogate U+D800 at position 2; expected text"),
         (PAIR, ["", "b"], "the first text of inputs is empty; expected a text"),
-        (PAIR, [["a", "b"], ["c", " "]], "the second text of inputs[1] is only white space; expected a text"),
+        (
+            PAIR,
+            [["a", "b"], ["c", " "]],
+            "the second text of inputs[1] is only white space; expected a text",
+        ),
     ],
 )
 def test_texts_refused(spec: AdapterSpec, inputs: Any, message: str) -> None:
@@ -143,14 +173,18 @@ def test_a_refusal_is_short() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "text_pair", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["text", "text_pair", "x"]), inner)
+    ),
     max_leaves=6,
 )
 
 
 @given(inputs=JSON, spec=st.sampled_from([SINGLE, PAIR]))
 def test_any_json_is_read_or_refused(inputs: Any, spec: AdapterSpec) -> None:
-    """Any JSON is either rows of as many texts as the task takes, or refused with a sentence that begins with its place."""
+    """Any JSON is either rows of as many texts as the task takes, or refused with a sentence that
+    begins with its place."""
     try:
         rows, several = read_inputs(inputs, spec)
     except AdaMixError as refusal:
@@ -163,17 +197,27 @@ def test_any_json_is_read_or_refused(inputs: Any, spec: AdapterSpec) -> None:
 
 
 def labels_of(logits: list[float], function: Function, top_k: int | None = None) -> str:
-    return "".join(entry["label"] for entry in scored(logits, tuple("abcdefgh"[: len(logits)]), function, top_k))
+    return "".join(
+        entry["label"]
+        for entry in scored(logits, tuple("abcdefgh"[: len(logits)]), function, top_k)
+    )
 
 
 def scores_of(logits: list[float], function: Function) -> dict[str, float]:
-    return {entry["label"]: entry["score"] for entry in scored(logits, tuple("abcdefgh"[: len(logits)]), function, None)}
+    return {
+        entry["label"]: entry["score"]
+        for entry in scored(logits, tuple("abcdefgh"[: len(logits)]), function, None)
+    }
 
 
 def test_softmax() -> None:
     """Softmax scores are the exponentials over their sum, best first."""
     total = sum(math.exp(x) for x in (1.0, 3.0, -2.0))
-    expected = [("b", math.exp(3.0) / total), ("a", math.exp(1.0) / total), ("c", math.exp(-2.0) / total)]
+    expected = [
+        ("b", math.exp(3.0) / total),
+        ("a", math.exp(1.0) / total),
+        ("c", math.exp(-2.0) / total),
+    ]
     found = scored([1.0, 3.0, -2.0], ("a", "b", "c"), "softmax", None)
     assert [entry["label"] for entry in found] == [label for label, _ in expected]
     assert [entry["score"] for entry in found] == pytest.approx([score for _, score in expected])
@@ -213,7 +257,9 @@ def test_small_sigmoids_are_exact() -> None:
 
 
 @pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("logits", [[40.0, 50.0, 45.0], [-8e3, -7e3, -7.5e3, 0.0], [1e3, 2e3, -1.0]])
+@pytest.mark.parametrize(
+    "logits", [[40.0, 50.0, 45.0], [-8e3, -7e3, -7.5e3, 0.0], [1e3, 2e3, -1.0]]
+)
 def test_best_first_by_the_logits(logits: list[float], function: Function) -> None:
     """Where scores saturate at 0 or 1, the label of the largest logit still comes first."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
@@ -240,9 +286,14 @@ def test_top_k() -> None:
 LOGITS = st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=8)
 
 
-@given(logits=LOGITS, function=st.sampled_from(["softmax", "sigmoid", "none"]), top_k=st.none() | st.integers(1, 8))
+@given(
+    logits=LOGITS,
+    function=st.sampled_from(["softmax", "sigmoid", "none"]),
+    top_k=st.none() | st.integers(1, 8),
+)
 def test_scores_of_any_logits(logits: list[float], function: Function, top_k: int | None) -> None:
-    """Any finite logits give finite scores, best first, each label once; probabilities lie in 0 to 1, softmax's add to 1."""
+    """Any finite logits give finite scores, best first, each label once; probabilities lie in 0 to
+    1, softmax's add to 1."""
     found = scored(logits, tuple("abcdefgh"[: len(logits)]), function, None)
     scores = [entry["score"] for entry in found]
     assert all(map(math.isfinite, scores))
@@ -264,14 +315,23 @@ def test_scores_of_any_logits(logits: list[float], function: Function, top_k: in
         ("single_label_classification", {"raw_scores": True}, "none"),
         ("multi_label_classification", {"raw_scores": True}, "none"),
         ("single_label_classification", {"raw_scores": False}, "softmax"),
-        ("single_label_classification", {"parameters": {"function_to_apply": "sigmoid"}}, "sigmoid"),
-        ("single_label_classification", {"parameters": {"function_to_apply": "softmax"}, "raw_scores": True}, "softmax"),
+        (
+            "single_label_classification",
+            {"parameters": {"function_to_apply": "sigmoid"}},
+            "sigmoid",
+        ),
+        (
+            "single_label_classification",
+            {"parameters": {"function_to_apply": "softmax"}, "raw_scores": True},
+            "softmax",
+        ),
         ("multi_label_classification", {"parameters": {"top_k": 2}}, "sigmoid"),
         ("regression", {"parameters": {"function_to_apply": "sigmoid"}}, "sigmoid"),
     ],
 )
 def test_the_function(problem_type: ProblemType, body: dict[str, Any], function: Function) -> None:
-    """The function is the request's, else none for raw scores and regression, sigmoid for many labels, softmax for one."""
+    """The function is the request's, else none for raw scores and regression, sigmoid for many
+    labels, softmax for one."""
     assert PredictRequest.model_validate({"inputs": "a", **body}).function(problem_type) == function
 
 
@@ -288,15 +348,26 @@ def test_the_function(problem_type: ProblemType, body: dict[str, Any], function:
     ],
 )
 def test_bodies_refused(body: dict[str, Any]) -> None:
-    """A body without inputs, with a key we do not know or with a value of the wrong kind is refused."""
+    """A body without inputs, with a key we do not know or with a value of the wrong kind is
+    refused."""
     with pytest.raises(ValidationError):
         PredictRequest.model_validate(body)
 
 
 def test_clients_bodies() -> None:
-    """The bodies of huggingface_hub and of text-embeddings-inference's clients are taken as they come."""
-    hub = PredictRequest.model_validate({"inputs": "a", "parameters": {"function_to_apply": None, "top_k": None}})
+    """The bodies of huggingface_hub and of text-embeddings-inference's clients are taken as they
+    come."""
+    hub = PredictRequest.model_validate(
+        {"inputs": "a", "parameters": {"function_to_apply": None, "top_k": None}}
+    )
     assert hub.parameters == Parameters()
-    assert PredictRequest.model_validate({"inputs": "a", "parameters": None, "options": {"wait_for_model": True}}).options
-    body = {"inputs": [["a", "b"]], "raw_scores": False, "truncate": False, "truncation_direction": "right"}
+    assert PredictRequest.model_validate(
+        {"inputs": "a", "parameters": None, "options": {"wait_for_model": True}}
+    ).options
+    body = {
+        "inputs": [["a", "b"]],
+        "raw_scores": False,
+        "truncate": False,
+        "truncation_direction": "right",
+    }
     assert PredictRequest.model_validate(body).truncate is False

@@ -1,4 +1,5 @@
-"""The service as a stranger's tool sees it: schemathesis reads /openapi.json and attacks every operation with it."""
+"""The service as a stranger's tool sees it: schemathesis reads /openapi.json and attacks every
+operation with it."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ CONFIG = Path(__file__).with_suffix(".toml").with_name("schemathesis.toml")
 
 
 def test_schemathesis_finds_nothing(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
-    """Examples, edge cases, random and chained requests, uploads and deletions among them, get what the document promises:
-    never a 5xx, no undocumented status, header or body, wrong data refused, right data taken, keys asked for."""
+    """Examples, edge cases, random and chained requests, uploads and deletions among them, get what
+    the document promises: never a 5xx, no undocumented status, header or body, wrong data refused,
+    right data taken, keys asked for."""
     files = tmp_path / "files"
     files.mkdir()
     store = Store(tmp_path / "store")
@@ -24,7 +26,16 @@ def test_schemathesis_finds_nothing(tmp_path: Path, adapter_bytes: Callable[...,
         data = adapter_bytes(task)
         store.put(data)
         (files / task).write_bytes(data)
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", "--no-color", "--warnings=off"]
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "--config-file",
+        str(CONFIG),
+        "run",
+        "--no-color",
+        "--warnings=off",
+    ]
     with running(store.folder, admin_key=ADMIN_KEY, api_key=ADMIN_KEY) as server:
         environment = {**os.environ, "KEY": ADMIN_KEY, "ADAPTER_FILES": str(files)}
         done = subprocess.run(

@@ -1,4 +1,5 @@
-"""Which adapters are on the device: the least recently used one makes room, a running batch's never do."""
+"""Which adapters are on the device: the least recently used one makes room, a running batch's never
+do."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from adapters.classifier import collate, from_adapter
 from adapters.file import Adapter, parse
 from adapters.text import encode
 from service.batcher import Batcher, BatchReport
-from service.engine import Engine, Row
-from service.slots import Slots
+from service.engine.engine import Engine, Row
+from service.engine.slots import Slots
 from tests.tiny import random_adapter
 
 CPU = torch.device("cpu")
@@ -48,7 +49,9 @@ class Counts:
         self.failures += 1
 
 
-def counted(capacity: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> tuple[Slots, Counts]:
+def counted(
+    capacity: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> tuple[Slots, Counts]:
     counts = Counts()
     told = {"loaded": counts.seconds.append, "evicted": counts.evicted, "failed": counts.failed}
     return Slots(capacity, device, dtype, **told), counts
@@ -85,7 +88,8 @@ def test_the_least_recently_used_makes_room(adapters: dict[str, Adapter]) -> Non
 
 
 def test_a_batch_s_own_adapters_stay(adapters: dict[str, Adapter]) -> None:
-    """Making room for one adapter of a batch never evicts another one of it, even the least recently used."""
+    """Making room for one adapter of a batch never evicts another one of it, even the least
+    recently used."""
     slots, counts = counted(3)
     acquire(slots, adapters, "abc")
     residents = slots.acquire([adapters[task] for task in "dae"])
@@ -96,7 +100,8 @@ def test_a_batch_s_own_adapters_stay(adapters: dict[str, Adapter]) -> None:
 
 
 def test_a_prefetched_adapter_is_not_loaded_again(adapters: dict[str, Adapter]) -> None:
-    """A batch finds an adapter that was brought in before it, and is given those very tensors each time."""
+    """A batch finds an adapter that was brought in before it, and is given those very tensors each
+    time."""
     slots, counts = counted(2)
     slots.prefetch(adapters["a"])
     slots.prefetch(adapters["a"])
@@ -106,8 +111,11 @@ def test_a_prefetched_adapter_is_not_loaded_again(adapters: dict[str, Adapter]) 
     assert len(counts.seconds) == 1
 
 
-def test_a_prefetch_never_evicts_what_runs_or_what_is_waited_for(adapters: dict[str, Adapter]) -> None:
-    """It takes the slots of neither the last batch nor earlier prefetches; a batch may take those of the latter."""
+def test_a_prefetch_never_evicts_what_runs_or_what_is_waited_for(
+    adapters: dict[str, Adapter],
+) -> None:
+    """It takes the slots of neither the last batch nor earlier prefetches; a batch may take those
+    of the latter."""
     slots, counts = counted(3)
     acquire(slots, adapters, "ab")
     slots.prefetch(adapters["c"])
@@ -123,7 +131,8 @@ def test_a_prefetch_never_evicts_what_runs_or_what_is_waited_for(adapters: dict[
 
 
 def test_a_prefetch_that_fails_is_left_to_its_batch(adapters: dict[str, Adapter]) -> None:
-    """It is counted and raises nothing: the batch meets the same error, and has somebody to tell."""
+    """It is counted and raises nothing: the batch meets the same error, and has somebody to
+    tell."""
     slots, counts = counted(2, device=torch.device("cuda:99"))
     slots.prefetch(adapters["a"])
     assert on_device(slots, adapters) == ""
@@ -163,7 +172,8 @@ def test_keyed_by_digest(bert: Backbone) -> None:
 
 
 def test_a_load_that_fails_takes_no_slot(adapters: dict[str, Adapter]) -> None:
-    """An adapter that the device does not take is counted as a failure, not as a load, and is not resident."""
+    """An adapter that the device does not take is counted as a failure, not as a load, and is not
+    resident."""
     slots, counts = counted(2, device=torch.device("cuda:99"))
     with pytest.raises((RuntimeError, AssertionError)):
         acquire(slots, adapters, "a")
@@ -184,15 +194,21 @@ def test_more_adapters_than_slots(adapters: dict[str, Adapter]) -> None:
 @pytest.mark.parametrize("device_dtype", DTYPES)
 @pytest.mark.parametrize("file_dtype", DTYPES)
 def test_dtypes(file_dtype: torch.dtype, device_dtype: torch.dtype, bert: Backbone) -> None:
-    """Whatever dtype a file has, its adapter is resident in the backbone's dtype, transposed, and its head in float32."""
-    _, tensors, data = random_adapter(bert, "task", ["a", "b", "c"], bottleneck=5, dense=True, dtype=file_dtype)
+    """Whatever dtype a file has, its adapter is resident in the backbone's dtype, transposed, and
+    its head in float32."""
+    _, tensors, data = random_adapter(
+        bert, "task", ["a", "b", "c"], bottleneck=5, dense=True, dtype=file_dtype
+    )
     adapter = parse(data)
     slots, _ = counted(1, device_dtype)
     resident = slots.acquire([adapter])[adapter.digest]
     layers, r, d = tensors["down.weight"].shape
     assert resident.down.shape == (layers, d, r)
     assert resident.up.shape == (layers, r, d)
-    for found, name in ((resident.down.transpose(1, 2), "down.weight"), (resident.up.transpose(1, 2), "up.weight")):
+    for found, name in (
+        (resident.down.transpose(1, 2), "down.weight"),
+        (resident.up.transpose(1, 2), "up.weight"),
+    ):
         assert torch.equal(found, tensors[name].to(device_dtype))
     for found, name in ((resident.down_bias, "down.bias"), (resident.up_bias, "up.bias")):
         assert torch.equal(found, tensors[name].to(device_dtype))
@@ -208,7 +224,9 @@ def test_predictions_of_every_file_dtype(file_dtype: torch.dtype, bert: Backbone
     """A file of any dtype predicts what the reference model of that file does."""
     adapter = parse(random_adapter(bert, "task", ["a", "b"], dense=True, dtype=file_dtype)[2])
     rows = encode(bert.tokenizer, [("it is a good film",), ("awful",)], adapter.spec.max_length)
-    found = Engine(bert, Slots(1, CPU, torch.float32), CPU, torch.float32).run([Row(adapter, r.ids, r.types) for r in rows])
+    found = Engine(bert, Slots(1, CPU, torch.float32), CPU, torch.float32).run(
+        [Row(adapter, r.ids, r.types) for r in rows]
+    )
     with torch.no_grad():
         expected = from_adapter(bert, adapter)(collate(rows))
     torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-5)
@@ -219,16 +237,27 @@ def test_memory_per_adapter(bert: Backbone) -> None:
     adapter = parse(random_adapter(bert, "task", ["a", "b"], bottleneck=32, dtype=torch.float32)[2])
     slots, _ = counted(1)
     resident = slots.acquire([adapter])[adapter.digest]
-    tensors = [resident.down, resident.down_bias, resident.up, resident.up_bias, *resident.out, *(resident.dense or ())]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    tensors = [
+        resident.down,
+        resident.down_bias,
+        resident.up,
+        resident.up_bias,
+        *resident.out,
+        *(resident.dense or ()),
+    ]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
+    }
     assert sum(storages.values()) <= 1.2 * adapter.bytes
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(st.tuples(_TASKS, _TASKS.map(sorted)), max_size=20))
-def test_never_more_than_the_slots(steps: list[tuple[set[str], list[str]]], adapters: dict[str, Adapter]) -> None:
-    """For any batches and prefetches: at most so many adapters as slots are resident, a batch gets its own and keeps
-    them, and loads less evictions are what is resident."""
+def test_never_more_than_the_slots(
+    steps: list[tuple[set[str], list[str]]], adapters: dict[str, Adapter]
+) -> None:
+    """For any batches and prefetches: at most so many adapters as slots are resident, a batch gets
+    its own and keeps them, and loads less evictions are what is resident."""
     slots, counts = counted(3)
     for batch, ahead in steps:
         residents = slots.acquire([adapters[task] for task in sorted(batch)])
@@ -241,8 +270,11 @@ def test_never_more_than_the_slots(steps: list[tuple[set[str], list[str]]], adap
         assert len(counts.seconds) - counts.evictions == len(resident_now)
 
 
-def test_the_engine_with_fewer_slots_than_tasks(bert: Backbone, adapters: dict[str, Adapter]) -> None:
-    """Eight tasks over two slots, through the batcher: no batch has more adapters than slots, every answer is right."""
+def test_the_engine_with_fewer_slots_than_tasks(
+    bert: Backbone, adapters: dict[str, Adapter]
+) -> None:
+    """Eight tasks over two slots, through the batcher: no batch has more adapters than slots, every
+    answer is right."""
     slots, counts = counted(2)
     engine = Engine(bert, slots, CPU, torch.float32)
     rows = [
@@ -253,7 +285,9 @@ def test_the_engine_with_fewer_slots_than_tasks(bert: Backbone, adapters: dict[s
     reports: list[BatchReport] = []
 
     async def serve() -> list[list[float]]:
-        batcher = Batcher(engine.run, max_tokens=1000, max_queue_rows=100, max_adapters=2, observe=reports.append)
+        batcher = Batcher(
+            engine.run, max_tokens=1000, max_queue_rows=100, max_adapters=2, observe=reports.append
+        )
         batcher.start()
         outcomes = await batcher.submit(rows)
         await batcher.close()

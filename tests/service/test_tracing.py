@@ -91,14 +91,23 @@ def values(attributes: Any) -> dict[str, Any]:
     return {attribute.key: plain(attribute.value) for attribute in attributes}
 
 
-def ask(server: Server, path: str = "/predict?task=sst2", body: Any = FILM, trace: str = TRACE, flags: str = "01") -> int:
+def ask(
+    server: Server,
+    path: str = "/predict?task=sst2",
+    body: Any = FILM,
+    trace: str = TRACE,
+    flags: str = "01",
+) -> int:
     with server.client() as client:
-        answer: httpx2.Response = client.post(path, json=body, headers={"traceparent": f"00-{trace}-{PARENT}-{flags}"})
+        answer: httpx2.Response = client.post(
+            path, json=body, headers={"traceparent": f"00-{trace}-{PARENT}-{flags}"}
+        )
         return answer.status_code
 
 
 def test_a_request_is_a_trace_of_its_stages(traced: Server, collector: Collector) -> None:
-    """A request is a server span in the caller's trace, with its tokenising, queueing and inference below, in this order."""
+    """A request is a server span in the caller's trace, with its tokenising, queueing and inference
+    below, in this order."""
     assert ask(traced) == 200
     spans = collector.trace(TRACE, 4)
     request = spans["POST /predict"]
@@ -118,7 +127,8 @@ def test_a_request_is_a_trace_of_its_stages(traced: Server, collector: Collector
     for stage in stages:
         moments += [stage.start_time_unix_nano, stage.end_time_unix_nano]
     moments.append(request.end_time_unix_nano)
-    assert all(later - earlier > -5e5 for earlier, later in itertools.pairwise(moments))  # two clocks, half a millisecond
+    # two clocks, half a millisecond
+    assert all(later - earlier > -5e5 for earlier, later in itertools.pairwise(moments))
     assert collector.services == {"adamix-serve"}
 
 
@@ -158,7 +168,8 @@ def test_a_refusal_is_a_span_without_stages(traced: Server, collector: Collector
 
 
 def test_a_caller_that_does_not_sample_is_heeded(traced: Server, collector: Collector) -> None:
-    """A request whose caller decided against recording, and a probe, leave no span; the log has the caller's trace."""
+    """A request whose caller decided against recording, and a probe, leave no span; the log has the
+    caller's trace."""
     unsampled, next_one = "d" * 32, "e" * 32
     assert ask(traced, trace=unsampled, flags="00") == 200
     with traced.client() as client:
@@ -168,7 +179,9 @@ def test_a_caller_that_does_not_sample_is_heeded(traced: Server, collector: Coll
     assert any(line.get("trace_id") == unsampled for line in traced.lines)
 
 
-def test_spans_are_sent_before_the_end(filled_store: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_are_sent_before_the_end(
+    filled_store: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGTERM sends the spans that wait, and names the service as OTEL_SERVICE_NAME says."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
@@ -192,11 +205,14 @@ def start(before: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = f"import sys, runpy; {before}; runpy.run_module('service', run_name='__main__')"
     environment = {**os.environ, "ADAMIX_TRACING": "true", **environment}
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def test_without_the_extra_it_is_one_sentence(tmp_path: Path) -> None:
-    """Where OpenTelemetry's SDK is not installed, ADAMIX_TRACING ends the start with one sentence and exit code 2."""
+    """Where OpenTelemetry's SDK is not installed, ADAMIX_TRACING ends the start with one sentence
+    and exit code 2."""
     done = start("sys.modules['opentelemetry.sdk'] = None", ADAMIX_STORE=str(tmp_path))
     assert (done.returncode, done.stderr) == (
         2,
@@ -206,9 +222,12 @@ def test_without_the_extra_it_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_wrong_variable_of_opentelemetry_is_one_sentence(tmp_path: Path) -> None:
-    """An OTEL_… variable that OpenTelemetry cannot read ends the start with one sentence and exit code 2."""
+    """An OTEL_… variable that OpenTelemetry cannot read ends the start with one sentence and exit
+    code 2."""
     done = start("pass", OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="soon", ADAMIX_STORE=str(tmp_path))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: ")
+    assert line.startswith(
+        "error: setting ADAMIX_TRACING is true, but one of OpenTelemetry's own has a wrong value: "
+    )
     assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in line

@@ -1,4 +1,5 @@
-"""Rows of one text share its trunk: their answers are what each gets alone, and the trunk is computed once."""
+"""Rows of one text share its trunk: their answers are what each gets alone, and the trunk is
+computed once."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from adapters.classifier import collate, from_adapter
 from adapters.file import Adapter, parse
 from adapters.spec import Pooling
 from adapters.text import Tokens, encode
-from service.encoder import PackedEncoder
-from service.engine import Engine, Row
-from service.packed import Packed, Split
-from service.slots import Slots
-from service.trunks import EMBEDDINGS, stages
+from service.engine.encoder import PackedEncoder
+from service.engine.engine import Engine, Row
+from service.engine.packed import Packed, Split
+from service.engine.slots import Slots
+from service.engine.trunks import EMBEDDINGS, stages
 from tests.tiny import random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -38,7 +39,9 @@ def adapter_of(deep: Backbone) -> Callable[..., Adapter]:
 
     def make(first_layer: int, seed: int = 0, pooling: Pooling = "mean") -> Adapter:
         task = f"from-{first_layer}-{seed}"
-        made = random_adapter(deep, task, ["no", "yes"], first_layer=first_layer, seed=seed, pooling=pooling)
+        made = random_adapter(
+            deep, task, ["no", "yes"], first_layer=first_layer, seed=seed, pooling=pooling
+        )
         return parse(made[2])
 
     return make
@@ -60,15 +63,22 @@ def engine_of(backbone: Backbone) -> Engine:
 
 @pytest.mark.parametrize("layers", [[0, 0], [3, 3, 3], [1, 2, 3], [0, 3, 3, 1], [2]], ids=str)
 def test_answers(layers: list[int], deep: Backbone, adapter_of: Callable[..., Adapter]) -> None:
-    """One text for several tasks, whatever layers they leave bare, gives each the reference model's logits."""
+    """One text for several tasks, whatever layers they leave bare, gives each the reference model's
+    logits."""
     rows = rows_of(deep, TEXTS[0], [adapter_of(layer, seed) for seed, layer in enumerate(layers)])
     for found, row in zip(engine_of(deep).run(rows), rows, strict=True):
         torch.testing.assert_close(torch.tensor(found), reference(deep, row), rtol=0, atol=1e-5)
 
 
 def test_batch_mates(deep: Backbone, adapter_of: Callable[..., Adapter]) -> None:
-    """In a batch of several texts, shared by tasks that part at different layers, every row gets what it gets alone."""
-    adapters = [adapter_of(0), adapter_of(1, pooling="cls"), adapter_of(3), adapter_of(3, 1, pooling="pooler")]
+    """In a batch of several texts, shared by tasks that part at different layers, every row gets
+    what it gets alone."""
+    adapters = [
+        adapter_of(0),
+        adapter_of(1, pooling="cls"),
+        adapter_of(3),
+        adapter_of(3, 1, pooling="pooler"),
+    ]
     rows = [row for i, text in enumerate(TEXTS) for row in rows_of(deep, text, adapters[i:])]
     rows.append(rows[0])  # the same text for the same task, from another client
     engine = engine_of(deep)
@@ -78,7 +88,8 @@ def test_batch_mates(deep: Backbone, adapter_of: Callable[..., Adapter]) -> None
 
 
 def test_the_trunk_is_computed_once(deep: Backbone, adapter_of: Callable[..., Adapter]) -> None:
-    """Up to the lowest adapted layer, and through that one's feed-forward, five tasks' text is there once."""
+    """Up to the lowest adapted layer, and through that one's feed-forward, five tasks' text is
+    there once."""
     rows = rows_of(deep, TEXTS[0], [adapter_of(2, seed) for seed in range(5)])
     first, second = stages(rows)
     assert (first.layer, first.rows) == (EMBEDDINGS, [0])

@@ -1,4 +1,5 @@
-"""The wire between processes: messages come whole however their bytes are cut, and what is no message ends it."""
+"""The wire between processes: messages come whole however their bytes are cut, and what is no
+message ends it."""
 
 from __future__ import annotations
 
@@ -12,21 +13,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import wire
-from service.relay import AHEAD, Relay, Relayed
-from service.wire import BrokenWire, Greeting, Messages, Wire, greeted
+from service.workers import wire
+from service.workers.relay import AHEAD, Relay, Relayed
+from service.workers.wire import BrokenWire, Greeting, Messages, Wire, greeted
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-MESSAGE = st.builds(lambda kind, rest: [kind, *rest], st.text(max_size=8), st.lists(VALUES, max_size=4))
+MESSAGE = st.builds(
+    lambda kind, rest: [kind, *rest], st.text(max_size=8), st.lists(VALUES, max_size=4)
+)
 
 
 @given(st.lists(MESSAGE, max_size=6), st.lists(st.integers(0, 2000)))
 def test_messages_cut_anywhere(messages: list[list[Any]], cuts: list[int]) -> None:
-    """Messages are read as they were sent, one by one as their last bytes come, wherever the bytes are cut."""
+    """Messages are read as they were sent, one by one as their last bytes come, wherever the bytes
+    are cut."""
     data = b"".join(map(msgpack.packb, messages))
     bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     reader, found = Messages(), []
@@ -40,7 +51,8 @@ def test_messages_cut_anywhere(messages: list[list[Any]], cuts: list[int]) -> No
 
 @given(st.binary(min_size=1))
 def test_garbage(data: bytes) -> None:
-    """Bytes that nobody packed are either the beginning of a message, a message, or refused: nothing else is raised."""
+    """Bytes that nobody packed are either the beginning of a message, a message, or refused:
+    nothing else is raised."""
     try:
         messages = list(Messages().read(data))
     except BrokenWire:
@@ -86,7 +98,8 @@ def test_a_greeting() -> None:
 
 
 def test_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one end sends the other's handlers are told; a message that is too long is refused before it is sent."""
+    """What one end sends the other's handlers are told; a message that is too long is refused
+    before it is sent."""
     monkeypatch.setattr(wire, "MAX_BYTES", 1000)
     told: list[Any] = []
 
@@ -95,7 +108,9 @@ def test_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = Wire(), Wire()
         ours, theirs = socket.socketpair()
         await first.attach(ours, {}, lambda: None)
-        await second.attach(theirs, {"count": lambda *rest: (told.append(rest), heard.set())}, lambda: None)
+        await second.attach(
+            theirs, {"count": lambda *rest: (told.append(rest), heard.set())}, lambda: None
+        )
         with pytest.raises(BrokenWire, match="'run' has 2"):
             first.send("run", b"x" * 2000)
         first.send("count", ["sst2"], 200, 0.25)
@@ -107,7 +122,8 @@ def test_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("last", [b"", b"\xc1"])
 def test_an_end(last: bytes) -> None:
-    """Where the other process is gone, or sends garbage, this one is told once; what it sends from then on is dropped."""
+    """Where the other process is gone, or sends garbage, this one is told once; what it sends from
+    then on is dropped."""
     lost: list[str] = []
 
     async def listen() -> None:
@@ -129,7 +145,8 @@ def test_an_end(last: bytes) -> None:
 
 
 def test_a_client_that_reads_slowly() -> None:
-    """The app is not let on while a client takes nothing of its answer; of a client that reads, it all arrives."""
+    """The app is not let on while a client takes nothing of its answer; of a client that reads, it
+    all arrives."""
     taken: list[bytes] = []
     given: list[int] = []
 
@@ -141,7 +158,12 @@ def test_a_client_that_reads_slowly() -> None:
     async def talk() -> None:
         ours, theirs = socket.socketpair()
         engine, front_end = Wire(), Wire()
-        relay, answering, full, reads = Relay(front_end, count()), set(), asyncio.Event(), asyncio.Event()
+        relay, answering, full, reads = (
+            Relay(front_end, count()),
+            set(),
+            asyncio.Event(),
+            asyncio.Event(),
+        )
         relayed = Relayed(engine, 0)
 
         def begin(_number: int, _request_id: str, scope: Any) -> None:

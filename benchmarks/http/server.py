@@ -1,0 +1,126 @@
+"""A server in a process of its own, from its start until it is ready, for as long as it is
+measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that is ready; `seconds` is how long that took."""
+
+    url: str
+    seconds: float
+    process: psutil.Process
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: resident, the same with shared pages divided, and what is this process's alone."""
+        info = self.process.memory_full_info()
+        return {"rss": info.rss, "pss": info.pss, "uss": info.uss}
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str], ready: str) -> Iterator[Server]:
+    """Start `command` with `{port}` filled in, wait until `ready` answers 200, stop it at the end.
+    Raises RuntimeError with the end of its log if it does not come up."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [part.replace("{port}", port) for part in command],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+        )
+        try:
+            while not _answers(url + ready):
+                if process.poll() is not None or time.perf_counter() > started + START_SECONDS:
+                    log.seek(0)
+                    raise RuntimeError(
+                        f"{' '.join(command)} is not ready; the end of its log:"
+                        f" {log.read()[-2000:]}"
+                    )
+                time.sleep(0.01)
+            yield Server(url, time.perf_counter() - started, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def service(store: Path, backbone: str) -> contextlib.AbstractContextManager[Server]:
+    """This repository's service on a store."""
+    return running(
+        [sys.executable, "-m", "service", "--port", "{port}"],
+        _settings(store, backbone, "warning"),
+        "/ready",
+    )
+
+
+def front_end(
+    store: Path, backbone: str, workers: int = 1, device_ms: float = 0.0
+) -> contextlib.AbstractContextManager[Server]:
+    """The same with its device taken out, and with the log as it is by default."""
+    command = [sys.executable, "-m", "benchmarks.http.null_server", "{port}", str(device_ms)]
+    return running(
+        command, _settings(store, backbone, "info") | {"ADAMIX_WORKERS": str(workers)}, "/ready"
+    )
+
+
+def _settings(store: Path, backbone: str, log_level: str) -> dict[str, str]:
+    settings = {
+        "STORE": str(store),
+        "SEED": str(store / "none"),
+        "BACKBONE": backbone,
+        "LOG_LEVEL": log_level,
+    }
+    return surroundings({f"ADAMIX_{name}": value for name, value in settings.items()})
+
+
+def surroundings(more: dict[str, str]) -> dict[str, str]:
+    """The same for all that is measured: as many threads as cores, no hub, no path to this
+    repository's packages."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ADAMIX_", "PYTHON"))
+    }
+    threads = str(len(os.sched_getaffinity(0)))
+    return {
+        **kept,
+        "OMP_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False

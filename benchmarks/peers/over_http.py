@@ -1,0 +1,151 @@
+"""The contestants that are servers, each in its process, and what they share: one text a request,
+so many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.contest import Materials, Rows, difference, turns
+from benchmarks.http import load
+from benchmarks.http.load import Call, Phase
+from benchmarks.http.server import Server, running, service, surroundings
+from benchmarks.peers.processes import SCRIPTS, python_of
+
+Question = tuple[int, str]  # a task's number, a text
+
+
+@dataclass(frozen=True)
+class Contestant:
+    server: Server
+    call: Callable[[Question], Call]
+    scores: Callable[[Any], list[dict[str, Any]]]  # of an answer: label and score
+
+
+class Servers:
+    """Started, and ready to take turns."""
+
+    def __init__(self, contestants: dict[str, Contestant]) -> None:
+        self.contestants = contestants
+
+    def check(self, questions: list[Question], expected: Rows) -> dict[str, float]:
+        """The greatest difference of the service's scores from the expected ones, and of Infinity's
+        from the pipelines', which hold the same model. Raises RuntimeError."""
+        found = {
+            "service: scores, ours: mixed": difference(
+                "the service", self._scores("service", questions), expected
+            )
+        }
+        if "infinity" in self.contestants:
+            answers = self._scores("infinity", questions), self._scores("pipelines", questions)
+            found["infinity, pipelines"] = difference("Infinity and the pipelines", *answers)
+        return found
+
+    def measure(
+        self, texts: list[str], tasks: int, repeats: int, seconds: float, concurrency: int
+    ) -> dict[str, list[Phase]]:
+        """Every server's phases, one a repeat."""
+        phases: dict[str, list[Phase]] = {name: [] for name in self.contestants}
+        for repeat in range(-1, repeats):  # the first one warms up
+            for name in turns(list(self.contestants), repeat):
+                contestant, questions = self.contestants[name], asked(texts, tasks, seed=repeat)
+                phase = load.closed_loop(
+                    contestant.server.url, map(contestant.call, questions), seconds, concurrency
+                )
+                if repeat >= 0:
+                    phases[name].append(phase)
+        return phases
+
+    def _scores(self, name: str, questions: list[Question]) -> Rows:
+        contestant = self.contestants[name]
+        answers = load.answers(contestant.server.url, list(map(contestant.call, questions)))
+        by_label = [
+            sorted(contestant.scores(answer), key=lambda entry: entry["label"])
+            for answer in answers
+        ]
+        return [[entry["score"] for entry in row] for row in by_label]
+
+
+@contextlib.contextmanager
+def started(of: Materials, without: set[str]) -> Iterator[Servers]:
+    makers = {"service": _service, "pipelines": _pipelines, "infinity": _infinity}
+    with ExitStack() as stack:
+        contestants = {}
+        for name, make in makers.items():
+            if name not in without:
+                server, call, scores = make(of)
+                contestants[name] = Contestant(stack.enter_context(server), call, scores)
+        yield Servers(contestants)
+
+
+def asked(texts: list[str], tasks: int, seed: int) -> Iterator[Question]:
+    """Questions without end: the same ones for the same seed."""
+    rng = random.Random(seed)
+    while True:
+        yield rng.randrange(tasks), rng.choice(texts)
+
+
+Made = tuple[
+    AbstractContextManager[Server],
+    Callable[[Question], Call],
+    Callable[[Any], list[dict[str, Any]]],
+]
+
+
+def _service(of: Materials) -> Made:
+    def call(question: Question) -> Call:
+        task, text = question
+        return Call(
+            f"/predict?task={of.tasks[task]}",
+            json.dumps({"inputs": text, "truncate": True}).encode(),
+        )
+
+    return service(of.store, of.backbone), call, lambda answer: answer
+
+
+def _pipelines(of: Materials) -> Made:
+    command = [
+        sys.executable,
+        str(SCRIPTS / "pipeline_server.py"),
+        str(of.model),
+        str(len(of.tasks)),
+        "{port}",
+    ]
+
+    def call(question: Question) -> Call:
+        task, text = question
+        return Call(f"/classify?task={task}", json.dumps({"inputs": text}).encode())
+
+    return running(command, surroundings({}), "/ready"), call, lambda answer: answer
+
+
+def _infinity(of: Materials) -> Made:
+    program = str(python_of("infinity").parent / "infinity_emb")
+    # "Better transformer" is for GPUs; everybody is warmed up alike; and its makers need no report
+    # of this.
+    options = [
+        "--engine",
+        "torch",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--no-bettertransformer",
+        "--no-model-warmup",
+    ]
+    address = ["--host", "127.0.0.1", "--port", "{port}"]
+    command = [program, "v2", "--model-id", str(of.model), *address, *options]
+    environment = surroundings({"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"})
+
+    def call(question: Question) -> Call:
+        return Call(
+            "/classify", json.dumps({"model": of.model.name, "input": [question[1]]}).encode()
+        )
+
+    return running(command, environment, "/health"), call, lambda answer: answer["data"][0]

@@ -1,0 +1,70 @@
+"""Scaled dot-product attention of every row with itself, over rows laid end to end: `[T, 3d]` →
+`[T, d]`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.engine.packed import Group, Packed
+
+Attention = Callable[[Tensor, Packed, int], Tensor]
+"""Queries, keys and values side by side, the batch, the number of heads. What tokens of no row get
+is up to it."""
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
+    """The fastest there is: flash attention knows half precision on GPUs alone."""
+    return (
+        by_bounds
+        if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+        else by_groups
+    )
+
+
+def by_groups(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
+    """Rows of one length in one call, so that nothing is padded and no row waits for a call of its
+    own."""
+    width = qkv.shape[1] // 3
+    out = qkv.new_empty(qkv.shape[0], width)
+    out[batch.tokens :] = 0
+    for group in batch.groups:
+        # [n·L, 3d] → 3 × [n, H, L, D]
+        shape = (group.rows, group.length, 3, heads, width // heads)
+        q, k, v = qkv[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
+        out[group.tokens] = (
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, width)
+        )
+    return out
+
+
+def by_bounds(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
+    """All rows in one call of flash attention for variable lengths (torch.nn.attention.varlen)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # 3 × [T, H, D]
+    attended = varlen_attn(q, k, v, batch.bounds, batch.bounds, batch.longest, batch.longest)
+    assert isinstance(attended, Tensor), "more comes back only where it is asked for"
+    return attended.reshape(len(qkv), -1)
+
+
+def groups_of(lengths: list[int], index: Callable[[list[int]], Tensor]) -> tuple[Group, ...]:
+    """The rows by their lengths; `index` brings places to the device."""
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    starts = [0]
+    for row, length in enumerate(lengths):
+        rows_of[length].append(row)
+        starts.append(starts[-1] + length)
+    groups = []
+    for length, rows in rows_of.items():
+        if rows[-1] - rows[0] == len(rows) - 1:
+            start = starts[rows[0]]
+            groups.append(Group(len(rows), length, slice(start, start + len(rows) * length)))
+        else:
+            places = [place for row in rows for place in range(starts[row], starts[row] + length)]
+            groups.append(Group(len(rows), length, index(places)))
+    return tuple(groups)

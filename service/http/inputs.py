@@ -1,0 +1,65 @@
+"""What becomes of a predict request's `inputs` in its many forms: one task's rows of one or two
+texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters.spec import shown
+from adapters.text import TextInput, check_text
+from service.http.schemas import InvalidRequest
+from service.predictor import Signature
+
+
+def read_inputs(inputs: Any, spec: Signature) -> tuple[list[TextInput], bool]:
+    """`inputs` as one task takes them: its rows, and whether they were a list (so the answer is one
+    too).
+
+    Raises InvalidRequest or InvalidText.
+    """
+    if isinstance(inputs, list):
+        if spec.text_pair and len(inputs) == 2 and all(isinstance(text, str) for text in inputs):
+            return [_row(inputs, spec, "inputs")], False
+        if not inputs:
+            raise InvalidRequest("inputs is an empty list; expected at least one text")
+        return [_row(item, spec, f"inputs[{i}]") for i, item in enumerate(inputs)], True
+    return [_row(inputs, spec, "inputs")], False
+
+
+def _row(item: Any, spec: Signature, name: str) -> TextInput:
+    texts = _texts(item, name)
+    wanted = 2 if spec.text_pair else 1
+    if len(texts) != wanted:
+        expected = 'a pair, such as {"text": …, "text_pair": …}' if spec.text_pair else "one text"
+        raise InvalidRequest(
+            f"{name} holds {len(texts)} text{'s'[: len(texts) - 1]}; task {spec.task!r} expects"
+            f" {expected}"
+        )
+    for part, text in enumerate(texts):
+        check_text(
+            text, name if len(texts) == 1 else f"the {'second' if part else 'first'} text of {name}"
+        )
+    return texts
+
+
+def _texts(item: Any, name: str) -> TextInput:
+    if isinstance(item, str):
+        return (item,)
+    if isinstance(item, dict):
+        unknown = set(item) - {"text", "text_pair"}
+        if unknown or "text" not in item:
+            raise InvalidRequest(
+                f'{name} has the keys {shown(sorted(item))}; expected "text" and perhaps'
+                ' "text_pair"'
+            )
+        texts = [item["text"]] + ([item["text_pair"]] if item.get("text_pair") is not None else [])
+    else:
+        texts = item
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest(
+            f'{name} is {shown(item)}; expected a text, {{"text", "text_pair"}} or a list of one or'
+            " two texts"
+        )
+    if len(texts) not in (1, 2):
+        raise InvalidRequest(f"{name} holds {len(texts)} texts; expected one or two")
+    return (texts[0],) if len(texts) == 1 else (texts[0], texts[1])

@@ -1,0 +1,253 @@
+"""What /openapi.json says beyond the routes' signatures: every error with a true sentence, headers,
+keys, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from adapters import errors as adapter_errors
+from service.batcher import Closed, QueueFull
+from service.http import answers as errors
+from service.http.schemas import DeviceOutOfMemory, InvalidRequest, NotFinite, Problem
+from service.tokenizer import InputTooLong
+
+Document = dict[str, Any]
+
+DESCRIPTION = """
+Every error is answered as `{"error", "error_type"}`: a sentence that names the thing, what was
+found and what was expected. Every answer bears an `X-Request-ID`: the request's own, or one that is
+made; the log has it too.
+
+Where the server listens on a loopback address and no key is set, everybody may predict and write.
+Else writing needs the admin key, and predicting the API key if there is one, each as
+`Authorization: Bearer …`.
+"""
+TAGS = [
+    {"name": "predict", "description": "Texts in, labels and scores out."},
+    {
+        "name": "adapters",
+        "description": "What is served: upload, list, roll back, download, delete.",
+    },
+    {"name": "storage", "description": "What the single copy of the backbone takes and saves."},
+    {"name": "operations", "description": "Alive, ready, measured."},
+    {
+        "name": "open inference protocol",
+        "description": "KServe's and Triton's V2: a task is a model.",
+    },
+]
+
+_WHY = {
+    400: "The body is malformed",
+    401: "No key, or a wrong one",
+    403: "Without an admin key only this machine's own pages and programs may write",
+    404: "No such task or version",
+    409: "It does not go with the task's state",
+    413: "Too much: body, inputs or tokens",
+    422: "A value is not what it should be",
+    429: "The queue is full: try again after Retry-After seconds",
+    503: "Not now: stopping, or the adapter or the store does not work",
+}
+# A sentence of each error, as this service says it; `errors` knows its status and its name.
+_SENTENCES: dict[type[Exception], str] = {
+    errors.MalformedBody: (
+        "the body is not JSON: Input is a zero-length, empty document: line 1 column 1 (char 0); "
+        "expected an object with 'inputs'"
+    ),
+    errors.MissingKey: (
+        "this request bears no key; expected the API key (ADAMIX_API_KEY) as 'Authorization:"
+        " Bearer …'"
+    ),
+    errors.ForeignPage: (
+        "a page of https://example.com asks to write; expected this service's own page"
+    ),
+    adapter_errors.UnknownTask: "there is no task 'sst'; the closest are 'sst2'",
+    adapter_errors.UnknownVersion: (
+        "task 'sst2' has no version 'beef'; expected one of 1c9a3464a366"
+    ),
+    adapter_errors.AmbiguousVersion: (
+        "version '1' of task 'sst2' fits 1c9a3464a366, 17f0bd3e92ac; expected a longer prefix"
+    ),
+    adapter_errors.NoActiveVersion: (
+        "task 'sst2' has no active version; expected one of 1c9a3464a366 to be activated"
+    ),
+    adapter_errors.VersionIsActive: (
+        "version 1c9a3464a366 is the active one of task 'sst2'; "
+        "expected another one to be activated first, or the whole task to be deleted"
+    ),
+    errors.BodyTooLarge: "the request's body has 10000014 bytes or more; expected at most 2097152",
+    errors.TooManyInputs: "the request has 300 inputs for 1 task; expected at most 256 rows in all",
+    InputTooLong: (
+        'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2'
+        " in its parameters)"
+    ),
+    adapter_errors.TooManyWindows: (
+        "input 0 has 30000 tokens or more and takes 322 windows or more; "
+        "expected at most 256, the rows that the request has left for it"
+    ),
+    InvalidRequest: "inputs is an empty list; expected at least one text",
+    adapter_errors.InvalidText: "inputs is empty; expected a text",
+    adapter_errors.InvalidWindow: (
+        "the window's stride is 126; expected less than 126, its tokens of the text"
+    ),
+    adapter_errors.InvalidAdapter: (
+        "the file has 0 bytes; expected a safetensors file, which has at least 8"
+    ),
+    adapter_errors.BackboneMismatch: (
+        "the adapter was made for backbone 'embedded' with fingerprint 000000000000; "
+        "expected 'embedded' with fingerprint 8082ef5ee211"
+    ),
+    QueueFull: errors.QUEUE_FULL,
+    Closed: errors.STOPPING,
+    adapter_errors.DamagedAdapter: (
+        "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
+        " expected 1c9a3464a366…"
+    ),
+    NotFinite: (
+        "version 1c9a3464a366 of task 'sst2' gives logits that are NaN or infinite for input 0, in"
+        " float16; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
+    ),
+    DeviceOutOfMemory: (
+        "the device has no memory for a batch of 64 rows and 16384 tokens, nor for half of it; "
+        "expected shorter texts, or fewer slots (ADAMIX_SLOTS) beside them"
+    ),
+    adapter_errors.StoreError: "the store var/store cannot be written: No space left on device",
+}
+# By error_type: its status and the sentence.
+PROBLEMS = {
+    errors.error_type(kind): (errors.status_of_kind(kind), sentence)
+    for kind, sentence in _SENTENCES.items()
+}
+
+VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActiveVersion")
+ADMIT_PROBLEMS = (*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping")
+PREDICT_PROBLEMS = (
+    *(
+        "MalformedBody",
+        "MissingKey",
+        *ADMIT_PROBLEMS,
+        "BodyTooLarge",
+        "TooManyInputs",
+        "InputTooLong",
+    ),
+    *(
+        "TooManyWindows",
+        "InvalidWindow",
+        "InvalidRequest",
+        "InvalidText",
+        "QueueFull",
+        "NotFinite",
+        "DeviceOutOfMemory",
+    ),
+)
+WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
+
+_HEADERS = {
+    "X-Adapter-Version": ("Which version answered, of each task.", "sst2@1c9a3464a366"),
+    "Server-Timing": (
+        "Milliseconds of each stage.",
+        "queue;dur=0.046, tokenize;dur=0.120, inference;dur=31.526",
+    ),
+    "Retry-After": ("Seconds to wait.", "1"),
+    "WWW-Authenticate": ("How to bear a key.", "Bearer"),
+    "Location": ("Where the file can be had again.", "/adapters/sst2/versions/1c9a3464a366/file"),
+    "X-Total-Count": ("How many tasks fit the search.", "4"),
+    "ETag": ("The file's sha256.", '"1c9a3464a366…"'),
+    "Content-Disposition": (
+        "A name for the file.",
+        'attachment; filename="sst2-1c9a3464a366.safetensors"',
+    ),
+    "X-Request-ID": (
+        "The request's id: its own, or one that was made.",
+        "e0fde5b36e0b4cc9a14af8f0104cceba",
+    ),
+}
+_HEADERS_OF = {401: ("WWW-Authenticate",), 429: ("Retry-After",)}
+JSON = "application/json"
+
+
+def problems(*names: str) -> dict[int | str, Document]:
+    """What a route's documentation says of the errors that it answers, given by error_type."""
+    answers: dict[int | str, Document] = {}
+    for name in names:
+        status, sentence = PROBLEMS[name]
+        answer = answers.setdefault(
+            status, {"model": Problem, **answered(_WHY[status], {}, _HEADERS_OF.get(status, ()))}
+        )
+        answer["content"][JSON]["examples"][name] = {
+            "value": {"error": sentence, "error_type": name}
+        }
+    return answers
+
+
+def answered(
+    description: str,
+    examples: Document | None = None,
+    names: Iterable[str] = (),
+    media_type: str = JSON,
+) -> Document:
+    """What a route's documentation says of one answer: its examples by name, and the headers it
+    surely has."""
+    answer: Document = {
+        "description": description,
+        "headers": {name: _header(name) for name in names},
+    }
+    return (
+        answer if examples is None else answer | {"content": {media_type: {"examples": examples}}}
+    )
+
+
+def body_of(model: type[BaseModel], examples: Document) -> Document:
+    """What a route's documentation says of a JSON body that the route reads by itself."""
+    return {"required": True, "content": {JSON: {"schema": schema_of(model), "examples": examples}}}
+
+
+def schema_of(model: type[BaseModel]) -> Document:
+    """A model's JSON schema, whole: without references to components, which only FastAPI's own
+    models become."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        rest = {key: whole(value) for key, value in node.items() if key != "$ref"}
+        return (
+            whole(parts[node["$ref"].removeprefix("#/$defs/")]) | rest if "$ref" in node else rest
+        )
+
+    answer: Document = whole(schema)
+    return answer
+
+
+def finished(document: Document) -> Document:
+    """FastAPI's document, made true: it promises a 422 of its own form wherever there is a
+    parameter, which no route here answers, and it does not know what the middleware adds."""
+    document["components"].setdefault("headers", {})["X-Request-ID"] = _header("X-Request-ID")
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    for operation in (
+        operation for path in document["paths"].values() for operation in path.values()
+    ):
+        answers = operation["responses"]
+        if "HTTPValidationError" in str(answers.get("422")):
+            del answers["422"]
+        for answer in answers.values():
+            answer.setdefault("headers", {})["X-Request-ID"] = {
+                "$ref": "#/components/headers/X-Request-ID"
+            }
+    return document
+
+
+def _header(name: str) -> Document:
+    description, example = _HEADERS[name]
+    return {
+        "description": description,
+        "required": True,
+        "schema": {"type": "string"},
+        "example": example,
+    }

@@ -1,0 +1,274 @@
+"""/adapters: upload, list, activate, roll back, download, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from adapters.entry import Entry
+from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
+from adapters.file import Summary, parse
+from adapters.spec import shown
+from service.http import examples
+from service.http.answers import MalformedBody, RequestRefused
+from service.http.openapi import WRITE_PROBLEMS, answered, body_of, problems
+from service.http.routes import ADMIN_KEY, Task, Version, service_of
+from service.http.routes.prediction import parse as parse_body
+from service.http.routes.prediction import read_body
+from service.http.schemas import (
+    Activation,
+    AdapterDetail,
+    AdapterInfo,
+    AdapterListed,
+    InvalidRequest,
+)
+from service.http.views import detailed, info, listed
+from service.service import Service
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "As `curl -F file=@sst2.safetensors` sends it.",
+        },
+        "activate": {"type": "boolean", "default": True, "description": "Serve it from now on."},
+    },
+}
+
+
+@router.post(
+    "",
+    summary="Upload an adapter",
+    status_code=201,
+    response_model=AdapterDetail,
+    responses={
+        201: answered("Stored", examples.ADAPTER, ("Location",)),
+        200: {
+            "model": AdapterDetail,
+            **answered("That very file is there already", examples.ADAPTER, ("Location",)),
+        },
+        **problems(
+            *(
+                "MalformedBody",
+                *WRITE_PROBLEMS,
+                "BodyTooLarge",
+                "InvalidAdapter",
+                "BackboneMismatch",
+                "InvalidRequest",
+            ),
+            *("QueueFull", "Stopping"),
+        ),
+    },
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
+    },
+    dependencies=[ADMIN_KEY],
+)
+async def upload(request: Request, response: Response) -> AdapterDetail:
+    """Store an adapter file after checking it: its form, its backbone, and its probe replayed on
+    this server."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    data, activate = await _form(request)
+    adapter = await asyncio.to_thread(parse, data)
+    await service.self_test(adapter)
+    version, new = await asyncio.to_thread(service.store.put, data, activate=activate)
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/adapters/{adapter.spec.task}/versions/{version.short}/file"
+    try:
+        return await asyncio.to_thread(_detail, service, adapter.spec.task)
+    except (UnknownTask, UnknownVersion):
+        # another client deleted it in this very instant: it was stored all the same
+        summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
+        return detailed(
+            service,
+            Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries),
+        )
+
+
+@router.get(
+    "",
+    summary="List the adapters",
+    response_model=list[AdapterListed] | list[AdapterInfo],
+    responses={
+        200: answered("The tasks, by name", examples.ADAPTERS, ("X-Total-Count",)),
+        **problems("InvalidRequest"),
+    },
+)
+def list_adapters(
+    request: Request,
+    response: Response,
+    search: Annotated[
+        str, Query(max_length=64, description="Only tasks with this in their name.")
+    ] = "",
+    offset: Annotated[int, Query(ge=0, description="How many to pass over, by name.")] = 0,
+    limit: Annotated[
+        int | None, Query(ge=1, le=1000, description="How many to answer; by default all.")
+    ] = None,
+    details: Annotated[
+        bool, Query(description="With dev scores, requests since the start and their latency.")
+    ] = False,
+) -> Sequence[AdapterInfo]:
+    """Every task with its active version, by name; `X-Total-Count` says how many fit the search."""
+    service = service_of(request)
+    entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
+    response.headers["X-Total-Count"] = str(len(entries))
+    found: list[AdapterInfo] = []
+    for entry in entries[offset : None if limit is None else offset + limit]:
+        # Deleted since the line above, or rotten on disk, which whoever asks for it is told: the
+        # others are listed.
+        with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
+            found.append(listed(service, entry) if details else info(service, entry))
+    return found
+
+
+@router.get(
+    "/{task}",
+    summary="Show a task",
+    response_model=AdapterDetail,
+    responses={
+        200: answered("The task", examples.ADAPTER),
+        **problems("UnknownTask", "DamagedAdapter"),
+    },
+)
+def show(request: Request, task: Task) -> AdapterDetail:
+    """One task: its spec and all its versions."""
+    return _detail(service_of(request), task)
+
+
+@router.get(
+    "/{task}/versions/{version}/file",
+    summary="Download a version",
+    response_class=Response,
+    responses={
+        200: (
+            answered("The file", None, ("ETag", "Content-Disposition"))
+            | {"content": {"application/octet-stream": {}}}
+        ),
+        **problems("UnknownTask", "UnknownVersion", "AmbiguousVersion", "DamagedAdapter"),
+    },
+)
+def download(request: Request, task: Task, version: Version) -> Response:
+    """The adapter file itself, to the byte."""
+    service = service_of(request)
+    found = service.store.find(task, version)
+    # Read whole, not streamed from its path: a deletion while it is sent must not cut it short.
+    return Response(
+        bytes(service.store.read(task, found)),
+        media_type="application/octet-stream",
+        headers={
+            "ETag": f'"{found.digest}"',
+            "Content-Disposition": f'attachment; filename="{task}-{found.short}.safetensors"',
+        },
+    )
+
+
+@router.post(
+    "/{task}/activate",
+    summary="Roll forward or back",
+    response_model=AdapterDetail,
+    responses={
+        200: answered("The task as it is now", examples.ADAPTER),
+        **problems(
+            *(
+                "MalformedBody",
+                *WRITE_PROBLEMS,
+                "UnknownTask",
+                "UnknownVersion",
+                "AmbiguousVersion",
+                "BodyTooLarge",
+            ),
+            *("InvalidRequest", "DamagedAdapter"),
+        ),
+    },
+    openapi_extra={"requestBody": body_of(Activation, examples.ACTIVATION)},
+    dependencies=[ADMIN_KEY],
+)
+async def activate(request: Request, task: Task) -> AdapterDetail:
+    """Serve a version from now on; rolling back is activating an older one."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    body = parse_body(
+        await read_body(request), Activation, "an activation", "an object with 'version'"
+    )
+    await asyncio.to_thread(service.store.activate, task, body.version)
+    return await asyncio.to_thread(_detail, service, task)
+
+
+@router.delete(
+    "/{task}",
+    summary="Delete a task",
+    status_code=204,
+    responses={204: answered("Deleted"), **problems("UnknownTask", *WRITE_PROBLEMS)},
+    dependencies=[ADMIN_KEY],
+)
+async def delete_task(request: Request, task: Task) -> None:
+    """Delete a task with all its versions; requests under way are answered."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    await asyncio.to_thread(service.store.delete_task, task)
+    service.metrics.forget(task)
+
+
+@router.delete(
+    "/{task}/versions/{version}",
+    summary="Delete a version",
+    status_code=204,
+    responses={
+        204: answered("Deleted"),
+        **problems(
+            "UnknownTask", "UnknownVersion", "AmbiguousVersion", "VersionIsActive", *WRITE_PROBLEMS
+        ),
+    },
+    dependencies=[ADMIN_KEY],
+)
+async def delete_version(request: Request, task: Task, version: Version) -> None:
+    """Delete one version that is not active."""
+    service = service_of(request)
+    service.guard.check_write(request.headers)
+    await asyncio.to_thread(service.store.delete_version, task, version)
+    if task not in service.store:  # that was its last one
+        service.metrics.forget(task)
+
+
+async def _form(request: Request) -> tuple[bytes, bool]:
+    """The upload's file and its `activate`; one file and few fields, so that a flood of parts ends
+    early."""
+    try:
+        async with request.form(max_files=1, max_fields=4) as form:
+            file, activate = form.get("file"), form.get("activate", "true")
+            unknown = sorted(set(form) - {"file", "activate"})
+            if unknown:  # a misspelt 'activate' must not be missed
+                raise InvalidRequest(
+                    f"the form has the field {shown(unknown[0])}; expected 'file' and perhaps"
+                    " 'activate'"
+                )
+            if not isinstance(file, UploadFile):
+                raise MalformedBody(
+                    "the form has no file 'file'; expected multipart/form-data with an adapter file"
+                )
+            if activate not in ("true", "false"):
+                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false")
+            return await file.read(), activate == "true"
+    except RequestRefused:
+        raise
+    except HTTPException as error:
+        raise MalformedBody(
+            f"the body is not a form: {error.detail}; expected multipart/form-data"
+        ) from None
+
+
+def _detail(service: Service, task: str) -> AdapterDetail:
+    return detailed(service, service.store.entry(task))

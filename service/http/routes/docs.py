@@ -1,0 +1,41 @@
+"""GET /docs: the API with forms to try. Swagger UI's files come from a package, so it works without
+the internet."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
+
+from service.http.routes.page import HEADERS, STATIC
+
+# Of the package only the files are used: its own page has inline code.
+SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
+PARTS = ("swagger-ui-bundle.js", "swagger-ui.css")
+# Swagger UI's icons are data: addresses in its style sheet; it makes markup of Markdown, which
+# trusted types would forbid.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src"
+    " 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+def docs() -> FileResponse:
+    """The page."""
+    return FileResponse(
+        STATIC / "docs.html", headers={**HEADERS, "Content-Security-Policy": POLICY}
+    )
+
+
+@router.get("/docs/{name}")
+def part(name: str) -> FileResponse:
+    """Swagger UI's script or style sheet."""
+    if name not in PARTS:
+        raise HTTPException(404)
+    return FileResponse(SWAGGER / name, headers=HEADERS)

@@ -1,0 +1,70 @@
+"""Alive, ready, measured: what orchestrators and Prometheus ask."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+
+from service.http.examples import METRICS, one
+from service.http.openapi import answered, problems
+from service.http.routes import service_of
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get(
+    "/health", summary="Alive", responses={200: answered("Alive", one({"status": "alive"}))}
+)
+async def health() -> dict[str, str]:
+    """Whether the process is alive."""
+    return {"status": "alive"}
+
+
+@router.get(
+    "/ready",
+    summary="Ready to predict",
+    responses={
+        200: answered("Ready", one({"status": "ready", "backbone": "embedded", "tasks": 4})),
+        **problems("Stopping"),
+    },
+)
+async def ready(request: Request) -> dict[str, str | int]:
+    """Whether the service can predict: not once it has been asked to stop."""
+    service = service_of(request)
+    service.check_ready()
+    return {
+        "status": "ready",
+        "backbone": service.backbone.reference.name,
+        "tasks": len(service.store),
+    }
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses={200: answered("The samples", METRICS, media_type="text/plain")},
+)
+def metrics(
+    request: Request,
+    names: Annotated[
+        list[str],
+        Query(
+            alias="name[]",
+            description=(
+                "Only these samples of what is counted and timed; a page asks often, for few."
+            ),
+        ),
+    ] = [],  # noqa: B006  # FastAPI copies it
+) -> Response:
+    """Prometheus' (or, if asked for, OpenMetrics') text format."""
+    try:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # prometheus_client, of a version in Accept that is no number
+        encode, content_type = choose_encoder("")
+    registry = service_of(request).metrics.registry
+    shown = registry.restricted_registry(names) if names else registry
+    return Response(encode(shown), media_type=content_type)

@@ -1,0 +1,34 @@
+"""GET /storage: what the single copy takes and saves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from service.http import examples
+from service.http.openapi import answered, problems
+from service.http.routes import service_of
+from service.http.schemas import Storage
+
+router = APIRouter(tags=["storage"])
+
+
+@router.get(
+    "/storage",
+    summary="What one backbone saves",
+    response_model=Storage,
+    responses={
+        200: answered("Bytes, and how they add up", examples.STORAGE),
+        **problems("InvalidRequest"),
+    },
+)
+def storage(
+    request: Request,
+    adapters: Annotated[
+        bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")
+    ] = True,
+) -> Storage:
+    """Bytes of the backbone, of each adapter and of all; what a full copy per task would take; what
+    is saved."""
+    return service_of(request).storage(listed=adapters)

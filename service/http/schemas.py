@@ -1,0 +1,248 @@
+"""Request and response models, and what becomes of logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
+
+from adapters.errors import AdaMixError
+from adapters.spec import AdapterSpec, ProblemType
+from service.windows import TRUNCATED, Window
+
+
+class InvalidRequest(AdaMixError):
+    """A request whose fields are not what they should be."""
+
+
+class NotFinite(AdaMixError):
+    """Logits that are no finite numbers: the adapter overflows on a text, in the dtype that it runs
+    in."""
+
+
+class DeviceOutOfMemory(AdaMixError):
+    """The device has too little memory for a batch even in halves."""
+
+
+Function = Literal["softmax", "sigmoid", "none"]
+
+# What check_text allows: no control characters, and not white space alone.
+_CONTROL = r"\u0000-\u0008\u000e-\u001f\u007f"
+_TEXT = {
+    "type": "string",
+    "minLength": 1,
+    "pattern": rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$",
+}
+_PAIR = {
+    "type": "object",
+    "properties": {"text": _TEXT, "text_pair": {"anyOf": [_TEXT, {"type": "null"}]}},
+    "required": ["text"],
+    "additionalProperties": False,
+}
+_INPUTS = {
+    "description": (
+        'A text; {"text", "text_pair"}; or a list of either, or of ["a"] and ["a", "b"]. A flat'
+        " list of two texts is one pair for a task that takes pairs, else a batch of two."
+    ),
+    "anyOf": [
+        _TEXT,
+        _PAIR,
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "anyOf": [
+                    _TEXT,
+                    _PAIR,
+                    {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 2},
+                ]
+            },
+        },
+    ],
+    "examples": ["a charming and often affecting journey"],
+}
+
+
+class Parameters(BaseModel):
+    """Hugging Face's parameters of text classification, and `window`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: StrictInt | None = Field(
+        None,
+        description="How many labels to answer; by default all.",
+        json_schema_extra={"minimum": 1},
+    )
+    function_to_apply: Function | None = Field(
+        None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
+    )
+    window: Window | None = None
+
+
+class PredictRequest(BaseModel):
+    """The body of /predict; `raw_scores` and `truncation_direction` are
+    text-embeddings-inference's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Annotated[Any, WithJsonSchema(_INPUTS)]
+    parameters: Parameters | None = None
+    truncate: bool | None = Field(
+        None, description="Cut inputs that are too long instead of refusing them."
+    )
+    raw_scores: bool | None = Field(None, description='As function_to_apply "none".')
+    truncation_direction: Literal["Right", "right", "Left", "left"] | None = Field(
+        None,
+        description="Only the right end can be cut: left is refused where something is to be cut.",
+    )
+    options: dict[str, JsonValue] | None = Field(
+        None, description="Hugging Face's API options: taken, not used."
+    )
+
+    @property
+    def window(self) -> Window | None:
+        return self.parameters.window if self.parameters is not None else None
+
+    @model_validator(mode="after")
+    def _cut_on_the_right(self) -> Self:
+        if self.truncate and self.window is not None:
+            raise ValueError(TRUNCATED)
+        if self.truncate and self.truncation_direction in ("Left", "left"):
+            raise ValueError(
+                f"truncation_direction is {self.truncation_direction!r}; expected 'right' where"
+                " truncate is true"
+            )
+        return self
+
+    def function(self, problem_type: ProblemType) -> Function:
+        """What turns logits into scores."""
+        if self.parameters is not None and self.parameters.function_to_apply is not None:
+            return self.parameters.function_to_apply
+        return "none" if self.raw_scores else default_function(problem_type)
+
+
+class Score(BaseModel):
+    """One label of an answer."""
+
+    label: str
+    score: float
+
+
+class Problem(BaseModel):
+    """Every error's body."""
+
+    error: str = Field(description="One sentence: the thing, what was found, what was expected.")
+    error_type: str
+
+
+class VersionInfo(BaseModel):
+    version: str
+    bytes: int
+    created: str
+    active: bool
+
+
+class AdapterInfo(BaseModel):
+    """One task's adapter as listed; `version` is the active one, `tier` where its weights are
+    now."""
+
+    task: str
+    version: str | None
+    labels: list[str]
+    problem_type: ProblemType
+    text_pair: bool
+    bytes: int
+    parameters: int
+    created: str
+    tier: Literal["device", "host", "disk"]
+
+
+class Latency(BaseModel):
+    """In seconds, of a task's last 256 answers, each from the request's body to its answer."""
+
+    p50: float
+    p99: float
+
+
+class AdapterListed(AdapterInfo):
+    """What `details=true` adds to a list: the trainer's word in the file, and what this server saw
+    since it started."""
+
+    dev_scores: dict[str, float]
+    requests: int
+    latency: Latency | None = Field(description="null until the task has answered.")
+
+
+class AdapterDetail(AdapterInfo):
+    spec: AdapterSpec
+    versions: list[VersionInfo]
+
+
+class Activation(BaseModel):
+    """The body of POST /adapters/{task}/activate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(
+        min_length=1, max_length=64, description="A version or the beginning of one."
+    )
+
+
+class AdapterBytes(BaseModel):
+    task: str
+    version: str | None
+    bytes: int
+
+
+class Storage(BaseModel):
+    """What one copy of the backbone saves; all sizes in bytes."""
+
+    backbone: str
+    dtype: str
+    tasks: int
+    backbone_bytes: int
+    adapters_bytes: int
+    total_bytes: int
+    full_copies_bytes: int = Field(description="Every task with a backbone and a head of its own.")
+    saved_bytes: int
+    ratio: float = Field(description="full_copies_bytes / total_bytes")
+    adapters: list[AdapterBytes]
+
+
+def default_function(problem_type: ProblemType) -> Function:
+    """What turns logits into scores where the client asks for nothing else."""
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" else "softmax"
+
+
+def scored(
+    logits: list[float], labels: tuple[str, ...], function: Function, top_k: int | None
+) -> list[dict[str, Any]]:
+    """Logits → `[{"label", "score"}]`, best first: by the logits, since scores may saturate at 0 or
+    1."""
+    if function == "softmax":
+        top = max(logits)
+        powers = [math.exp(value - top) for value in logits]
+        total = sum(powers)
+        scores = [power / total for power in powers]
+    elif function == "sigmoid":
+        scores = [_sigmoid(value) for value in logits]
+    else:
+        scores = logits
+    best = sorted(range(len(labels)), key=lambda i: -logits[i])
+    return [{"label": labels[i], "score": scores[i]} for i in best[:top_k]]
+
+
+def _sigmoid(x: float) -> float:
+    # never exp of a large number
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

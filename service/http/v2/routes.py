@@ -1,0 +1,226 @@
+"""/v2: the Open Inference Protocol, so that KServe's and Triton's clients work unchanged. A task is
+a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.http import examples
+from service.http.answers import MalformedBody
+from service.http.openapi import (
+    ADMIT_PROBLEMS,
+    PREDICT_PROBLEMS,
+    VERSION_PROBLEMS,
+    answered,
+    body_of,
+    problems,
+)
+from service.http.routes import API_KEY, Task, Version, service_of
+from service.http.routes.prediction import check_rows, counted, parse, predicted, read_body
+from service.http.v2 import tensors
+from service.http.v2.schemas import (
+    EXTENSIONS,
+    IndexEntry,
+    IndexRequest,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ModelReady,
+    ServerMetadata,
+    model_metadata,
+)
+from service.predictor import Desk
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+model = APIRouter()  # of one task: included once for its active version and once for a pinned one
+
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BODY = body_of(InferRequest, examples.INFER)
+_BODY["content"] |= _BINARY
+_JSON_LENGTH = {
+    "name": JSON_LENGTH,
+    "in": "header",
+    "required": False,
+    "description": "Where the JSON ends and binary tensors begin.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_INFERRED = answered("The tensors", examples.INFERRED, ("X-Adapter-Version", "Server-Timing"))
+_INFERRED["content"] |= _BINARY
+_INFERRED["headers"][JSON_LENGTH] = {
+    "description": "Where the JSON ends, if binary tensors follow it.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
+@router.get(
+    "",
+    summary="Server metadata",
+    response_model=ServerMetadata,
+    responses={200: answered("The server", examples.SERVER)},
+)
+async def server_metadata(request: Request) -> ServerMetadata:
+    """This server's name, version and extensions."""
+    return ServerMetadata(
+        name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS)
+    )
+
+
+@router.get(
+    "/health/live",
+    summary="Server live",
+    responses={200: answered("Alive", examples.one({"live": True}))},
+)
+async def live() -> dict[str, bool]:
+    """Whether the process is alive."""
+    return {"live": True}
+
+
+@router.get(
+    "/health/ready",
+    summary="Server ready",
+    responses={200: answered("Ready", examples.one({"ready": True})), **problems("Stopping")},
+)
+async def ready(request: Request) -> dict[str, bool]:
+    """Whether the service can predict."""
+    service_of(request).check_ready()
+    return {"ready": True}
+
+
+@router.post(
+    "/repository/index",
+    summary="Repository index",
+    response_model=list[IndexEntry],
+    responses={
+        200: answered("The versions", examples.INDEX),
+        **problems("MalformedBody", "BodyTooLarge", "InvalidRequest"),
+    },
+    openapi_extra={
+        "requestBody": body_of(IndexRequest, examples.one({"ready": True})) | {"required": False}
+    },
+)
+async def index(request: Request) -> list[IndexEntry]:
+    """Every version of every task: each can be asked for, so each is ready."""
+    body = await read_body(request)
+    if body.strip():
+        parse(body, IndexRequest, "an index request", "an object, perhaps with 'ready'")
+    return [
+        IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
+        for entry in service_of(request).store.entries()
+        for version in entry.versions
+    ]
+
+
+def _asked_version(request: Request) -> str | None:
+    return request.path_params.get("version")
+
+
+def _pinned(version: Version) -> None:
+    """Documents what `_asked_version` reads."""
+
+
+AskedVersion = Annotated[str | None, Depends(_asked_version)]
+
+
+@model.get(
+    "",
+    summary="Model metadata",
+    response_model=ModelMetadata,
+    responses={
+        200: answered("The model", examples.MODEL),
+        **problems(*VERSION_PROBLEMS, "DamagedAdapter"),
+    },
+)
+def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetadata:
+    """What a task takes and answers; its labels, in the order of the logits, are among the
+    parameters."""
+    store = service_of(request).store
+    found = store.find(task, version)
+    versions = [known.short for known in store.entry(task).versions]
+    return model_metadata(store.summary(task, found.digest).spec, found.short, versions)
+
+
+@model.get(
+    "/ready",
+    summary="Model ready",
+    response_model=ModelReady,
+    responses={
+        200: answered("Ready", examples.one({"name": "sst2", "ready": True})),
+        **problems(*ADMIT_PROBLEMS),
+    },
+)
+async def model_ready(request: Request, task: Task, version: AskedVersion) -> ModelReady:
+    """Whether a task can predict: its file is read if it is not in memory yet."""
+    service = service_of(request)
+    service.check_ready()
+    await service.admit(task, version)
+    return ModelReady(name=task, ready=True)
+
+
+@model.post(
+    "/infer",
+    summary="Infer",
+    response_model=InferResponse,
+    responses={200: _INFERRED, **problems(*PREDICT_PROBLEMS)},
+    openapi_extra={"parameters": [_JSON_LENGTH], "requestBody": _BODY},
+    dependencies=[API_KEY],
+)
+async def infer(request: Request, task: Task, version: AskedVersion) -> Response:
+    """Classify or score the texts of `text`, or the pairs of `text` and `text_pair`.
+
+    `label` and `score` are each row's best; `logits` has all. For a regression task `score` is the
+    value, `label` its name. For a multi-label task every label has a probability of its own: ask
+    for `score` as a `classification`, or take `logits`.
+    """
+    with counted(request, [task]) as desk:
+        return await _infer(request, desk, task, version)
+
+
+async def _infer(request: Request, desk: Desk[Any], task: str, version: str | None) -> Response:
+    content, binary = _split(await read_body(request), request.headers.get(JSON_LENGTH))
+    body = parse(content, InferRequest, "an infer request", "an object with 'inputs'")
+    adapter = await desk.admit(task, version)
+    wanted = tensors.wanted_outputs(body, adapter.spec)
+    check_rows(desk, tensors.count_rows(body, adapter.spec))
+    texts = tensors.read_texts(body, binary, adapter.spec)
+    prediction = await predicted(
+        request, desk, [(adapter, texts)], truncate=body.truncate, window=body.window
+    )
+
+    (logits,) = prediction.logits
+    head = {"model_name": task, "model_version": adapter.version} | (
+        {} if body.id is None else {"id": body.id}
+    )
+    outputs = [tensors.output(output, logits, adapter.spec) for output in wanted]
+    answer, json_length = tensors.encode(head, wanted, outputs)
+    if json_length is None:
+        return Response(answer, headers=prediction.headers, media_type="application/json")
+    headers = {**prediction.headers, JSON_LENGTH: str(json_length)}
+    return Response(answer, headers=headers, media_type="application/octet-stream")
+
+
+def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes | None]:
+    """A body's JSON, and the binary data after it; None where no header says that there may be
+    any."""
+    if json_length is None:
+        return body, None
+    length = (
+        int(json_length)
+        if json_length.isascii() and json_length.isdigit() and len(json_length) < 16
+        else None
+    )
+    if length is None or length > len(body):
+        raise MalformedBody(
+            f"{JSON_LENGTH} is {json_length[:40]!r}; expected the length of the body's JSON, at"
+            f" most {len(body)} bytes"
+        )
+    return body[:length], body[length:]
+
+
+router.include_router(model, prefix="/models/{task}")
+router.include_router(
+    model, prefix="/models/{task}/versions/{version}", dependencies=[Depends(_pinned)]
+)

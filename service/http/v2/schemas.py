@@ -1,0 +1,214 @@
+"""The Open Inference Protocol V2 (KServe, Triton): what its requests and answers look like.
+
+Unknown *parameters* are taken and not used, as the protocol leaves them to extensions and clients
+send their own (MLServer's `content_type`, Triton's `priority`); unknown *keys* are refused, for a
+misspelt one would be missed silently.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adapters.spec import AdapterSpec, ProblemType
+from service.predictor import Signature
+from service.windows import AGGREGATE, STRIDE, TRUNCATED, Aggregate, Window
+
+EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "parameters")
+PLATFORM = "adamix_adapter"
+TEXT, PAIR = "text", "text_pair"
+Datatype = Literal["BYTES", "FP32"]
+LABEL, SCORE, LOGITS = "label", "score", "logits"
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+class InputParameters(_Parameters):
+    binary_data_size: int | None = Field(
+        None, ge=0, description="Bytes of this tensor after the JSON."
+    )
+    shared_memory_region: None = Field(None, description="Not supported.")
+
+
+class InputTensor(_Object):
+    name: str = Field(json_schema_extra={"enum": [TEXT, PAIR]})
+    shape: list[Annotated[int, Field(ge=0)]] = Field(
+        json_schema_extra={"minItems": 1, "maxItems": 1}
+    )
+    datatype: str = Field(json_schema_extra={"enum": ["BYTES"]})
+    parameters: InputParameters | None = None
+    data: Any = Field(
+        None,
+        description="The texts, where they are not binary.",
+        json_schema_extra={"type": ["array", "null"], "items": {"type": "string"}},
+    )
+
+
+class OutputParameters(_Parameters):
+    classification: int | None = Field(
+        None,
+        description='Answer the best so many labels as "value:index:label".',
+        json_schema_extra={"minimum": 1},
+    )
+    binary_data: bool | None = Field(None, description="Answer this tensor after the JSON.")
+    shared_memory_region: None = Field(None, description="Not supported.")
+
+
+class RequestedOutput(_Object):
+    name: str = Field(json_schema_extra={"enum": [LABEL, SCORE, LOGITS]})
+    parameters: OutputParameters | None = None
+
+
+class RequestParameters(_Parameters):
+    truncate: bool | None = Field(
+        None, description="Cut texts that are too long instead of refusing them."
+    )
+    window_stride: int | None = Field(
+        None, ge=0, description=f"With windows, as window_aggregate. {STRIDE}"
+    )
+    window_aggregate: Aggregate | None = Field(
+        None, description=f"Answer long texts by windows. {AGGREGATE}"
+    )
+    binary_data_output: bool | None = Field(
+        None, description="Answer every tensor after the JSON unless it says otherwise."
+    )
+
+    @property
+    def window(self) -> Window | None:
+        if self.window_stride is None and self.window_aggregate is None:
+            return None
+        return Window(stride=self.window_stride, aggregate=self.window_aggregate or "mean")
+
+    @model_validator(mode="after")
+    def _windows_or_cuts(self) -> Self:
+        if self.truncate and self.window is not None:
+            raise ValueError(TRUNCATED)
+        return self
+
+
+class InferRequest(_Object):
+    """The JSON of an infer request."""
+
+    id: str | None = Field(None, description="Answered as it is.")
+    model_name: str | None = Field(None, description="Taken, not used: the path says it.")
+    model_version: str | None = Field(None, description="Taken, not used: the path says it.")
+    parameters: RequestParameters | None = None
+    inputs: list[InputTensor] = Field(min_length=1)
+    outputs: list[RequestedOutput] | None = Field(None, description="By default all.")
+
+    @property
+    def truncate(self) -> bool:
+        return self.parameters is not None and bool(self.parameters.truncate)
+
+    @property
+    def window(self) -> Window | None:
+        return self.parameters.window if self.parameters is not None else None
+
+    @property
+    def binary_by_default(self) -> bool:
+        return self.parameters is not None and bool(self.parameters.binary_data_output)
+
+
+class OutputTensor(BaseModel):
+    name: str
+    datatype: Datatype
+    shape: list[int]
+    data: list[str] | list[float] | None = None
+    parameters: dict[str, int] | None = Field(
+        None, description="binary_data_size, where the data stand after the JSON."
+    )
+
+
+class InferResponse(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class ModelParameters(BaseModel):
+    """What the protocol has no field for: of the version asked for, or else the active one."""
+
+    version: str
+    labels: list[str] = Field(description="In the order of the logits.")
+    problem_type: ProblemType
+    max_length: int
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    parameters: ModelParameters
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool
+
+
+class IndexRequest(_Object):
+    ready: bool | None = Field(
+        None, description="Only models that are ready; here every version is."
+    )
+
+
+class IndexEntry(BaseModel):
+    name: str
+    version: str
+    state: Literal["READY"]
+    reason: str
+
+
+def model_metadata(spec: AdapterSpec, version: str, versions: list[str]) -> ModelMetadata:
+    """What one version of a task takes and answers."""
+    outputs: list[tuple[str, Datatype, list[int]]] = [
+        (LABEL, "BYTES", [-1]),
+        (SCORE, "FP32", [-1]),
+        (LOGITS, "FP32", [-1, len(spec.labels)]),
+    ]
+    return ModelMetadata(
+        name=spec.task,
+        versions=versions,
+        platform=PLATFORM,
+        inputs=[
+            TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in input_names(spec)
+        ],
+        outputs=[
+            TensorMetadata(name=name, datatype=kind, shape=shape) for name, kind, shape in outputs
+        ],
+        parameters=ModelParameters(
+            version=version,
+            labels=list(spec.labels),
+            problem_type=spec.problem_type,
+            max_length=spec.max_length,
+        ),
+    )
+
+
+def input_names(spec: Signature) -> tuple[str, ...]:
+    """The input tensors that a task takes."""
+    return (TEXT, PAIR) if spec.text_pair else (TEXT,)

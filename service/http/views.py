@@ -1,0 +1,90 @@
+"""What /adapters says of a task: in the list, in the list with details, by itself."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Any
+
+from adapters.entry import Entry, Version
+from adapters.file import Summary
+from adapters.spec import AdapterSpec
+from service.http.schemas import AdapterDetail, AdapterInfo, AdapterListed, Latency, VersionInfo
+from service.service import Service
+
+
+def info(service: Service, entry: Entry) -> AdapterInfo:
+    """As listed. Raises as `Store.summary`."""
+    return AdapterInfo(**_fields(service, entry))
+
+
+def listed(service: Service, entry: Entry) -> AdapterListed:
+    """As listed with details. Raises as `Store.summary`."""
+    spec = _summary(service, entry).spec
+    metrics = service.metrics
+    quantiles = metrics.latencies.quantiles(entry.task, 0.5, 0.99)
+    return AdapterListed(
+        **_fields(service, entry),
+        dev_scores=_dev_scores(spec),
+        requests=metrics.requests_of[entry.task],
+        latency=None if quantiles is None else Latency(p50=quantiles[0], p99=quantiles[1]),
+    )
+
+
+def detailed(service: Service, entry: Entry) -> AdapterDetail:
+    """By itself, with its spec and all its versions. Raises as `Store.summary`."""
+    versions = [
+        VersionInfo(
+            version=v.short, bytes=v.bytes, created=_date(v), active=v.digest == entry.active
+        )
+        for v in entry.versions
+    ]
+    return AdapterDetail(
+        **_fields(service, entry), spec=_summary(service, entry).spec, versions=versions
+    )
+
+
+def _fields(service: Service, entry: Entry) -> dict[str, Any]:
+    shown = _shown_version(entry)
+    summary = _summary(service, entry)
+    spec = summary.spec
+    return {
+        "task": entry.task,
+        "version": entry.active_version.short if entry.active_version else None,
+        "labels": list(spec.labels),
+        "problem_type": spec.problem_type,
+        "text_pair": spec.text_pair,
+        "bytes": shown.bytes,
+        "parameters": summary.parameters,
+        "created": _date(shown),
+        "tier": service.tier(entry),
+    }
+
+
+def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
+    """What the trainer wrote into the file, as far as it is numbers: `training` is free text to the
+    format."""
+    scores = spec.training.get("dev_scores")
+    named = scores.items() if isinstance(scores, dict) else ()
+    numbers = {
+        name: float(value)
+        for name, value in named
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _summary(service: Service, entry: Entry) -> Summary:
+    digest = _shown_version(entry).digest
+    return entry.summaries.get(digest) or service.store.summary(entry.task, digest)
+
+
+def _shown_version(entry: Entry) -> Version:
+    """The active version, or the newest where none is."""
+    return entry.active_version or entry.versions[-1]
+
+
+def _date(version: Version) -> str:
+    return datetime.datetime.fromtimestamp(version.created, datetime.UTC).isoformat(
+        timespec="seconds"
+    )

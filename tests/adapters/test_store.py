@@ -1,0 +1,494 @@
+"""The store: versions by task in a folder, whole at every moment and after every end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from adapters.backbone import Backbone
+from adapters.errors import (
+    AmbiguousVersion,
+    DamagedAdapter,
+    InvalidAdapter,
+    NoActiveVersion,
+    StoreError,
+    UnknownTask,
+    UnknownVersion,
+    VersionIsActive,
+)
+from adapters.file import Adapter, parse
+from adapters.store import Store
+from tests.tiny import random_adapter
+
+
+@pytest.fixture(scope="module")
+def files(bert: Backbone) -> list[bytes]:
+    """Three versions of the task sst2."""
+    return [
+        random_adapter(bert, "sst2", ["negative", "positive"], bottleneck=2, seed=seed)[2]
+        for seed in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def mrpc(bert: Backbone) -> bytes:
+    return random_adapter(bert, "mrpc", ["0", "1"], text_pair=True)[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """Every file of a store but its lock."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
+
+
+def test_put_then_get(store: Store, files: list[bytes]) -> None:
+    """What was put is got, as the active version, under the sha256 of its bytes."""
+    version, new = store.put(files[0])
+    adapter = store.get("sst2")
+    assert new
+    assert adapter.digest == version.digest == store.find("sst2").digest == parse(files[0]).digest
+    assert adapter.spec.labels == ("negative", "positive")
+    assert store.path("sst2", version.digest).read_bytes() == files[0]
+    assert version.bytes == len(files[0])
+
+
+def test_put_twice(store: Store, files: list[bytes]) -> None:
+    """The same file again is not new and makes no second version."""
+    first, _ = store.put(files[0])
+    again, new = store.put(files[0])
+    assert not new
+    assert again == first
+    assert len(store.entry("sst2").versions) == 1
+
+
+def test_activation(store: Store, files: list[bytes]) -> None:
+    """A put activates unless told not to, and a rollback is activating an older version."""
+    a, b, c = (store.put(data, activate=i < 2)[0] for i, data in enumerate(files))
+    assert store.find("sst2") == b
+    assert store.get("sst2", c.digest).digest == c.digest
+    assert store.activate("sst2", a.short) == a
+    assert store.get("sst2").digest == a.digest
+    store.put(files[1])
+    assert store.find("sst2") == b
+
+
+def test_no_active_version(store: Store, files: list[bytes]) -> None:
+    """A task with inactive versions only says which of them could be activated."""
+    version, _ = store.put(files[0], activate=False)
+    with pytest.raises(
+        NoActiveVersion,
+        match=f"'sst2' has no active version; expected one of {version.short} to be",
+    ):
+        store.get("sst2")
+
+
+def test_listing(store: Store, files: list[bytes], mrpc: bytes) -> None:
+    """Tasks are listed by name, their versions oldest first."""
+    versions = [store.put(data)[0] for data in files]
+    store.put(mrpc)
+    assert [entry.task for entry in store.entries()] == ["mrpc", "sst2"]
+    assert store.entry("sst2").versions == tuple(versions)
+    assert store.entry("sst2").active == versions[-1].digest
+    assert len(store) == 2
+
+
+def test_summary(store: Store, files: list[bytes]) -> None:
+    """A summary tells the spec and the number of parameters."""
+    adapter = parse(files[0])
+    store.put(files[0])
+    assert store.summary("sst2", adapter.digest).spec == adapter.spec
+    assert store.summary("sst2", adapter.digest).parameters == adapter.parameters
+
+
+def test_prefixes(store: Store, files: list[bytes]) -> None:
+    """A prefix finds the one version it fits; one that fits several, or none, is refused with those
+    there are."""
+    versions = [store.put(data)[0] for data in files]
+    for version in versions:
+        assert store.find("sst2", version.digest) == store.find("sst2", version.short) == version
+    for unknown in ("", "zzzz", versions[0].digest[:40] + "x", "../sst2"):
+        with pytest.raises(
+            UnknownVersion,
+            match=rf"'sst2' has no version '{unknown}'; expected one of {versions[0].short}, ",
+        ):
+            store.find("sst2", unknown)
+
+
+def test_ambiguous_prefix(store: Store, bert: Backbone) -> None:
+    """A prefix that fits two versions names both and asks for more."""
+    for seed in range(17):  # more versions than hex digits: two of them begin alike
+        store.put(random_adapter(bert, "t", ["a", "b"], bottleneck=1, seed=seed)[2])
+    first = [version.digest[0] for version in store.entry("t").versions]
+    digit = next(d for d in first if first.count(d) > 1)
+    both = ", ".join(v.short for v in store.entry("t").versions if v.digest[0] == digit)
+    with pytest.raises(
+        AmbiguousVersion,
+        match=f"version '{digit}' of task 't' fits {both}; expected a longer prefix",
+    ):
+        store.get("t", digit)
+
+
+def test_unknown_tasks(store: Store, files: list[bytes], mrpc: bytes) -> None:
+    """An unknown task is refused with the closest names, or with those there are."""
+    with pytest.raises(UnknownTask, match="there is no task 'sst2'; the store is empty"):
+        store.get("sst2")
+    store.put(files[0])
+    store.put(mrpc)
+    with pytest.raises(UnknownTask, match=r"there is no task 'sst3'; the closest are 'sst2'$"):
+        store.get("sst3")
+    for odd in ("../sst2", "sst2/active", "x" * 1000, "", "SST2\n\0"):
+        with pytest.raises(UnknownTask, match=r"there is no task .*'sst2'"):
+            store.get(odd)
+
+
+def test_deletion(store: Store, files: list[bytes]) -> None:
+    """An inactive version can be deleted, the active one only with its whole task."""
+    a, b, _ = (store.put(data)[0] for data in files)
+    assert store.delete_version("sst2", a.short) == a
+    with pytest.raises(UnknownVersion):
+        store.get("sst2", a.digest)
+    assert not store.path("sst2", a.digest).exists()
+    with pytest.raises(
+        VersionIsActive, match="is the active one of task 'sst2'; expected another one"
+    ):
+        store.delete_version("sst2", store.find("sst2").digest)
+    store.delete_task("sst2")
+    for task in ("get", "delete_task"):
+        with pytest.raises(UnknownTask):
+            getattr(store, task)("sst2")
+    assert not (store.folder / "sst2").exists()
+    assert store.put(files[1]) == (store.find("sst2", b.digest), True)
+
+
+def test_the_last_version_takes_its_task_along(store: Store, files: list[bytes]) -> None:
+    """Deleting the only version of a task with none active deletes the task."""
+    version, _ = store.put(files[0], activate=False)
+    store.delete_version("sst2", version.digest)
+    assert store.entries() == []
+
+
+def test_reopening(store: Store, files: list[bytes], mrpc: bytes) -> None:
+    """A store opened anew has the same tasks, versions and active ones."""
+    for data in (*files, mrpc):
+        store.put(data)
+    store.activate("sst2", store.entry("sst2").versions[1].digest)
+    again = Store(store.folder)
+    assert again.entries() == store.entries()
+    assert again.get("sst2").digest == parse(files[1]).digest
+
+
+def test_an_adapter_in_hand_outlives_its_deletion(store: Store, files: list[bytes]) -> None:
+    """A parsed adapter stays whole when its file is deleted."""
+    store.put(files[0])
+    adapter = store.get("sst2")
+    store.delete_task("sst2")
+    assert all(tensor.isfinite().all() for tensor in adapter.tensors.values())
+
+
+def test_memory_is_bounded(tmp_path: Path, files: list[bytes]) -> None:
+    """Parsed adapters beyond the cache's bytes leave memory, least recently used first, and load
+    again."""
+    store = Store(tmp_path, cache_bytes=2 * len(files[0]) + 100)
+    a, b, c = (store.put(data)[0].digest for data in files)
+    assert [store.cached(digest) for digest in (a, b, c)] == [False, True, True]
+    store.get("sst2", b)
+    store.get("sst2", a)
+    assert [store.cached(digest) for digest in (a, b, c)] == [True, True, False]
+    assert store.get("sst2", c).digest == c
+
+
+DAMAGES = {
+    "a bit": lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:],
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda _: b"",
+    "garbage": lambda data: b"x" * len(data),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files(store: Store, files: list[bytes], mrpc: bytes, damage: str) -> None:
+    """A version that rotted on disk is refused as damaged, the others go on, and uploading it again
+    mends it."""
+    version, _ = store.put(files[0])
+    store.put(files[1], activate=False)
+    store.put(mrpc)
+    path = store.path("sst2", version.digest)
+    path.write_bytes(DAMAGES[damage](files[0]))
+    again = Store(store.folder)
+    with pytest.raises(
+        DamagedAdapter, match=f"version {version.short} of task 'sst2' is damaged on disk: "
+    ):
+        again.get("sst2")
+    assert again.get("mrpc").spec.task == "mrpc"
+    assert again.get("sst2", parse(files[1]).digest).version == parse(files[1]).version
+    again.put(files[0])
+    assert Store(store.folder).get("sst2").digest == version.digest
+
+
+@pytest.mark.parametrize(
+    "entries", [{}, {"up.bias": 3}, {"up.bias": {"dtype": "F16", "shape": [2]}}, None]
+)
+def test_damaged_headers(
+    store: Store, files: list[bytes], entries: dict[str, object] | None
+) -> None:
+    """A summary of a file whose header rotted is refused as damaged."""
+    version, _ = store.put(files[0])
+    metadata = json.loads(files[0][8 : 8 + int.from_bytes(files[0][:8], "little")])["__metadata__"]
+    header = (
+        b"nope" if entries is None else json.dumps({"__metadata__": metadata, **entries}).encode()
+    )
+    store.path("sst2", version.digest).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(
+        DamagedAdapter, match=f"version {version.short} of task 'sst2' is damaged on disk"
+    ):
+        Store(store.folder).summary("sst2", version.digest)
+
+
+def test_a_missing_file(store: Store, files: list[bytes]) -> None:
+    """A version whose file somebody took away is refused as damaged."""
+    version, _ = store.put(files[0])
+    again = Store(store.folder)
+    store.path("sst2", version.digest).unlink()
+    with pytest.raises(DamagedAdapter, match="cannot be read: No such file"):
+        again.get("sst2")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"../../etc/passwd", b"0" * 64, b"\0" * 10_000]
+)
+def test_a_damaged_pointer(store: Store, files: list[bytes], content: bytes) -> None:
+    """An `active` that names no stored version means that none is active, and activating one mends
+    it."""
+    version, _ = store.put(files[0])
+    (store.folder / "sst2" / "active").write_bytes(content)
+    again = Store(store.folder)
+    with pytest.raises(NoActiveVersion):
+        again.get("sst2")
+    again.activate("sst2", version.digest)
+    assert Store(store.folder).get("sst2").digest == version.digest
+
+
+def test_leftovers(store: Store, files: list[bytes]) -> None:
+    """Opening a store removes what a crash left half-written, and nothing that is not the
+    store's."""
+    store.put(files[0])
+    (store.folder / "sst2" / ".tmp-abc").write_bytes(files[1][:100])
+    (store.folder / "sst2" / "notes.txt").write_text("mine")
+    (store.folder / "README").write_text("mine")
+    (store.folder / "empty").mkdir()
+    again = Store(store.folder)
+    assert {path.name for path in (store.folder / "sst2").iterdir()} == {
+        "active",
+        "notes.txt",
+        f"{again.find('sst2').digest}.safetensors",
+    }
+    assert [entry.task for entry in again.entries()] == ["sst2"]
+    again.delete_task("sst2")
+    assert (store.folder / "sst2" / "notes.txt").read_text() == "mine"
+    assert Store(store.folder).entries() == []
+
+
+def test_an_invalid_file(store: Store, files: list[bytes]) -> None:
+    """A file that is no valid adapter is refused and leaves no trace."""
+    with pytest.raises(InvalidAdapter):
+        store.put(files[0][:-1])
+    assert state(store.folder) == {}
+    assert store.entries() == []
+
+
+@contextlib.contextmanager
+def _no_file_above(size: int) -> Iterator[None]:
+    """The kernel refuses to write more than `size` bytes into a file: what a full disk does, and
+    root obeys."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 40, 1000])
+def test_a_full_disk(store: Store, files: list[bytes], mrpc: bytes, room: int) -> None:
+    """Where the disk does not take a file, a put says so and nothing has changed, in memory or on
+    disk."""
+    store.put(files[0])
+    before, entries = state(store.folder), store.entries()
+    for data in (files[1], mrpc):
+        with (
+            _no_file_above(room),
+            pytest.raises(
+                StoreError, match=f"the store {store.folder} cannot be written: File too large"
+            ),
+        ):
+            store.put(data)
+    assert state(store.folder) == before
+    assert store.entries() == entries == Store(store.folder).entries()
+    assert store.put(files[1])[1]
+
+
+def test_a_pointer_that_cannot_be_written(store: Store, files: list[bytes]) -> None:
+    """Where a version could be stored but not activated, the put fails and the version is gone
+    again."""
+    obstacle = store.folder / "sst2" / "active"
+    obstacle.mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.put(files[0])
+    obstacle.rmdir()
+    assert state(store.folder) == {}
+    assert store.entries() == Store(store.folder).entries() == []
+
+
+def test_places_that_cannot_be_a_store(tmp_path: Path) -> None:
+    """A store in the place of a file, or under one, cannot be opened."""
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(StoreError, match=f"the store {place} cannot be "):
+            Store(place)
+
+
+def test_a_vanished_store(store: Store, files: list[bytes]) -> None:
+    """A put into a store whose folder was taken away is a StoreError."""
+    shutil.rmtree(store.folder)
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.put(files[0])
+
+
+def test_readers_during_replacement(tmp_path: Path, files: list[bytes]) -> None:
+    """Readers, of the same store and of the same folder, only ever get a whole version while two
+    are swapped."""
+    # room for one adapter: the other one is always read from disk
+    store = Store(tmp_path, cache_bytes=1)
+    digests = {parse(data).digest for data in files[:2]}
+    store.put(files[0])
+    done = threading.Event()
+    seen: list[set[str]] = [set() for _ in range(3)]
+    reads: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(3)]
+    failures: list[BaseException] = []
+
+    def read(number: int, get: object) -> None:
+        try:
+            while not done.is_set():
+                adapter: Adapter = get()  # type: ignore[operator]
+                assert (
+                    adapter.digest == parse(store.path("sst2", adapter.digest).read_bytes()).digest
+                )
+                seen[number].add(adapter.digest)
+                reads[number].put(number)
+        except BaseException as error:
+            failures.append(error)
+            reads[number].put(number)
+
+    doors = (
+        lambda: store.get("sst2"),
+        lambda: store.get("sst2"),
+        lambda: Store(tmp_path).get("sst2"),
+    )
+    readers = [threading.Thread(target=read, args=(i, door)) for i, door in enumerate(doors)]
+    for reader in readers:
+        reader.start()
+    try:
+        for swap in range(60):
+            store.put(files[(swap + 1) % 2])
+            # so that a swift writer starves none of them; they go on reading meanwhile
+            for queue in reads:
+                queue.get(timeout=30)
+            assert failures == []
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert failures == []
+    assert all(s == digests for s in seen)
+
+
+CRASHER = """
+import os, random, signal, sys, time
+from pathlib import Path
+
+import torch
+
+from adapters.file import load, serialize
+from adapters.store import Store
+
+torch.set_num_threads(1)  # a forked child must not wait for threads that it has not
+folder, sample, rounds = Path(sys.argv[1]), load(Path(sys.argv[2])), int(sys.argv[3])
+acknowledged, rng = {}, random.Random(0)
+
+def work(pipe, number):
+    store = Store(folder)
+    for i in range(10**9):
+        about = {"task": f"task{i % 3}", "training": {"round": number, "i": i}}
+        spec = sample.spec.model_copy(update=about)
+        version, _ = store.put(serialize(spec, sample.tensors), activate=i % 5 != 0)
+        os.write(pipe, f"{spec.task} {version.digest} {int(i % 5 != 0)}\\n".encode())
+
+for number in range(rounds):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        work(writing, number)
+    os.close(writing)
+    first = os.read(reading, 1 << 16)  # it works
+    time.sleep(rng.random() * 0.06)  # the moment of the crash, not a wait for something
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as rest:
+        lines = (first + rest.read()).decode().split("\\n")[:-1]
+    for line in lines:
+        task, digest, active = line.split()
+        versions, last = acknowledged.setdefault(task, ([], None))
+        versions.append(digest)
+        acknowledged[task] = (versions, digest if active == "1" else last)
+    store = Store(folder)
+    for task, (versions, last) in acknowledged.items():
+        entry = store.entry(task)
+        stored = [version.digest for version in entry.versions]
+        assert set(versions) <= set(stored), "an acknowledged version is lost"
+        for digest in versions[-40:]:
+            assert store.get(task, digest).digest == digest
+        if last is not None:
+            # The last acknowledged one, or the one that was being put when it crashed.
+            assert entry.active == last or entry.active not in versions, (entry.active, last)
+            store.get(task)
+    assert not list(folder.glob("*/.tmp-*"))
+print(sum(len(versions) for versions, _ in acknowledged.values()))
+"""
+
+
+def test_kill_9(tmp_path: Path, files: list[bytes]) -> None:
+    """After `kill -9` at random moments every acknowledged version is there, whole, and `active`
+    names a whole file."""
+    (tmp_path / "sample").write_bytes(files[0])
+    run = subprocess.run(
+        [sys.executable, "-c", CRASHER, str(tmp_path / "store"), str(tmp_path / "sample"), "25"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) >= 25
+
+
+def test_a_folder_that_is_no_task_is_left_alone(tmp_path: Path, files: list[bytes]) -> None:
+    """What stands in a store under a name that no task has, such as a volume's lost+found, is
+    neither served nor touched."""
+    version, _ = Store(tmp_path / "store").put(files[0])
+    other = tmp_path / "store" / "lost+found"
+    shutil.copytree(tmp_path / "store" / "sst2", other)
+    store = Store(tmp_path / "store")
+    assert [entry.task for entry in store.entries()] == ["sst2"]
+    store.delete_task("sst2")
+    assert (other / f"{version.digest}.safetensors").is_file()
