@@ -111,8 +111,12 @@ _SENTENCES: dict[type[Exception], str] = {
         " float16; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
     ),
     refusals.DeviceOutOfMemory: (
-        "the device has no memory for a batch of 64 rows and 16384 tokens, nor for half of it; "
-        "expected shorter texts, or fewer slots (ADAMIX_SLOTS) beside them"
+        "the device has no memory for 1 row of 512 tokens; expected shorter texts, or fewer slots"
+        " (ADAMIX_SLOTS) beside them"
+    ),
+    refusals.AdapterNotLoaded: (
+        "version 1c9a3464a366 of task 'sst2' could not be put on the device: 'CUDA out of memory.';"
+        " expected memory for it, or fewer slots (ADAMIX_SLOTS)"
     ),
     adapter_errors.StoreError: "the store var/store cannot be written: No space left on device",
 }
@@ -140,6 +144,7 @@ PREDICT_PROBLEMS = (
         "QueueFull",
         "NotFinite",
         "DeviceOutOfMemory",
+        "AdapterNotLoaded",
     ),
 )
 WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
