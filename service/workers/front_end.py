@@ -66,7 +66,9 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
         wire,
         numbers,
         guard=Guard(None, greeting.api_key),
-        tokenizer=RequestTokenizer(Tokenizer.from_str(greeting.tokenizer), greeting.mask_token),
+        tokenizer=RequestTokenizer(
+            Tokenizer.from_str(greeting.tokenizer), greeting.mask_token, greeting.max_wait_seconds
+        ),
         max_inputs=greeting.max_inputs,
         dtype=greeting.dtype,
     )

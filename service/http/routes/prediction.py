@@ -102,15 +102,23 @@ async def predicted(
     InputTooLong, InvalidWindow, TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when
     nobody waits for the answer any more."""
     started = time.monotonic()
-    nested = await _rows(desk, wanted, truncate=truncate, window=window)
-    rows = [
-        (adapter, row)
-        for (adapter, _), texts in zip(wanted, nested, strict=True)
-        for row in chain.from_iterable(texts)
-    ]
-    tokenized = time.monotonic()
-    desk.tokenized(tokenized - started)
-    outcomes = await _unless_client_leaves(request, desk.run(rows))
+    tokenized = 0.0
+
+    async def run() -> tuple[
+        list[list[list[Tokens]]], list[tuple[A, Tokens]], list[Outcome[Logits]]
+    ]:
+        nonlocal tokenized
+        nested = await _rows(desk, wanted, truncate=truncate, window=window)
+        rows = [
+            (adapter, row)
+            for (adapter, _), texts in zip(wanted, nested, strict=True)
+            for row in chain.from_iterable(texts)
+        ]
+        tokenized = time.monotonic()
+        desk.tokenized(tokenized - started)
+        return nested, rows, await desk.run(rows)
+
+    nested, rows, outcomes = await _unless_client_leaves(request, run())
     if desk.tracing is not None:
         desk.tracing.stages(
             started,
