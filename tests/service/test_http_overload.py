@@ -3,12 +3,9 @@ service is asked to stop."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +19,7 @@ LONG = "good " * 60  # a row of its own in a batch of 64 tokens
 FLOOD_CLIENTS = 24
 SECONDS = 2.0
 # a batch, and one that waits: whatever the machine, two dozen clients are more than it can do
-OVERLOADED = {"max_batch_tokens": 64, "max_wait_seconds": 0.001}
-
-
-@contextmanager
-def flooded(server: Server, task: str) -> Iterator[list[httpx2.Response]]:
-    """Within, two dozen clients send one long text after the other; their answers are put into the
-    list."""
-    answers: list[httpx2.Response] = []
-    over = threading.Event()
-
-    def send() -> None:
-        with server.client() as client:
-            while not over.is_set():
-                answers.append(client.post(f"/predict?task={task}", json={"inputs": LONG}))
-
-    with ThreadPoolExecutor(FLOOD_CLIENTS) as pool:
-        clients = [pool.submit(send) for _ in range(FLOOD_CLIENTS)]
-        try:
-            yield answers
-        finally:
-            over.set()
-        for client in clients:
-            client.result(timeout=60)
+OVERLOADED = {"max_batch_tokens": 64, "max_wait_seconds": 0.001, "threads": 1}
 
 
 def repeated(ask: Callable[[], httpx2.Response]) -> list[int]:
@@ -56,7 +31,8 @@ def repeated(ask: Callable[[], httpx2.Response]) -> list[int]:
 
 
 def sample(client: httpx2.Client, name: str, **labels: str) -> float:
-    families = text_string_to_metric_families(client.get("/metrics").text)
+    text = client.get("/metrics", params={"name[]": name}).text
+    families = text_string_to_metric_families(text)
     return next(
         found.value
         for family in families
@@ -67,30 +43,45 @@ def sample(client: httpx2.Client, name: str, **labels: str) -> float:
 
 def test_a_flood_is_refused_in_order_and_no_other_task_with_it(filled_store: Path) -> None:
     """Beyond what the service can do a task's requests are answered with 200, or with 429 and whole
-    seconds to wait; another task's lone requests are all answered, and so is /health."""
+    seconds to wait, and at a stop with 503; another task's lone requests are all answered, and so
+    is /health."""
+    answers: list[httpx2.Response] = []
     with running(filled_store, **OVERLOADED) as server:
-        with flooded(server, "sst2") as answers, server.client() as client:
-            with ThreadPoolExecutor(2) as pool:
+
+        def flood() -> None:
+            with server.client() as client:
+                while True:
+                    try:
+                        answers.append(client.post("/predict?task=sst2", json={"inputs": LONG}))
+                    except httpx2.TransportError:  # the service listens no more
+                        return
+
+        with ThreadPoolExecutor(FLOOD_CLIENTS + 2) as pool, server.client() as client:
+            try:
+                clients = [pool.submit(flood) for _ in range(FLOOD_CLIENTS)]
                 lone = pool.submit(
                     repeated, lambda: client.post("/predict?task=topics", json={"inputs": "law"})
                 )
                 health = pool.submit(repeated, lambda: client.get("/health"))
-            assert set(lone.result()) == {200}
-            assert set(health.result()) == {200}
-        refused = [answer for answer in answers if answer.status_code == 429]
-        assert {answer.status_code for answer in answers} == {200, 429}
-        assert {answer.json()["error_type"] for answer in refused} == {"QueueFull"}
-        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-        with server.client() as client:
-            after = client.post("/predict?task=sst2", json={"inputs": LONG})
-            assert after.status_code == 200, "it recovers as soon as the flood is over"
+                assert set(lone.result(timeout=120)) == {200}
+                assert set(health.result(timeout=120)) == {200}
+            finally:
+                code = server.stop()
+            for ended in clients:
+                ended.result(timeout=60)
+    assert code == 0
+    statuses = {answer.status_code for answer in answers}
+    assert {200, 429} <= statuses <= {200, 429, 503}
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.json()["error_type"] for answer in refused} <= {"QueueFull", "Stopping"}
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
 
 
 def test_a_stop_leaves_nobody_without_an_answer(filled_store: Path) -> None:
     """SIGTERM with more queued than can be done in the drain time: what was accepted is answered
     with 200, or when the time ends with 503 and Retry-After; the exit code is 0."""
-    rows = 1600  # of 64 tokens: seconds of work for any CPU, and more than one
-    settings = {"max_inputs": rows, "drain_seconds": 1, "threads": 1, "dtype": "float32"}
+    rows = 1600  # of 64 tokens: more than a second of work for any CPU's one core
+    settings = {"max_inputs": rows, "drain_seconds": 1, "threads": 1, "max_batch_tokens": 64}
     with running(filled_store, log_level="debug", **settings) as server, server.client() as client:
 
         def ask(task: str, inputs: Any) -> httpx2.Response:
@@ -98,49 +89,28 @@ def test_a_stop_leaves_nobody_without_an_answer(filled_store: Path) -> None:
 
         with ThreadPoolExecutor(2) as pool:
             much = pool.submit(ask, "sst2", [LONG] * rows)
-            while sample(client, "adamix_queue_rows") < 100:
-                assert not much.done(), much.result().text
+            wait_until(lambda: sample(client, "adamix_queue_rows") > 100, much)
             little = pool.submit(ask, "topics", "law and money")
-            while sum(line["event"] == "accepted" for line in accepted(server)) < 2:
-                assert not much.done(), much.result().text
+            wait_until(lambda: len(accepted(server)) == 2, much)
             assert server.stop() == 0
             answers = [much.result(timeout=60), little.result(timeout=60)]
-    assert [answer.status_code for answer in answers] == [503, 200]
+    assert answers[0].status_code == 503
+    assert answers[1].status_code in (200, 503)  # of the next batch, if the drain time has one
     assert answers[0].json()["error_type"] == "Stopping"
     assert answers[0].headers["Retry-After"] == "1"
     assert not any("Traceback" in str(line) for line in server.lines)
 
 
 def accepted(server: Server) -> list[dict[str, Any]]:
-    return [line for line in server.lines if line.get("path") == "/predict"]
+    lines = [line for line in server.lines if line["event"] == "accepted"]
+    return [line for line in lines if line["path"] == "/predict"]
 
 
-def test_a_stop_under_a_flood_loses_no_accepted_request(filled_store: Path) -> None:
-    """SIGTERM while a task floods the service: no answer is anything but 200, 429 or 503, and each
-    refusal says when to come again."""
-    statuses: list[tuple[int, str]] = []
-    with running(filled_store, **OVERLOADED) as server:
-        some = threading.Event()
-
-        def send() -> None:
-            with server.client() as client:
-                while True:
-                    try:
-                        answer = client.post("/predict?task=sst2", json={"inputs": LONG})
-                    except httpx2.TransportError:  # the service listens no more
-                        return
-                    statuses.append((answer.status_code, answer.headers.get("Retry-After", "")))
-                    if len(statuses) >= 2 * FLOOD_CLIENTS:
-                        some.set()
-
-        with ThreadPoolExecutor(FLOOD_CLIENTS) as pool:
-            clients = [pool.submit(send) for _ in range(FLOOD_CLIENTS)]
-            assert some.wait(timeout=60)
-            assert server.stop(signal.SIGTERM) == 0
-            for client in clients:
-                client.result(timeout=60)
-    assert {status for status, _ in statuses} <= {200, 429, 503}
-    assert all(int(after) >= 1 for status, after in statuses if status != 200)
+def wait_until(true: Callable[[], bool], still: Future[httpx2.Response]) -> None:
+    """Look again and again, while a request is under way."""
+    while not true():
+        assert not still.done(), still.result().text
+        wait([still], timeout=0.05)
 
 
 def test_long_texts_of_clients_that_left_are_not_tokenised(filled_store: Path) -> None:
