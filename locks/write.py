@@ -2,7 +2,7 @@
 each of its wheels. What is locked stays as it is where it still fits; `--upgrade` takes the newest.
 
     torch.txt         torch's default build, and the libraries of CUDA that it needs on Linux
-    torch-cpu.txt     its CPU build, as far as pip (or the index that TORCH_INDEX_URL names) knows it
+    torch-cpu.txt     its CPU build, as far as pip or the index TORCH_INDEX_URL knows it
     service.txt       everything else that serving needs, the embedded backbone and setuptools
     development.txt   what training, the tests and the tools need beside
     ../constraints.txt    the versions alone, for pip's --constraint
@@ -110,24 +110,11 @@ def indexed(requirement: str, index: str) -> set[str]:
 
 def found_by_pip(requirement: str) -> set[str]:
     """The digest of the one wheel that pip would install here."""
-    report = json.loads(
-        run(
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--dry-run",
-            "--ignore-installed",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--report",
-            "-",
-            requirement,
-        )  # fmt: skip
-    )
-    (one,) = report["install"]
+    said = run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
+        "--no-deps", "--only-binary", ":all:", "--report", "-", requirement,
+    )  # fmt: skip
+    (one,) = json.loads(said)["install"]
     return {f"sha256:{one['download_info']['archive_info']['hashes']['sha256']}"}
 
 
