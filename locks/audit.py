@@ -22,7 +22,7 @@ def main() -> None:
     # The versions of torch's default build are those of its CPU build.
     names = ("torch", "service", "development")
     locked = "".join((LOCKS / f"{name}.txt").read_text() for name in names)
-    (probe,) = re.findall(r"^pip==(?:.*\\\n)+.*\n", locked, re.MULTILINE)
+    (probe,) = re.findall(r"^setuptools==(?:.*\\\n)+.*\n", locked, re.MULTILINE)
     if not asked_about(probe, SECONDS_TO_ANSWER):
         sys.stdout.write("audit: no index of advisories can be reached; nothing was looked up\n")
         return

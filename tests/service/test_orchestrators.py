@@ -15,7 +15,7 @@ import yaml
 from service.settings import InvalidSettings, read_settings
 from tests.service.conftest import running
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEPLOYMENT, SERVICE = (
     yaml.safe_load((ROOT / f"deploy/kubernetes/{name}.yaml").read_text())
     for name in ("deployment", "service")
