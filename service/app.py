@@ -26,8 +26,7 @@ from service.engine import quantized
 from service.engine.engine import Engine
 from service.engine.halving import Halving
 from service.engine.slots import Slots
-from service.http import answers as errors
-from service.http import openapi
+from service.http import answers, openapi
 from service.http.auth import Guard, is_loopback, kept_admin_key
 from service.http.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
@@ -76,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_telemetry(service.tracing),
     )
     app.state.service = service
-    errors.install(app)
+    answers.install(app)
     # not included: that would match every request twice
     app.router.routes.extend(predict.router.routes)
     for routes in (v2, adapters, storage, health, page, docs):

@@ -16,13 +16,14 @@ from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
 from adapters.store import Store
 from adapters.text import Tokens
-from service.batcher import Batcher, Closed, Outcome
+from service.batcher import Batcher, Outcome
 from service.engine.engine import Row
 from service.engine.slots import Slots
 from service.http.auth import Guard
-from service.http.schemas import AdapterBytes, InvalidRequest, Storage
+from service.http.schemas import AdapterBytes, Storage
 from service.loader import Loader
 from service.predictor import Logits
+from service.refusals import Closed, InvalidRequest
 from service.telemetry.metrics import Metrics
 from service.tokenizer import RequestTokenizer
 

@@ -1,17 +1,8 @@
-"""Which status an error has: the one place where errors become answers.
+"""Errors become answers here, and only here: which status each one has, and in which form.
 
 Every error is answered as `{"error": "<a sentence>", "error_type": "<Name>"}`. An error that is
 nobody's fault but ours is a 500 that says so and nothing else; its traceback goes to the log.
-
-    HTTPException
-    └── RequestRefused
-        ├── MalformedBody     not JSON, not a form
-        ├── MissingKey        no or a wrong bearer token
-        ├── ForeignPage       a browser page of another origin tries to write
-        ├── BodyTooLarge
-        ├── TooManyInputs
-        ├── ClientClosed      the client left; nobody reads the answer
-        └── Referred          a front end's: the engine process is given the request, and answers it
+`service.refusals` draws the tree of the errors.
 """
 
 from __future__ import annotations
@@ -30,79 +21,37 @@ from starlette.routing import Match
 from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
 from adapters.spec import shown
-from service.batcher import Closed, QueueFull
-from service.http.schemas import DeviceOutOfMemory, InvalidRequest, NotFinite
-from service.tokenizer import InputTooLong
-
-QUEUE_FULL = "the queue is full; expected fewer rows at once: try again in a second"
-STOPPING = "the service is stopping; expected requests to go to another replica"
+from service import refusals
 
 log = structlog.get_logger("service")
 
-
-class RequestRefused(HTTPException):
-    """An HTTPException, so that the frameworks between us and the route let it through."""
-
-    status = 400
-
-    def __init__(self, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(self.status, message, headers)
-
-
-class MalformedBody(RequestRefused):
-    status = 400
-
-
-class MissingKey(RequestRefused):
-    status = 401
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, {"WWW-Authenticate": "Bearer"})
-
-
-class ForeignPage(RequestRefused):
-    status = 403
-
-
-class BodyTooLarge(RequestRefused):
-    status = 413
-
-
-class TooManyInputs(RequestRefused):
-    status = 413
-
-
-class ClientClosed(RequestRefused):
-    status = 499
-
-
-class Referred(RequestRefused):
-    status = 421
-
-    def __init__(self) -> None:
-        super().__init__("this process cannot answer the request; expected the engine process to")
-
-
-# Of all that are not a RequestRefused: the first entry that an error is an instance of decides.
+# The first entry that an error is an instance of decides.
 STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (refusals.MalformedBody, 400),
+    (refusals.MissingKey, 401),
+    (refusals.ForeignPage, 403),
     (adapter_errors.UnknownTask, 404),
     (adapter_errors.UnknownVersion, 404),
     (adapter_errors.AmbiguousVersion, 409),
     (adapter_errors.NoActiveVersion, 409),
     (adapter_errors.VersionIsActive, 409),
     (adapter_errors.StoreError, 503),
+    (refusals.BodyTooLarge, 413),
+    (refusals.TooManyInputs, 413),
+    (refusals.InputTooLong, 413),
+    (adapter_errors.TooManyWindows, 413),
+    (refusals.Referred, 421),
+    (refusals.InvalidRequest, 422),
     (adapter_errors.InvalidAdapter, 422),
     (adapter_errors.InvalidText, 422),
     (adapter_errors.InvalidWindow, 422),
-    (adapter_errors.TooManyWindows, 413),
-    (InvalidRequest, 422),
-    # as a damaged adapter: no fault of the request, and another replica or dtype may answer it
-    (NotFinite, 503),
-    (DeviceOutOfMemory, 503),
-    (InputTooLong, 413),
-    (QueueFull, 429),
-    (Closed, 503),
+    (refusals.QueueFull, 429),
+    (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
+    (refusals.Closed, 503),
+    # As a damaged adapter: the request is not at fault, and another replica or dtype may answer it.
+    (refusals.NotFinite, 503),
+    (refusals.DeviceOutOfMemory, 503),
 )
 
 
@@ -113,8 +62,6 @@ def status_of(error: BaseException) -> int:
 
 def status_of_kind(kind: type[BaseException]) -> int:
     """The same, of every error of a kind."""
-    if issubclass(kind, RequestRefused):
-        return kind.status
     return next((status for known, status in STATUS if issubclass(kind, known)), 500)
 
 
@@ -125,12 +72,12 @@ def at_fault(status: int) -> bool:
 
 def error_type(kind: type[BaseException]) -> str:
     """What an answer calls the errors of a kind."""
-    return "Stopping" if kind is Closed else kind.__name__
+    return "Stopping" if kind is refusals.Closed else kind.__name__
 
 
 def install(app: Starlette) -> None:
     """Answer every error of the app in our form."""
-    for kind in (AdaMixError, InputTooLong, QueueFull, Closed, ClientDisconnect):
+    for kind in (AdaMixError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_ours)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -147,21 +94,20 @@ def problem(
 
 async def _answer_ours(_request: Request, error: Exception) -> Response:
     status, name = status_of(error), error_type(type(error))
-    if isinstance(error, QueueFull):
-        return problem(status, QUEUE_FULL, name, {"Retry-After": "1"})
-    if isinstance(error, Closed):
-        return problem(status, STOPPING, name)
-    if status == 503:
+    if status == 503 and not isinstance(error, refusals.Closed):
         log.error("unavailable", error=str(error), error_type=name)
-    return problem(status, str(error), name)
+    return problem(status, str(error), name, headers_of(error))
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """What the answer to an error tells in its headers."""
+    if isinstance(error, refusals.MissingKey):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Retry-After": "1"} if isinstance(error, refusals.QueueFull) else {}
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if isinstance(error, RequestRefused):
-        return problem(
-            error.status_code, error.detail, error_type(type(error)), dict(error.headers or {})
-        )
     if error.status_code == 404:
         return problem(
             404,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service.http.answers import ForeignPage, MissingKey
+from service.refusals import ForeignPage, MissingKey
 
 
 class Guard:

@@ -7,8 +7,8 @@ from typing import Any
 
 from adapters.spec import shown
 from adapters.text import TextInput, check_text
-from service.http.schemas import InvalidRequest
 from service.predictor import Signature
+from service.refusals import InvalidRequest
 
 
 def read_inputs(inputs: Any, spec: Signature) -> tuple[list[TextInput], bool]:

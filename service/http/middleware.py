@@ -11,7 +11,8 @@ from typing import Any
 import structlog
 from opentelemetry import trace
 
-from service.http.answers import BodyTooLarge, error_type, problem
+from service.http.answers import error_type, problem, status_of
+from service.refusals import BodyTooLarge
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -102,9 +103,9 @@ class BodyLimit:
             (value for name, value in scope["headers"] if name == b"content-length"), b""
         )
         if announced.isdigit() and int(announced) > limit:
-            refusal = too_large(int(announced), limit)
+            refusal = BodyTooLarge(int(announced), limit)
             answer = problem(
-                refusal.status, refusal.detail, error_type(BodyTooLarge), {"Connection": "close"}
+                status_of(refusal), str(refusal), error_type(BodyTooLarge), {"Connection": "close"}
             )
             await answer(scope, receive, send)
             return
@@ -115,15 +116,10 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise too_large(received, limit)
+                raise BodyTooLarge(received, limit)
             return message
 
         await self._app(scope, counted, send)
-
-
-def too_large(found: int, limit: int) -> BodyTooLarge:
-    """A refusal, of so many bytes, more than the limit."""
-    return BodyTooLarge(f"the request's body has {found} bytes or more; expected at most {limit}")
 
 
 def _request_id(scope: Scope) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from adapters import errors as adapter_errors
-from service.batcher import Closed, QueueFull
-from service.http import answers as errors
-from service.http.schemas import DeviceOutOfMemory, InvalidRequest, NotFinite, Problem
-from service.tokenizer import InputTooLong
+from service import refusals
+from service.http.answers import error_type, status_of_kind
+from service.http.schemas import Problem
 
 Document = dict[str, Any]
 
@@ -52,15 +51,15 @@ _WHY = {
 }
 # A sentence of each error, as this service says it; `errors` knows its status and its name.
 _SENTENCES: dict[type[Exception], str] = {
-    errors.MalformedBody: (
+    refusals.MalformedBody: (
         "the body is not JSON: Input is a zero-length, empty document: line 1 column 1 (char 0); "
         "expected an object with 'inputs'"
     ),
-    errors.MissingKey: (
+    refusals.MissingKey: (
         "this request bears no key; expected the API key (ADAMIX_API_KEY) as 'Authorization:"
         " Bearer …'"
     ),
-    errors.ForeignPage: (
+    refusals.ForeignPage: (
         "a page of https://example.com asks to write; expected this service's own page"
     ),
     adapter_errors.UnknownTask: "there is no task 'sst'; the closest are 'sst2'",
@@ -77,9 +76,11 @@ _SENTENCES: dict[type[Exception], str] = {
         "version 1c9a3464a366 is the active one of task 'sst2'; "
         "expected another one to be activated first, or the whole task to be deleted"
     ),
-    errors.BodyTooLarge: "the request's body has 10000014 bytes or more; expected at most 2097152",
-    errors.TooManyInputs: "the request has 300 inputs for 1 task; expected at most 256 rows in all",
-    InputTooLong: (
+    refusals.BodyTooLarge: str(refusals.BodyTooLarge(10000014, 2097152)),
+    refusals.TooManyInputs: (
+        "the request has 300 inputs for 1 task; expected at most 256 rows in all"
+    ),
+    refusals.InputTooLong: (
         'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2'
         " in its parameters)"
     ),
@@ -87,7 +88,7 @@ _SENTENCES: dict[type[Exception], str] = {
         "input 0 has 30000 tokens or more and takes 322 windows or more; "
         "expected at most 256, the rows that the request has left for it"
     ),
-    InvalidRequest: "inputs is an empty list; expected at least one text",
+    refusals.InvalidRequest: "inputs is an empty list; expected at least one text",
     adapter_errors.InvalidText: "inputs is empty; expected a text",
     adapter_errors.InvalidWindow: (
         "the window's stride is 126; expected less than 126, its tokens of the text"
@@ -99,17 +100,17 @@ _SENTENCES: dict[type[Exception], str] = {
         "the adapter was made for backbone 'embedded' with fingerprint 000000000000; "
         "expected 'embedded' with fingerprint 8082ef5ee211"
     ),
-    QueueFull: errors.QUEUE_FULL,
-    Closed: errors.STOPPING,
+    refusals.QueueFull: str(refusals.QueueFull()),
+    refusals.Closed: str(refusals.Closed()),
     adapter_errors.DamagedAdapter: (
         "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
         " expected 1c9a3464a366…"
     ),
-    NotFinite: (
+    refusals.NotFinite: (
         "version 1c9a3464a366 of task 'sst2' gives logits that are NaN or infinite for input 0, in"
         " float16; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
     ),
-    DeviceOutOfMemory: (
+    refusals.DeviceOutOfMemory: (
         "the device has no memory for a batch of 64 rows and 16384 tokens, nor for half of it; "
         "expected shorter texts, or fewer slots (ADAMIX_SLOTS) beside them"
     ),
@@ -117,8 +118,7 @@ _SENTENCES: dict[type[Exception], str] = {
 }
 # By error_type: its status and the sentence.
 PROBLEMS = {
-    errors.error_type(kind): (errors.status_of_kind(kind), sentence)
-    for kind, sentence in _SENTENCES.items()
+    error_type(kind): (status_of_kind(kind), sentence) for kind, sentence in _SENTENCES.items()
 }
 
 VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActiveVersion")

@@ -15,23 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from adapters.errors import AdaMixError
 from adapters.spec import AdapterSpec, ProblemType
 from service.windows import TRUNCATED, Window
-
-
-class InvalidRequest(AdaMixError):
-    """A request whose fields are not what they should be."""
-
-
-class NotFinite(AdaMixError):
-    """Logits that are no finite numbers: the adapter overflows on a text, in the dtype that it runs
-    in."""
-
-
-class DeviceOutOfMemory(AdaMixError):
-    """The device has too little memory for a batch even in halves."""
-
 
 Function = Literal["softmax", "sigmoid", "none"]
 

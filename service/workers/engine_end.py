@@ -11,10 +11,11 @@ import structlog
 
 from adapters.spec import AdapterSpec
 from adapters.text import Tokens
-from service.batcher import Closed, Outcome, QueueFull
-from service.http.answers import Referred, at_fault, status_of
+from service.batcher import Outcome
+from service.http.answers import at_fault, status_of
 from service.http.middleware import App, Message, Scope
 from service.predictor import Logits
+from service.refusals import Closed, QueueFull, Referred
 from service.service import Service
 from service.workers.relay import Relayed
 from service.workers.wire import Greeting, Wire

@@ -26,12 +26,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tokenizers import Tokenizer
 
-from service.http import answers as errors
+from service.http import answers
 from service.http.auth import Guard
-from service.http.middleware import App, Message, Receive, RequestContext, Scope, Send, too_large
+from service.http.middleware import App, Message, Receive, RequestContext, Scope, Send
 from service.http.protocol import Server, configured
 from service.http.routes.predict import predict
 from service.http.v2.routes import infer
+from service.refusals import BodyTooLarge
 from service.telemetry import logs
 from service.tokenizer import RequestTokenizer
 from service.workers.relay import Relay
@@ -111,7 +112,7 @@ def front(remote: Remote, relay: App, max_body_bytes: int) -> Starlette:
     app.router.redirect_slashes = False
     app.router.default = relay
     app.state.service = remote
-    errors.install(app)
+    answers.install(app)
     app.add_middleware(RequestContext)
     return app
 
@@ -132,7 +133,7 @@ class _Prediction:
         try:
             response = await self._answer(Request(scope, heard, send))
         except Exception as error:
-            if not errors.at_fault(errors.status_of(error)):
+            if not answers.at_fault(answers.status_of(error)):
                 raise
             await self._relay(scope, heard.again(), send)
             return
@@ -158,7 +159,7 @@ class _Heard:
         self._messages.append(message)
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._limit:
-            raise too_large(self._bytes, self._limit)
+            raise BodyTooLarge(self._bytes, self._limit)
         return message
 
     def again(self) -> Receive:

@@ -12,10 +12,11 @@ from typing import Any
 
 from adapters.spec import ProblemType
 from adapters.text import Tokens
-from service.batcher import BatchReport, Closed, Outcome, QueueFull
-from service.http.answers import Referred, at_fault
+from service.batcher import BatchReport, Outcome
+from service.http.answers import at_fault
 from service.http.auth import Guard
 from service.predictor import Logits
+from service.refusals import Closed, QueueFull, Referred
 from service.tokenizer import RequestTokenizer
 from service.workers.wire import Wire
 

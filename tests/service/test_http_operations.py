@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapters.backbone import Backbone
 from adapters.file import serialize
 from adapters.store import Store
-from service.http import answers as errors
+from service.http import answers
 from service.http.middleware import RequestContext
 from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
 from tests.tiny import random_adapter
@@ -467,7 +467,7 @@ def test_a_fault_of_ours_is_answered_with_its_request_id() -> None:
     """A 500 says nothing of its cause, carries the id that its log line has, and is logged as a
     500."""
     app = FastAPI()
-    errors.install(app)
+    answers.install(app)
     app.add_middleware(RequestContext)
 
     @app.get("/")

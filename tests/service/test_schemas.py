@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from adapters.errors import AdaMixError, InvalidText
 from adapters.spec import AdapterSpec, BackboneRef, Probe, ProblemType
 from service.http.inputs import read_inputs
-from service.http.schemas import Function, InvalidRequest, Parameters, PredictRequest, scored
+from service.http.schemas import Function, Parameters, PredictRequest, scored
+from service.refusals import InvalidRequest
 
 
 def spec_of(*, text_pair: bool) -> AdapterSpec:

@@ -16,19 +16,13 @@ from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
 from adapters.spec import shown
 from service.http import examples
-from service.http.answers import MalformedBody, RequestRefused
 from service.http.openapi import WRITE_PROBLEMS, answered, body_of, problems
 from service.http.routes import ADMIN_KEY, Task, Version, service_of
 from service.http.routes.prediction import parse as parse_body
 from service.http.routes.prediction import read_body
-from service.http.schemas import (
-    Activation,
-    AdapterDetail,
-    AdapterInfo,
-    AdapterListed,
-    InvalidRequest,
-)
+from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
 from service.http.views import detailed, info, listed
+from service.refusals import InvalidRequest, MalformedBody
 from service.service import Service
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -262,8 +256,6 @@ async def _form(request: Request) -> tuple[bytes, bool]:
             if activate not in ("true", "false"):
                 raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false")
             return await file.read(), activate == "true"
-    except RequestRefused:
-        raise
     except HTTPException as error:
         raise MalformedBody(
             f"the body is not a form: {error.detail}; expected multipart/form-data"

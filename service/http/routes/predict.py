@@ -15,8 +15,9 @@ from service.http.inputs import read_inputs
 from service.http.openapi import PREDICT_PROBLEMS, answered, body_of, problems
 from service.http.routes import API_KEY, service_of
 from service.http.routes.prediction import check_rows, counted, parse, predicted, read_body
-from service.http.schemas import InvalidRequest, Parameters, PredictRequest, Score, scored
+from service.http.schemas import Parameters, PredictRequest, Score, scored
 from service.predictor import Admitted, Desk
+from service.refusals import InvalidRequest
 
 
 class _Direct(APIRoute):

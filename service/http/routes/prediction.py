@@ -19,10 +19,10 @@ from pydantic import BaseModel, ValidationError
 from adapters.spec import first_problem
 from adapters.text import TextInput, Tokens
 from service.batcher import Outcome
-from service.http.answers import ClientClosed, MalformedBody, TooManyInputs, status_of
+from service.http.answers import status_of
 from service.http.routes import desk_of
-from service.http.schemas import InvalidRequest, NotFinite
 from service.predictor import A, Admitted, Desk, Logits
+from service.refusals import ClientClosed, InvalidRequest, MalformedBody, NotFinite, TooManyInputs
 from service.windows import Window, joined
 
 T = TypeVar("T")

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from service.http import examples
-from service.http.answers import MalformedBody
 from service.http.openapi import (
     ADMIT_PROBLEMS,
     PREDICT_PROBLEMS,
@@ -32,6 +31,7 @@ from service.http.v2.schemas import (
     model_metadata,
 )
 from service.predictor import Desk
+from service.refusals import MalformedBody
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 

@@ -15,7 +15,7 @@ import orjson
 
 from adapters.spec import shown
 from adapters.text import TextInput, check_text
-from service.http.schemas import InvalidRequest, default_function, scored
+from service.http.schemas import default_function, scored
 from service.http.v2.schemas import (
     LABEL,
     LOGITS,
@@ -26,6 +26,7 @@ from service.http.v2.schemas import (
     input_names,
 )
 from service.predictor import Signature
+from service.refusals import InvalidRequest
 
 
 @dataclass(frozen=True)
