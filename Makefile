@@ -27,7 +27,7 @@ docs: $(VENV)/dev.done ## Build the documentation's site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 links: ## Look whether the documents' external links are there; without a network it says so and passes
-	@grep -ohE 'https://[^] )"`>]+' *.md docs/*.md | sort -u | while read -r url; do \
+	@grep -ohE 'https://[^] )"`>]+' *.md docs/*.md docs/decisions/*.md benchmarks/JOURNAL.md | sort -u | while read -r url; do \
 		curl --silent --location --max-time 20 --output /dev/null --write-out "%{http_code} $$url\n" "$$url"; \
 	done | awk '/^000/ { $$1 = "not reached:" } /^(404|410)/ { $$1 = "not there:"; broken = 1 } { print } END { exit broken }'
 
