@@ -52,7 +52,7 @@ def main(
         _data(metavar="FILE", help="What the result is evaluated on; it chooses nothing."),
     ] = None,
     glue_dir: Annotated[
-        Path,
+        Path | None,
         _data(
             metavar="FOLDER",
             envvar="GLUE_DIR",
@@ -61,7 +61,7 @@ def main(
                 " the hub."
             ),
         ),
-    ] = tasks.FOLDER,
+    ] = None,
     problem_type: Annotated[
         ProblemType | None,
         _data(
@@ -123,8 +123,7 @@ def main(
             metavar="NAME",
             help=(
                 "`adamix` (routed, then merged), `adapter` (a single one); to compare: `houlsby`"
-                " (two a layer), `lora` "
-                "(its rank matches the adapter's size), `bitfit` (biases), `head` (frozen encoder),"
+                " (two a layer), `adapter-rdrop` (two passes, one expert), `lora` (its rank matches the adapter's size), `bitfit` (biases), `head` (frozen encoder),"
                 " `full` (full fine-tuning)."
             ),
         ),
@@ -155,9 +154,32 @@ def main(
             ),
         ),
     ] = None,
-    consistency: Annotated[
+    consistency_weight: Annotated[
         float, _adapter(help="Weight of the consistency loss; 0 for none.")
     ] = 1.0,
+    routing: Annotated[
+        config.Routing,
+        _adapter(
+            metavar="NAME",
+            help="One draw of experts for a mini-batch (`batch`), or its `rows` spread over them.",
+        ),
+    ] = "batch",
+    second_pass: Annotated[
+        config.SecondPass,
+        _adapter(
+            metavar="NAME", help="Through `random` experts again, or through the experts' `mean`."
+        ),
+    ] = "random",
+    task_loss: Annotated[
+        config.TaskLoss,
+        _adapter(metavar="NAME", help="On the `first` pass alone, or on `both`."),
+    ] = "first",
+    head_first: Annotated[
+        bool,
+        _adapter(
+            "--head-first", help="Fit the head by logistic regression before anything is trained."
+        ),
+    ] = False,
     epochs: Annotated[int, _steps()] = 10,
     batch_size: Annotated[int, _steps(help="Rows in a mini-batch.")] = 32,
     learning_rate: Annotated[
@@ -267,7 +289,11 @@ def main(
             bottleneck=bottleneck,
             first_layer=first_layer,
             init=None if begun is None else start.name(begun),
-            consistency=consistency,
+            consistency_weight=consistency_weight,
+            routing=routing,
+            second_pass=second_pass,
+            task_loss=task_loss,
+            head_first=head_first,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -323,7 +349,7 @@ def _sets(
     task: str,
     train: Path | None,
     dev: Path | None,
-    glue_dir: Path,
+    glue_dir: Path | None,
     columns: data.Columns,
     problem_type: ProblemType | None,
 ) -> tuple[tuple[data.Dataset, data.Dataset], str]:

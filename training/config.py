@@ -10,10 +10,16 @@ from adapters.spec import Pooling
 from adapters.text import check_encodable
 from training.errors import TrainingError
 
-Method = Literal["adamix", "adapter", "houlsby", "lora", "bitfit", "head", "full"]
+Method = Literal[
+    "adamix", "adapter", "adapter-rdrop", "houlsby", "lora", "bitfit", "head", "full"
+]
 # What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can
 # be exported.
-SERVABLE: tuple[Method, ...] = ("adamix", "adapter")
+SERVABLE: tuple[Method, ...] = ("adamix", "adapter", "adapter-rdrop")
+TWO_PASSES: tuple[Method, ...] = ("adamix", "adapter-rdrop")
+Routing = Literal["batch", "rows"]
+SecondPass = Literal["random", "mean"]
+TaskLoss = Literal["first", "both"]
 Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
 FileDtype = Literal["float16", "bfloat16", "float32"]
@@ -23,8 +29,11 @@ FileDtype = Literal["float16", "bfloat16", "float32"]
 class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
-    `consistency` is the weight of the consistency regularisation (0 switches its second forward
-    pass off). `first_layer` is the lowest one with an adapter: the bare ones below are a trunk that
+    `consistency_weight` is the weight of the consistency regularisation, which is a mean over the
+    mini-batch (older files have `consistency` instead: there it was a sum over the mini-batch).
+    `routing`, `second_pass` and `task_loss` say what the two passes of a step go through and which
+    of them carry the task's loss (training.routing, training.loss). `head_first` fits the head
+    before anything is trained (training.head_first). `first_layer` is the lowest one with an adapter: the bare ones below are a trunk that
     tasks can share. `positive` names the label whose F1 is reported. `evaluate` says what of a
     mixture is judged: what it merges into, or its experts at random, one, or all. `shots` draws so
     many training examples in all, by the seed; None takes all. `pooling` and `dense_head` of None
@@ -40,7 +49,11 @@ class Recipe:
     bottleneck: int = 16
     first_layer: int = 0
     init: str | None = None
-    consistency: float = 1.0
+    routing: Routing = "batch"
+    second_pass: SecondPass = "random"
+    task_loss: TaskLoss = "first"
+    consistency_weight: float = 1.0
+    head_first: bool = False
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -64,7 +77,7 @@ class Recipe:
             "experts": (1, 64),
             "bottleneck": (1, 256),
             "first_layer": (0, 255),
-            "consistency": (0, 1e6),
+            "consistency_weight": (0, 1e6),
             "epochs": (1, 10_000),
             "batch_size": (1, 65_536),
             "learning_rate": (1e-9, 10),
@@ -88,6 +101,9 @@ class Recipe:
             raise TrainingError(
                 f"experts is {self.experts}, but method is {self.method!r}; expected adamix with it"
             )
+        if self.method == "adapter-rdrop":  # R-Drop's own; said here, so that a file's recipe says it
+            object.__setattr__(self, "task_loss", "both")
+        self._check_passes()
         if self.evaluate != "merged" and self.method != "adamix":
             raise TrainingError(
                 f"evaluate is {self.evaluate!r}, which needs a mixture, but method is"
@@ -120,4 +136,37 @@ class Recipe:
             raise TrainingError(
                 "method is 'head', but a prompt's head is frozen; expected a method that trains"
                 " more"
+            )
+        if self.prompt is not None and self.head_first:
+            raise TrainingError(
+                "head_first is true, but a prompt's head is frozen; expected one of them"
+            )
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step."""
+        two = self.consistency_weight > 0 or self.task_loss == "both"
+        return 2 if two and self.method in TWO_PASSES else 1
+
+    def _check_passes(self) -> None:
+        for name in ("routing", "second_pass"):
+            if self.method != "adamix" and getattr(self, name) != getattr(Recipe, name):
+                raise TrainingError(
+                    f"{name} is {getattr(self, name)!r}, which needs a mixture, but method is"
+                    f" {self.method!r}; expected adamix"
+                )
+        if self.task_loss == "both" and self.method not in TWO_PASSES:
+            raise TrainingError(
+                f"task_loss is 'both', but a step of method {self.method!r} has one pass; expected"
+                f" {' or '.join(TWO_PASSES)}"
+            )
+        if self.second_pass == "mean" and self.experts == 1:
+            raise TrainingError(
+                "second_pass is 'mean', but experts is 1, whose mean is itself; expected 2 experts"
+                " or more, or method adapter-rdrop, which is that"
+            )
+        if self.second_pass == "mean" and self.passes == 1:
+            raise TrainingError(
+                "second_pass is 'mean', but there is no second pass: consistency_weight is 0 and"
+                " task_loss 'first'; expected a weight above 0, or task_loss both"
             )

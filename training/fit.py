@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import nn
 
-from adapters.bottleneck import draw_routes
 from adapters.classifier import Classifier, collate
 from adapters.text import Tokens
 from training.checkpoint import Checkpoint
@@ -22,9 +21,10 @@ from training.config import Recipe
 from training.data import Dataset
 from training.dropout import CpuDropout
 from training.errors import CheckpointError, NonFiniteLoss
-from training.loss import consistency_loss, target_tensor, task_loss
+from training.loss import step_loss, target_tensor
 from training.processes import current
 from training.progress import Progress
+from training.routing import Router
 
 # a bucket's rows are sorted within this many batches: enough for even lengths, few enough to
 # shuffle
@@ -52,7 +52,7 @@ def fit(
     warmup = round(recipe.warmup * steps)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]  # unannotated
     autocast = _autocast(device, recipe)
-    consistent = bool(recipe.consistency) and recipe.method == "adamix"
+    router = Router(model.sites, recipe)
     state = {"optimizer": optimizer, "schedule": schedule}
     processes = current()
     progress = Progress(0, steps, float("nan"), 0, 0.0)
@@ -72,9 +72,8 @@ def fit(
         dropout or contextlib.nullcontext(),
     ):
         for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
+            routes = router.draw(rng, len(indices))
             if number <= began:  # done before the checkpoint: only its draws are repeated
-                for _ in range(1 + consistent):
-                    draw_routes(model.sites, rng)
                 continue
             if dropout is not None:
                 dropout.begin(number)
@@ -83,21 +82,19 @@ def fit(
                 torch.manual_seed(
                     random.Random(f"{processes.seed(recipe.seed)} {number}").getrandbits(63)
                 )
-            part, share = processes.share(indices)
+            places, share = processes.share(len(indices))
+            part = [indices[place] for place in places]
             batch = collate([rows[i] for i in part], device)
             target = target_tensor(
                 data.problem_type, [data.targets[i] for i in part], len(data.labels), device
             )
             with autocast:
-                draw_routes(model.sites, rng)
-                first = model(batch)
-                # a mean of means, weighted by their rows
-                loss = share * task_loss(data.problem_type, first, target)
-                if consistent:
-                    draw_routes(model.sites, rng)
-                    # a sum: whoever has no rows adds nothing
-                    weight = recipe.consistency * (share > 0)
-                    loss = loss + weight * consistency_loss(data.problem_type, first, model(batch))
+                logits = []
+                for routes_of_pass in routes:
+                    router.use(routes_of_pass, places)
+                    logits.append(model(batch))
+                # a mean of the processes' means, weighted by their rows
+                loss = share * step_loss(data.problem_type, logits, target, recipe)
             value = processes.sum(loss.item())
             if value != value or value in (float("inf"), float("-inf")):
                 raise NonFiniteLoss(

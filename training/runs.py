@@ -183,7 +183,8 @@ def _check_out(out: Path) -> None:
 def _judged(recipe: Recipe) -> str:
     """What the scores are of, in words."""
     if recipe.method != "adamix":
-        return "single adapter" if recipe.method == "adapter" else recipe.method
+        single = recipe.method in ("adapter", "adapter-rdrop")
+        return "single adapter" if single else recipe.method
     return {
         "merged": "merged adapter",
         "random": "random routes",

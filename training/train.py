@@ -28,6 +28,7 @@ from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged, scores
 from training.fit import fit
 from training.hardware import hardware
+from training.head_first import fit_head
 from training.progress import Progress
 from training.start import start_from
 
@@ -48,14 +49,16 @@ class Trained:
 class Measured:
     """A run by any method: the model as it was trained, what was judged of it, and how.
 
-    `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `scores`
-    are those of the recipe's `evaluate`. `parameters` are those beyond the frozen backbone's that
-    inference needs, the head left out; `rows` are those trained on.
+    `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `logits`
+    `[N, C]` are the dev set's, `scores` theirs, by the recipe's `evaluate`. `parameters` are those
+    beyond the frozen backbone's that inference needs, the head left out; `rows` are those trained
+    on.
     """
 
     model: Classifier
     judged: Classifier
     done: Progress
+    logits: Tensor
     scores: dict[str, float]
     parameters: int
     rows: int
@@ -142,6 +145,8 @@ def measure(
     model = build(backbone, len(train_set.labels), recipe, words.head(backbone, recipe, train_set))
     if start is not None:
         start_from(model, start, backbone, train_set.labels, recipe)
+    if recipe.head_first:
+        fit_head(model, backbone, train_set, rows)
     checkpoint = checkpoints.of(backbone, train_set, recipe) if checkpoints is not None else None
     done = fit(model, train_set, rows, recipe, report, checkpoint)
 
@@ -157,6 +162,7 @@ def measure(
         model=model,
         judged=judged,
         done=done,
+        logits=logits,
         scores=scores(dev_set, logits, recipe.positive),
         parameters=trained_parameters(judged if recipe.evaluate == "merged" else model),
         rows=len(rows),

@@ -116,8 +116,8 @@ class Contest:
         self.recipe = recipe
         self.width = min(MAX_LENGTH, backbone.max_length)
         self.plain = build(backbone, 2, recipe)
-        routed = Recipe(**{**vars(recipe), "method": "adamix", "consistency": 0.0})
-        consistent = Recipe(**{**vars(recipe), "method": "adamix", "consistency": 1.0})
+        routed = Recipe(**{**vars(recipe), "method": "adamix", "consistency_weight": 0.0})
+        consistent = Recipe(**{**vars(recipe), "method": "adamix", "consistency_weight": 1.0})
         self.runs: dict[str, Callable[[Dataset, list[Tokens]], float]] = {
             "adapter": Fitted(build(backbone, 2, recipe), recipe),
             "routed": Fitted(build(backbone, 2, routed), routed),
