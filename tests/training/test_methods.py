@@ -35,6 +35,7 @@ BIASES = 3 * D + D + D + 2 * D + D + D
 PARAMETERS = {
     "adamix": LAYERS * ADAPTER,
     "adapter": LAYERS * ADAPTER,
+    "adapter-rdrop": LAYERS * ADAPTER,
     "houlsby": 2 * LAYERS * ADAPTER,
     "lora": LAYERS * 4 * 2 * D,
     "bitfit": LAYERS * BIASES + D + D,  # and the embeddings' norm, and the pooler
