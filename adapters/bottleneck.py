@@ -1,4 +1,5 @@
-"""The maths of an adapter: one bottleneck, and a mixture of them (AdaMix, arXiv 2205.12410, section 3)."""
+"""The maths of an adapter: one bottleneck, and a mixture of them (AdaMix, arXiv 2205.12410,
+section 3)."""
 
 from __future__ import annotations
 

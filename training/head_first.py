@@ -67,8 +67,10 @@ def _fitted(features: np.ndarray, data: Dataset) -> tuple[np.ndarray, np.ndarray
     return _logistic(features, targets, labels)
 
 
-def _logistic(features: np.ndarray, targets: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `[labels, d]` and biases `[labels]`; of a label that no row has, those of a rare one."""
+def _logistic(
+    features: np.ndarray, targets: np.ndarray, labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[labels, d]` and biases `[labels]`; a label that no row has gets a rare one's."""
     weights, biases = np.zeros((labels, features.shape[1])), np.full(labels, -np.log(len(targets)))
     there = np.unique(targets).astype(int)
     if len(there) == 1:

@@ -68,7 +68,7 @@ def _spread(experts: int, rows: int, rng: random.Random) -> Choice:
 
 
 def _moved(first: Choice, experts: int, rng: random.Random) -> Choice:
-    """Another expert for each row, if there is more than one: as evenly spread as the first were."""
+    """Another expert for each row, if there is more than one, as evenly spread as before."""
     assert isinstance(first, tuple)
     by = rng.randrange(1, experts) if experts > 1 else 0
     return tuple((expert + by) % experts for expert in first)

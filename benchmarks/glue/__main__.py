@@ -26,7 +26,7 @@ import typer
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.errors import AdaMixError
-from benchmarks.glue import cells
+from benchmarks.glue import cells, page
 from benchmarks.glue.data import sets_of
 from benchmarks.glue.protocol import METHODS, RATES, SEARCH_TASKS, STAGES, Cell, Stage
 from benchmarks.glue.pseudovalues import pseudo_values
@@ -70,9 +70,7 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that run cells side by side.")
-    ] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that run cells side by side.")] = 1,
 ) -> None:
     """Run the cells that lack, in the protocol's order."""
     place = Place(glue_dir, backbone, device)
@@ -84,6 +82,21 @@ def run(
                 typer.echo(f"{stage.name}  {told(line)}")
     except (AdaMixError, ValueError) as error:
         fail(str(error))
+
+
+@app.command()
+def render(
+    results: Results = RESULTS,
+    out: Annotated[Path, typer.Option(help="The page; its plot goes beside it.")] = Path(
+        "docs/results.md"
+    ),
+) -> None:
+    """Write the page and its plot from the cells that there are."""
+    try:
+        page.write(out, cells.read(results / "cells.jsonl"))
+    except ValueError as error:
+        fail(str(error))
+    typer.echo(f"written to {out}")
 
 
 def lacking(stage: Stage, path: Path, place: Place) -> Iterator[tuple[Cell, float]]:
@@ -101,10 +114,9 @@ def lacking(stage: Stage, path: Path, place: Place) -> Iterator[tuple[Cell, floa
             yield cell, rate
 
 
-def run_all(
-    todo: list[tuple[Cell, float]], place: Place, workers: int
-) -> Iterator[dict[str, Any]]:
-    """The cells' lines, in order; of several workers each has a process and a backbone of its own."""
+def run_all(todo: list[tuple[Cell, float]], place: Place, workers: int) -> Iterator[dict[str, Any]]:
+    """The cells' lines, in order; each of several workers has a process and a backbone of its
+    own."""
     if workers == 1:
         backbone = load(place) if todo else None
         yield from (run_cell(cell, rate, place, backbone) for cell, rate in todo)

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from training.record import append
+from training.jsonl import append
 
 Cells = list[dict[str, Any]]
 KEY = ("task", "method", "drawn", "seed", "search", "backbone")
@@ -70,3 +70,24 @@ def best_rate(
             " named search"
         )
     return max(grid, key=lambda rate: statistics.mean(found[rate][task] for task in tasks))
+
+
+def of_rows(cells: Cells, rows: int | None) -> Cells:
+    """The judged cells of so many training rows."""
+    return [cell for cell in cells if cell["drawn"] == rows and cell["search"] is None]
+
+
+def scores(cells: Cells, method: str, task: str) -> list[float]:
+    """A method's scores on a task, seed by seed."""
+    own = [cell for cell in cells if (cell["method"], cell["task"]) == (method, task)]
+    return [cell["score"] for cell in sorted(own, key=lambda cell: int(cell["seed"]))]
+
+
+def averages(cells: Cells, method: str, tasks: list[str]) -> list[float]:
+    """A method's average over the tasks, one a seed, of the seeds that have them all."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for cell in cells:
+        if cell["method"] == method:
+            by_seed.setdefault(cell["seed"], {})[cell["task"]] = cell["score"]
+    whole = [found for _, found in sorted(by_seed.items()) if set(tasks) <= set(found)]
+    return [statistics.mean(found[task] for task in tasks) for found in whole if tasks]

@@ -1,9 +1,9 @@
 """What each dev row contributes to a score: jackknife pseudo-values (Miller 1974), one a row.
 
-A cell keeps these instead of its predictions: they hold neither texts nor labels, and the bootstrap
-over dev rows needs no more. n·θ − (n − 1)·θ₋ᵢ, where θ₋ᵢ is the score without row i. For accuracy it
-is 1 where the row is right and 0 where it is not; their mean is the score, exactly for accuracy and
-up to terms of order 1/n for the correlations.
+A cell keeps these, not its predictions: they hold neither texts nor labels, and the bootstrap over
+dev rows needs no more. A row has n·θ − (n − 1)·θ₋ᵢ, where θ₋ᵢ is the score without it. For accuracy
+that is 1 where the row is right and 0 where it is not. The mean is the score, exactly for accuracy
+and up to terms of order 1/n for the correlations.
 """
 
 from __future__ import annotations

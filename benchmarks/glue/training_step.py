@@ -43,12 +43,12 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.classifier import Batch, Classifier, collate
 from adapters.text import Tokens, encode
-from training.baselines import build
 from training.config import Recipe
 from training.data import Dataset
 from training.fit import fit
 from training.hardware import hardware
 from training.loss import target_tensor, task_loss
+from training.methods import build
 
 MAX_LENGTH = 128
 RATIOS = (

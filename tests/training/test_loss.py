@@ -28,7 +28,7 @@ def softmax(row: list[float]) -> list[float]:
 
 
 def expected_consistency(problem: str, first: Tensor, second: Tensor) -> float:
-    """½(KL(p‖q) + KL(q‖p)) as the mean over the rows, by the definition and in Python's own numbers."""
+    """½(KL(p‖q) + KL(q‖p)) as the mean over the rows, by the definition and in Python's numbers."""
     total = 0.0
     for a, b in zip(first.tolist(), second.tolist(), strict=True):
         if problem == "regression":
@@ -45,7 +45,7 @@ def expected_consistency(problem: str, first: Tensor, second: Tensor) -> float:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_consistency_is_the_definition(problem: str) -> None:
-    """The consistency loss is the symmetric divergence of the definition, as the mean over the batch."""
+    """The consistency loss is the definition's symmetric divergence, as the mean over the batch."""
     first, second = logits(problem, 1), logits(problem, 2)
     assert consistency_loss(problem, first, second).item() == pytest.approx(
         expected_consistency(problem, first, second), rel=1e-5

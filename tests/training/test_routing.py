@@ -19,11 +19,11 @@ from adapters.classifier import collate
 from adapters.merge import merge
 from adapters.text import encode
 from tests.training.test_training import QUICK, SINGLE
-from training.baselines import build
 from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.errors import TrainingError
 from training.loss import step_loss, target_tensor
+from training.methods import build
 from training.progress import Progress
 from training.routing import Router
 from training.train import measure
@@ -112,7 +112,9 @@ def test_draws_are_random() -> None:
 def test_every_expert_learns_in_every_step(bert: Backbone) -> None:
     """With rows spread, each expert gets a gradient in each step; with the paper's routing, one."""
     rows = encode(bert.tokenizer, SINGLE.texts, 32)[:8]
-    target = target_tensor("single_label_classification", SINGLE.targets[:8], 2, torch.device("cpu"))
+    target = target_tensor(
+        "single_label_classification", SINGLE.targets[:8], 2, torch.device("cpu")
+    )
     for routing, learning in (("rows", 4), ("batch", 1)):
         recipe = dataclasses.replace(QUICK, routing=routing, consistency_weight=0.0)
         model = build(bert, 2, recipe)
@@ -129,7 +131,9 @@ def step_flops(backbone: Backbone, recipe: Recipe) -> int:
     """Floating-point operations of a step's matrix products, forward and backward."""
     model = build(backbone, 2, recipe)
     rows = encode(backbone.tokenizer, SINGLE.texts, 32)[:8]
-    target = target_tensor("single_label_classification", SINGLE.targets[:8], 2, torch.device("cpu"))
+    target = target_tensor(
+        "single_label_classification", SINGLE.targets[:8], 2, torch.device("cpu")
+    )
     router = Router(model.sites, recipe)
     with FlopCounterMode(display=False) as counter:
         logits = []
@@ -151,7 +155,8 @@ def test_a_step_costs_two_passes_of_a_single_adapter(bert: Backbone, recipe: Rec
 
 @pytest.mark.parametrize("recipe", RECIPES[1:])
 def test_a_killed_run_draws_the_same(tmp_path: Path, bert: Backbone, recipe: Recipe) -> None:
-    """A run that goes on from a checkpoint draws what it would have drawn, to the bit of its end."""
+    """A run that goes on from a checkpoint draws what it would have drawn: it ends with the same
+    bits."""
     recipe = dataclasses.replace(recipe, epochs=3, batch_size=10, learning_rate=1e-3)
     whole = measure(bert, SINGLE, SINGLE, recipe)
 
@@ -244,7 +249,7 @@ def test_the_control_says_what_it_does() -> None:
             "task_loss is 'both', but a step of method 'full' has one pass; expected adamix or",
         ),
         (
-            {"head_first": True, "prompt": "{text} {mask}", "words": {"a": "b"}},
+            {"head_first": True, "prompt": "{text} {mask}", "label_words": {"a": "b"}},
             "head_first is true, but a prompt's head is frozen",
         ),
     ],

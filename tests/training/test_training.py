@@ -19,12 +19,12 @@ from adapters.file import parse, serialize
 from adapters.parity import check_parity
 from adapters.text import encode
 from tests.tiny import FAMILIES, tiny_backbone
-from training.baselines import build
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import NonFiniteLoss, TrainingError
 from training.evaluate import predict, scores
 from training.fit import fit
+from training.methods import build
 from training.progress import Progress
 from training.train import Trained, train
 
