@@ -28,7 +28,7 @@ from training.data import Dataset
 from training.errors import CheckpointError
 from training.progress import Progress
 
-FORMAT = "adamix-checkpoint/1"
+FORMAT = "adamix-checkpoint/2"
 # What a recipe says of a run after its training: it may differ when one goes on.
 AFTERWARDS = ("evaluate", "positive", "dtype")
 
