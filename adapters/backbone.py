@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
+from adapters.disk import write_atomically
 from adapters.errors import BackboneError
-from adapters.file import write_atomically
 from adapters.prompt import Prompt, fitted
 from adapters.spec import BackboneRef, Pooling
 
