@@ -6,13 +6,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 LEFTOVER = ".tmp-"  # the prefix of a file that is not complete yet, or not needed any more
 
 
-def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a whole file: temporary file, fsync, rename, fsync of the folder.
+def write_atomically(
+    path: Path, data: bytes | bytearray | memoryview, *, time_ns: int | None = None
+) -> None:
+    """Write a whole file: temporary file, fsync, rename, fsync of the folder. Its modification time
+    is `time_ns`, or now.
 
     A reader sees the old file or the new one, also after a crash. Raises OSError; where the last
     step alone fails, the new file is there but may not survive a power cut.
@@ -24,6 +28,10 @@ def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
             os.fchmod(descriptor, 0o644)
+            # The kernel's own time of a change may be some milliseconds old, and files that were
+            # written one after the other would seem equally old.
+            written = time.time_ns() if time_ns is None else time_ns
+            os.utime(descriptor, ns=(written, written))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
