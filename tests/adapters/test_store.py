@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any, NoReturn
 
 import pytest
 
 from adapters.backbone import Backbone
 from adapters.errors import (
     AmbiguousVersion,
+    BackboneMismatch,
     DamagedAdapter,
     InvalidAdapter,
     NoActiveVersion,
@@ -26,7 +31,7 @@ from adapters.errors import (
     UnknownVersion,
     VersionIsActive,
 )
-from adapters.file import Adapter, load, parse
+from adapters.file import Adapter, load, parse, serialize
 from adapters.store import Store
 from tests.tiny import random_adapter
 
@@ -593,3 +598,250 @@ def test_a_folder_that_is_no_task_is_left_alone(tmp_path: Path, files: list[byte
     assert [entry.task for entry in store.entries()] == ["sst2"]
     store.delete_task("sst2")
     assert (other / f"{version.digest}.safetensors").is_file()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from adapters.store import Store
+
+with Store(Path(sys.argv[1])) as store:
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process has the store open."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.stdin.close()
+
+
+def test_a_second_writer(store: Store, files: list[bytes]) -> None:
+    """A store that another process may write to is refused, after a wait, with a sentence; read
+    only it is served, and when the other process is gone, killed even, it can be written."""
+    version, _ = store.put(parse(files[0]))
+    store.close()
+    with held_elsewhere(store.folder) as other:
+        for seconds in (0.0, 0.2):
+            started = time.monotonic()
+            with pytest.raises(
+                StoreError,
+                match=f"the store {store.folder} is in use by another process, .*; expected one"
+                " writer for a store: stop that process, or open the store read-only",
+            ):
+                Store(store.folder, lock_seconds=seconds)
+            assert seconds <= time.monotonic() - started < seconds + 5
+        assert on_disk(store).get("sst2").digest == version.digest
+        other.kill()
+        other.wait()
+    with Store(store.folder) as again:
+        assert again.put(parse(files[1]))[1]
+
+
+def test_a_lock_that_is_freed_in_time(store: Store) -> None:
+    """A start waits for the process before it to end."""
+    store.close()
+    with held_elsewhere(store.folder) as other:
+        assert other.stdin is not None
+        end = threading.Timer(0.1, other.stdin.close)
+        end.start()
+        with Store(store.folder, lock_seconds=30) as again:
+            assert again.why_read_only is None
+        end.join()
+
+
+def writes(store: Store, files: list[bytes]) -> list[Callable[[], object]]:
+    """Each way to change a store that holds files[0] and files[1] of sst2."""
+    old = parse(files[0])
+    return [
+        lambda: store.put(parse(files[2])),
+        lambda: store.put(old),
+        lambda: store.activate("sst2", old.digest),
+        lambda: store.delete_version("sst2", old.digest),
+        lambda: store.delete_task("sst2"),
+        store.mark_seeded,
+    ]
+
+
+def test_read_only(store: Store, files: list[bytes]) -> None:
+    """A store opened read-only serves what is there, writes nothing, and says so to each write."""
+    for data in files[:2]:
+        store.put(parse(data))
+    (store.folder / "sst2" / ".tmp-left").write_bytes(b"of a crash")
+    store.close()
+    before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
+    with Store(store.folder, read_only=True) as reader:
+        assert reader.why_read_only == "it was opened so"
+        assert reader.get("sst2").digest == parse(files[1]).digest
+        for write in writes(reader, files):
+            with pytest.raises(
+                StoreError, match=f"the store {store.folder} is read-only: it was opened so; exp"
+            ):
+                write()
+        assert reader.entries() == store.entries()
+    assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written(
+    store: Store, files: list[bytes], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A store on a read-only disk is served as it is; each write says why it is refused."""
+    for data in files[:2]:
+        store.put(parse(data))
+    store.close()
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *mode: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(number, os.strerror(number))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    again = Store(store.folder)
+    assert again.why_read_only == os.strerror(number)
+    assert again.get("sst2").digest == parse(files[1]).digest
+    for write in writes(again, files):
+        with pytest.raises(StoreError, match=f"is read-only: {os.strerror(number)}; expected a"):
+            write()
+
+
+def test_a_closed_store(store: Store, files: list[bytes]) -> None:
+    """A closed store can be read, but not written."""
+    store.put(parse(files[0]))
+    store.close()
+    store.close()
+    assert store.get("sst2").digest == parse(files[0]).digest
+    with pytest.raises(StoreError, match="is read-only: it was closed; expected"):
+        store.put(parse(files[1]))
+
+
+def test_seeded(store: Store, files: list[bytes]) -> None:
+    """That a store was seeded is known to the next process, whatever was deleted since."""
+    assert not store.seeded
+    store.put(parse(files[0]))
+    store.mark_seeded()
+    store.delete_task("sst2")
+    again = reopened(store)
+    assert again.seeded
+    assert again.entries() == []
+
+
+@pytest.mark.parametrize("obstacle", ["active is a folder", "unreadable"])
+def test_a_task_that_cannot_be_read(
+    store: Store,
+    files: list[bytes],
+    mrpc: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    obstacle: str,
+) -> None:
+    """A task whose folder cannot be read keeps no other from being served; it says why, and once
+    the folder can be read an upload brings it back."""
+    store.put(parse(files[0]))
+    store.put(parse(mrpc))
+    active = store.folder / "sst2" / "active"
+    content = active.read_bytes()
+    if obstacle == "active is a folder":
+        active.unlink()
+        active.mkdir()
+        reason = os.strerror(errno.EISDIR)
+    else:
+        scandir = os.scandir
+
+        def refuse(path: Any) -> Any:
+            if str(path).endswith("/sst2"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        reason = os.strerror(errno.EACCES)
+    again = reopened(store)
+    assert again.problems == (f"task 'sst2' cannot be read, and is left out: {reason}",)
+    assert [entry.task for entry in again.entries()] == ["mrpc"]
+    assert again.get("mrpc").spec.task == "mrpc"
+    for call in (
+        lambda: again.get("sst2"),
+        lambda: again.activate("sst2", "beef"),
+        lambda: again.delete_task("sst2"),
+    ):
+        with pytest.raises(DamagedAdapter, match=f"task 'sst2' cannot be read: {reason}"):
+            call()
+    with pytest.raises(StoreError, match=f"cannot be written: {reason}"):
+        again.put(parse(files[1]))
+    monkeypatch.undo()
+    if obstacle == "active is a folder":
+        active.rmdir()
+        active.write_bytes(content)
+    again.put(parse(files[1]), activate=False)
+    assert again.find("sst2").digest == parse(files[0]).digest
+    assert again.entries() == on_disk(again).entries()
+
+
+def test_what_does_not_fit_is_not_kept(tmp_path: Path, files: list[bytes]) -> None:
+    """The check of a store sees each adapter once, before it is served for the first time: what it
+    refuses is not put, not activated and not got."""
+    a, b = map(parse, files[:2])
+    seen: list[str] = []
+
+    def check(adapter: Adapter) -> None:
+        seen.append(adapter.digest)
+        if adapter.digest == b.digest:
+            raise BackboneMismatch("of another backbone")
+
+    with Store(tmp_path) as store:
+        store.put(a)
+        store.put(b, activate=False)
+    with Store(tmp_path, check=check) as store:
+        for _ in range(3):
+            assert store.get("sst2").digest == a.digest
+        assert seen == [a.digest]
+        for call in (
+            lambda: store.get("sst2", b.digest),
+            lambda: store.activate("sst2", b.digest),
+            lambda: store.put(b),
+        ):
+            with pytest.raises(BackboneMismatch, match="of another backbone"):
+                call()
+        assert not store.cached(b.digest)
+        assert store.find("sst2").digest == on_disk(store).find("sst2").digest == a.digest
+
+
+def test_headers_of_deleted_versions_leave_memory(store: Store, bert: Backbone) -> None:
+    """However many versions come and go, memory keeps the header of the one that lists show."""
+    spec, tensors, _ = random_adapter(bert, "t", ["a", "b"], bottleneck=1)
+    digests = []
+    for i in range(5):
+        data = serialize(spec.model_copy(update={"training": {"i": i}}), tensors)
+        digests.append(store.put(parse(data))[0].digest)
+        assert store.summary("t", digests[0]).spec.training == {"i": 0}
+        assert [*store.entry("t").summaries] == [digests[-1]]
+    for digest in digests[:-1]:
+        store.delete_version("t", digest)
+    assert [*store.entry("t").summaries] == digests[-1:]
+
+
+def test_a_deletion_that_the_disk_refuses(
+    store: Store, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that the disk does not let go is served on, and is there after a restart."""
+    store.put(parse(files[0]))
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "replace", "rename", "rmdir"):
+            patch.setattr(os, name, refuse)
+        with pytest.raises(StoreError, match="cannot be written: Permission denied"):
+            store.delete_task("sst2")
+        assert store.get("sst2").digest == parse(files[0]).digest
+    assert reopened(store).entries() == store.entries()
