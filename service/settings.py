@@ -29,7 +29,11 @@ class Settings(BaseSettings):
     backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(
-        Path("store"), description="folder whose adapters an empty store starts with"
+        Path("store"),
+        description="folder whose adapters a new store is given, once; none: no adapters",
+    )
+    read_only: bool = Field(
+        False, description="serve the store as it is at the start, beside its one writer"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if there is one"

@@ -187,4 +187,9 @@ def _placed(spec: AdapterSpec, shapes: dict[str, tuple[int, ...]], flat: Tensor)
     tensors = {
         name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
-    return Adapter(spec, tensors, hashlib.sha256(spec.task.encode()).hexdigest(), flat.nbytes)
+    return Adapter(
+        spec,
+        tensors,
+        hashlib.sha256(spec.task.encode()).hexdigest(),
+        memoryview(flat.numpy()).cast("B"),
+    )
