@@ -17,7 +17,7 @@ from adapters.spec import BackboneRef
 from adapters.store import Store
 from adapters.text import Tokens
 from service.batcher import Batcher, Closed, Outcome
-from service.engine.engine import Row
+from service.engine.row import Row
 from service.engine.slots import Slots
 from service.http.auth import Guard
 from service.http.schemas import AdapterBytes, InvalidRequest, Storage
