@@ -22,7 +22,7 @@ from adapters.file import Adapter
 from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, Pooling, Probe
 from benchmarks.gpu.parts.sizes import Model
-from service.engine.engine import Row
+from service.engine.row import Row
 
 POSITIONS = 512
 FIRST_WORD = 4  # the ids below are RoBERTa's special tokens
