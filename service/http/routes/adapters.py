@@ -87,7 +87,12 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
         summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
         return detailed(
             service,
-            Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries),
+            Entry(
+                adapter.spec.task,
+                (version,),
+                version.digest if activate else None,
+                summaries=summaries,
+            ),
         )
 
 
