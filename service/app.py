@@ -1,4 +1,5 @@
-"""create_app(settings): wires everything once; a lifespan starts it, and stops it in order."""
+"""create_app(settings): the ASGI application, built once. Its lifespan starts the service and stops
+it in order."""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
-from adapters.errors import AdaMixError
-from adapters.file import parse
+from adapters.errors import AdaMixError, StoreError
+from adapters.file import load
 from adapters.store import Store
 from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
-from service.engine.memory import refused
+from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, is_loopback, kept_admin_key
@@ -53,11 +54,12 @@ log = structlog.get_logger("service")
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no
     device."""
-    # In a thread that ends, and its OpenMP workers with it. libgomp counts the workers of every
-    # thread, and lets them sleep instead of spin once they are more than the cores: the engine's
-    # would be woken three hundred times a batch.
+    # In a thread that ends, so that its OpenMP workers end with it. libgomp counts the workers of
+    # every thread; once they are more than the cores, it lets them sleep instead of spin, and the
+    # engine's would be woken three hundred times a batch.
     with ThreadPoolExecutor(1) as apart:
-        service = apart.submit(wire, settings).result()
+        service = apart.submit(build_service, settings).result()
+    guard = _guard(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -77,9 +79,10 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         telemetry=_telemetry(service.tracing),
     )
-    app.state.service = service
+    app.state.service = app.state.predictor = service
+    app.state.guard = guard
     answers.install(app)
-    # not included: that would match every request twice
+    # Not by include_router: that would match every request twice.
     app.router.routes.extend(predict.router.routes)
     for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
@@ -89,13 +92,13 @@ def create_app(settings: Settings) -> FastAPI:
         max_upload_bytes=settings.max_upload_bytes,
     )
     app.add_middleware(HeadAsGet)
-    if settings.workers == 1:  # else the front ends do that, before they relay a request
+    if settings.workers == 1:  # else the front ends do this before they relay a request
         app.add_middleware(RequestContext)
     return app
 
 
 class _App(FastAPI):
-    """With a document that is finished by us."""
+    """FastAPI with our additions to its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -111,7 +114,7 @@ def _operation_id(route: APIRoute) -> str:
     return f"v2_{route.name}_of_version" if "{version}" in route.path else f"v2_{route.name}"
 
 
-def wire(settings: Settings) -> Service:
+def build_service(settings: Settings) -> Service:
     """Every part of the service, from the settings."""
     tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
@@ -120,7 +123,9 @@ def wire(settings: Settings) -> Service:
     backbone = backbones.load(settings.backbone)
     cache = settings.host_cache_bytes
     store = Store(
-        settings.store, min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache
+        settings.store,
+        min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache,
+        read_only=settings.read_only,
     )
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
@@ -149,7 +154,7 @@ def wire(settings: Settings) -> Service:
             backbone.tokenizer, backbone.mask_token, settings.max_wait_seconds
         ),
         batcher=Batcher(
-            partial(refused, engine.run),
+            partial(within_memory, engine.run),
             max_tokens=settings.max_batch_tokens or default_tokens,
             max_queue_rows=settings.max_queue_rows,
             max_adapters=settings.slots,
@@ -159,7 +164,6 @@ def wire(settings: Settings) -> Service:
             failed=lambda error, rows: _failed(service, error, rows),
         ),
         metrics=metrics,
-        guard=_guard(settings),
         max_inputs=settings.max_inputs,
         device=str(device),
         tracing=tracing,
@@ -258,13 +262,25 @@ def _guard(settings: Settings) -> Guard:
 
 
 def _seed(service: Service, settings: Settings) -> None:
-    """Give an empty store the shipped adapters that fit the backbone."""
-    if len(service.store) or not settings.seed.is_dir():
+    """Give a new store the shipped adapters that fit the backbone, once: deleted ones stay so."""
+    store = service.store
+    for problem in store.problems:
+        log.warning("the store has a fault", reason=problem)
+    if store.why_read_only is not None:
+        log.warning("the store is read-only: it is served as it is now", reason=store.why_read_only)
         return
-    for file in sorted(settings.seed.glob("*.safetensors")):
+    if store.seeded:
+        return
+    if not len(store) and settings.seed.is_dir():
+        for file in sorted(settings.seed.glob("*.safetensors")):
+            try:
+                adapter = load(file)
+                service.check_fits(adapter)
+                store.put(adapter)
+            except (AdaMixError, OSError) as error:
+                log.warning("shipped adapter left out", file=str(file), reason=str(error))
+    if len(store):
         try:
-            data = file.read_bytes()
-            service.check_fits(parse(data))
-            service.store.put(data)
-        except (AdaMixError, OSError) as error:
-            log.warning("shipped adapter left out", file=str(file), reason=str(error))
+            store.mark_seeded()
+        except StoreError as error:
+            log.warning("deleted shipped adapters may come back", reason=str(error))

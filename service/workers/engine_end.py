@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import astuple
 from typing import Any
 
 import structlog
 
-from adapters.spec import AdapterSpec
 from adapters.text import Tokens
 from service.batcher import Outcome
 from service.http.answers import at_fault, status_of
@@ -56,7 +56,7 @@ class Backend:
             adapter = await self._service.bring(
                 task, self._service.store.find(task, version).digest
             )
-            self._wire.send("admitted", number, adapter.digest, _signature(adapter.spec))
+            self._wire.send("admitted", number, adapter.digest, astuple(adapter.signature))
 
         self._start(number, self._answered(number, admitted()))
 
@@ -101,8 +101,10 @@ class Backend:
         the whole request, and tells the client."""
         try:
             await work
-        except (QueueFull, Closed) as error:
-            self._wire.send("failed", number, type(error).__name__)
+        except QueueFull as error:
+            self._wire.send("failed", number, QueueFull.__name__, error.retry_after)
+        except Closed:
+            self._wire.send("failed", number, Closed.__name__)
         except Exception as error:
             # it may not happen a second time, and would leave no trace
             if not at_fault(status_of(error)):
@@ -116,17 +118,6 @@ class Backend:
     def _ended(self, number: int) -> None:
         del self._tasks[number]
         self._relayed.pop(number, None)
-
-
-def _signature(spec: AdapterSpec) -> list[Any]:
-    return [
-        spec.task,
-        spec.labels,
-        spec.problem_type,
-        spec.text_pair,
-        spec.max_length,
-        spec.template,
-    ]
 
 
 def _told(outcomes: list[Outcome[Logits]]) -> tuple[list[Any], list[Any]]:

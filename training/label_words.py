@@ -1,0 +1,165 @@
+"""Label words: the head of a prompt is the backbone's own masked-language-model head, cut down to
+one word a label."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
+
+from adapters.backbone import Backbone, location
+from adapters.classifier import WordHead
+from adapters.prompt import split
+from adapters.spec import MASK
+from training.config import Recipe
+from training.data import Dataset
+from training.errors import TrainingError
+
+EXPECTED = (
+    'expected label=word,label=word… or a JSON object, such as {"not, at all": "no", "yes": "yes"}'
+)
+
+
+def read(text: str) -> dict[str, str]:
+    """`positive=great,negative=terrible`, or JSON where labels hold commas, spaces or equal
+    signs."""
+    if text.lstrip().startswith("{"):
+        try:
+            pairs = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise TrainingError(
+                f"--label-words is {text!r}, which is not JSON: {error}; {EXPECTED}"
+            ) from None
+    else:
+        pairs = [[part.strip() for part in entry.split("=")] for entry in text.split(",")]
+    if not all(
+        len(pair) == 2 and all(isinstance(part, str) and part.strip() for part in pair)
+        for pair in pairs
+    ):
+        raise TrainingError(f"--label-words is {text!r}; {EXPECTED}")
+    words = {label: word.strip() for label, word in pairs}
+    if len(words) != len(pairs):
+        raise TrainingError(
+            f"--label-words is {text!r}, which names a label twice; expected one word for each"
+        )
+    return words
+
+
+def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
+    """The frozen head that scores each label by its word at the prompt's mask; None where the
+    recipe has no prompt.
+
+    Raises TrainingError.
+    """
+    if recipe.prompt is None or recipe.label_words is None:
+        return None
+    words = recipe.label_words
+    if data.problem_type != "single_label_classification":
+        raise TrainingError(
+            f"a prompt is for single_label_classification, but the data are {data.problem_type}"
+        )
+    if set(words) != set(data.labels):
+        lacking, unknown = (
+            sorted(set(data.labels) - set(words)),
+            sorted(set(words) - set(data.labels)),
+        )
+        found = (
+            f"lacks a word for label {lacking[0]!r}"
+            if lacking
+            else f"has a word for {unknown[0]!r}, which is no label"
+        )
+        raise TrainingError(
+            f"label_words {found}; expected one for each of {', '.join(map(repr, data.labels[:8]))}"
+        )
+    chosen: dict[int, str] = {}
+    for label in data.labels:
+        token = _token(backbone.tokenizer, recipe.prompt, words[label])
+        if token in chosen:
+            raise TrainingError(
+                f"labels {chosen[token]!r} and {label!r} have the same word, {words[label]!r};"
+                " expected different ones"
+            )
+        chosen[token] = label
+    dense, norm, rows, biases = _scorer(backbone)
+    result = WordHead(backbone.config.hidden_size, len(chosen), backbone.config.layer_norm_eps)
+    tokens = list(chosen)
+    result.dense.load_state_dict(dense.state_dict())
+    result.norm.load_state_dict(norm.state_dict())
+    result.out.load_state_dict({"weight": rows[tokens], "bias": biases[tokens]})
+    return result.requires_grad_(False)
+
+
+def _token(tokenizer: Tokenizer, template: str, word: str) -> int:
+    """The word's one token, as it stands in the mask's place: in mid-sentence a byte-level one
+    begins with its space."""
+    around = next(literal.rstrip() for literal in split(template)[0] if MASK in literal)
+    before, after = around.split(MASK)
+    text = before + word + after
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    start, end = len(before.rstrip()), len(before) + len(word)
+    found = [i for i, (first, last) in enumerate(encoding.offsets) if last > start and first < end]
+    pieces = ", ".join(repr(encoding.tokens[i]) for i in found)
+    if len(found) != 1:
+        raise TrainingError(
+            f"the word {word!r} is {len(found)} tokens at the prompt's mask, {pieces}; expected a"
+            " word of one"
+        )
+    first, last = encoding.offsets[found[0]]
+    if text[first:last].strip() != word:
+        raise TrainingError(
+            f"the word {word!r} runs together with what stands beside the prompt's mask, as"
+            f" {pieces}; expected it apart"
+        )
+    token: int = encoding.ids[found[0]]
+    if any(
+        token == special and added.special
+        for special, added in tokenizer.get_added_tokens_decoder().items()
+    ):
+        raise TrainingError(
+            f"the word {word!r} is the special token {pieces} to this backbone; expected a word"
+            " that it knows"
+        )
+    return token
+
+
+@torch.no_grad()
+def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """Dense layer, norm, and every token's row and bias of the checkpoint's masked-language-model
+    head."""
+    config = backbone.config
+    model: Any
+    model, report = AutoModelForMaskedLM.from_pretrained(
+        location(backbone.name), dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise TrainingError(
+            f"backbone {backbone.name!r} has no masked-language-model head, which a prompt needs"
+            f" (its checkpoint lacks {min(report['missing_keys'])!r}); expected one with it, such"
+            " as bert-base-uncased or roberta-base"
+        )
+    if config.model_type == "bert":
+        if config.hidden_act not in ("gelu", "gelu_python"):
+            raise TrainingError(
+                f"backbone {backbone.name!r} has {config.hidden_act!r} in its masked-language-model"
+                " head; expected the exact 'gelu', which is all that an adapter file can tell"
+            )
+        dense, norm = (
+            model.cls.predictions.transform.dense,
+            model.cls.predictions.transform.LayerNorm,
+        )
+    elif config.model_type == "electra":
+        if config.embedding_size != config.hidden_size:
+            raise TrainingError(
+                f"backbone {backbone.name!r} scores words at its embeddings' size"
+                f" {config.embedding_size}; expected its hidden size {config.hidden_size}, which is"
+                " all that an adapter file can tell"
+            )
+        dense, norm = model.generator_predictions.dense, model.generator_predictions.LayerNorm
+    else:
+        dense, norm = model.lm_head.dense, model.lm_head.layer_norm
+    decoder = model.get_output_embeddings()
+    return dense, norm, decoder.weight, decoder.bias
