@@ -255,7 +255,7 @@ def test_overload_answers_429_and_recovers(filled_store: Path) -> None:
     """More rows than the queue holds are refused with 429 and Retry-After, counted, and the rest is
     answered."""
     with (
-        running(filled_store, max_queue_rows=4, max_inputs=4, max_batch_tokens=16) as server,
+        running(filled_store, read_only=True, max_queue_rows=4, max_inputs=4, max_batch_tokens=16) as server,
         server.client() as client,
     ):
         together = threading.Barrier(16)
@@ -369,7 +369,7 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
                 if len(answered) > 50:
                     enough.set()
 
-    with running(filled_store, log_level="debug") as server:
+    with running(filled_store, read_only=True, log_level="debug") as server:
         with ThreadPoolExecutor(16) as pool:
             workers = [pool.submit(call_until_refused, server, worker) for worker in range(16)]
             assert enough.wait(timeout=60)
