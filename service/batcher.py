@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from service.refusals import Closed, QueueFull
+
 
 class Row(Protocol):
     """What the batcher must know of a row."""
@@ -30,14 +32,6 @@ class Row(Protocol):
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
-
-
-class QueueFull(Exception):
-    """There is no room for a request's rows; nothing of it was queued."""
-
-
-class Closed(Exception):
-    """The batcher takes no more rows: the service is stopping."""
 
 
 @dataclass(frozen=True, slots=True)

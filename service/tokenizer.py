@@ -13,17 +13,13 @@ from tokenizers import Tokenizer
 from adapters.long_text import windows
 from adapters.prompt import fitted
 from adapters.text import TextInput, Tokens, encode
+from service.refusals import InputTooLong
 
 T = TypeVar("T")
 
 INLINE_CHARACTERS = 4096  # about a millisecond of work: a thread's hand-over costs a tenth of that
 TEMPLATES = 1024  # kept as tokens: making them takes longer than a short text does
 THREADS = 2  # so that a flood of long texts waits here, and takes neither all cores nor all memory
-
-
-class InputTooLong(Exception):
-    """An input that has more tokens than its adapter takes, where the client did not ask for
-    truncation."""
 
 
 class RequestTokenizer:

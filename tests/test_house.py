@@ -25,6 +25,7 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 # may not.
 SERVICE_MAY = {
     "FastAPI and Starlette": (WEB, {"app", "http", "workers"}),
+    "HTTP": ({"service.http"}, {"__main__", "app", "http", "workers"}),
     "torch": ({"torch"}, {"app", "engine"}),
     "Triton": ({"triton"}, {"engine"}),
     "transformers": ({"transformers"}, {"engine"}),
@@ -114,10 +115,16 @@ def test_http_is_the_service_s(package: str) -> None:
 
 
 def test_the_batcher_knows_the_standard_library_alone() -> None:
-    """The batcher imports nothing outside the standard library: neither torch nor FastAPI nor the
-    rest of the house."""
-    tops = {name.split(".")[0] for name in imported(Path("service/batcher.py"))}
-    assert tops <= set(sys.stdlib_module_names)
+    """Importing the batcher loads no module outside the standard library but the refusals, the
+    adapters' errors and itself."""
+    before = "import sys, service, adapters; known = set(sys.modules); "
+    done = run(f"{before}import service.batcher; print(*sorted(set(sys.modules) - known))")
+    assert (done.returncode, done.stderr) == (0, "")
+    loaded = done.stdout.split()
+    ours = {"service.batcher", "service.refusals", "adapters.errors"}
+    assert ours <= set(loaded)
+    others = {name.split(".")[0] for name in loaded if name not in ours}
+    assert others <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("what", SERVICE_MAY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from benchmarks import cells as stored
+from benchmarks.glue import cells as stored
 from benchmarks.glue import plots
 from benchmarks.glue.cells import Cells
 from training.tasks import TASKS, lacking

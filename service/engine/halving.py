@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from service.http.schemas import DeviceOutOfMemory
+from service.refusals import DeviceOutOfMemory
 
 
 class Row(Protocol):

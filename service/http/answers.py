@@ -1,17 +1,8 @@
-"""Which status an error has: the one place where errors become answers.
+"""Errors become answers here, and only here: the status of each one, and the form of all.
 
-Every error is answered as `{"error": "<a sentence>", "error_type": "<Name>"}`. An error that is
-nobody's fault but ours is a 500 that says so and nothing else; its traceback goes to the log.
-
-    HTTPException
-    └── RequestRefused
-        ├── MalformedBody     not JSON, not a form
-        ├── MissingKey        no or a wrong bearer token
-        ├── ForeignPage       a browser page of another origin tries to write
-        ├── BodyTooLarge
-        ├── TooManyInputs
-        ├── ClientClosed      the client left; nobody reads the answer
-        └── Referred          a front end's: the engine process is given the request, and answers it
+The form is `{"error": "<a sentence>", "error_type": "<Name>"}`. An exception that is no refusal is
+a 500 that says only that; its traceback goes to the log. `service.refusals` draws the tree of the
+errors.
 """
 
 from __future__ import annotations
@@ -30,79 +21,37 @@ from starlette.routing import Match
 from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
 from adapters.spec import shown
-from service.batcher import Closed, QueueFull
-from service.http.schemas import DeviceOutOfMemory, InvalidRequest, NotFinite
-from service.tokenizer import InputTooLong
-
-QUEUE_FULL = "the queue is full; expected fewer rows at once: try again in a second"
-STOPPING = "the service is stopping; expected requests to go to another replica"
+from service import refusals
 
 log = structlog.get_logger("service")
 
-
-class RequestRefused(HTTPException):
-    """An HTTPException, so that the frameworks between us and the route let it through."""
-
-    status = 400
-
-    def __init__(self, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(self.status, message, headers)
-
-
-class MalformedBody(RequestRefused):
-    status = 400
-
-
-class MissingKey(RequestRefused):
-    status = 401
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, {"WWW-Authenticate": "Bearer"})
-
-
-class ForeignPage(RequestRefused):
-    status = 403
-
-
-class BodyTooLarge(RequestRefused):
-    status = 413
-
-
-class TooManyInputs(RequestRefused):
-    status = 413
-
-
-class ClientClosed(RequestRefused):
-    status = 499
-
-
-class Referred(RequestRefused):
-    status = 421
-
-    def __init__(self) -> None:
-        super().__init__("this process cannot answer the request; expected the engine process to")
-
-
-# Of all that are not a RequestRefused: the first entry that an error is an instance of decides.
+# The first entry that an error is an instance of has its status.
 STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (refusals.MalformedBody, 400),
+    (refusals.MissingKey, 401),
+    (refusals.ForeignPage, 403),
     (adapter_errors.UnknownTask, 404),
     (adapter_errors.UnknownVersion, 404),
     (adapter_errors.AmbiguousVersion, 409),
     (adapter_errors.NoActiveVersion, 409),
     (adapter_errors.VersionIsActive, 409),
     (adapter_errors.StoreError, 503),
+    (refusals.BodyTooLarge, 413),
+    (refusals.TooManyInputs, 413),
+    (refusals.InputTooLong, 413),
+    (adapter_errors.TooManyWindows, 413),
+    (refusals.Referred, 421),
+    (refusals.InvalidRequest, 422),
     (adapter_errors.InvalidAdapter, 422),
     (adapter_errors.InvalidText, 422),
     (adapter_errors.InvalidWindow, 422),
-    (adapter_errors.TooManyWindows, 413),
-    (InvalidRequest, 422),
-    # as a damaged adapter: no fault of the request, and another replica or dtype may answer it
-    (NotFinite, 503),
-    (DeviceOutOfMemory, 503),
-    (InputTooLong, 413),
-    (QueueFull, 429),
-    (Closed, 503),
+    (refusals.QueueFull, 429),
+    (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
+    (refusals.Closed, 503),
+    # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
+    (refusals.NotFinite, 503),
+    (refusals.DeviceOutOfMemory, 503),
 )
 
 
@@ -113,24 +62,22 @@ def status_of(error: BaseException) -> int:
 
 def status_of_kind(kind: type[BaseException]) -> int:
     """The same, of every error of a kind."""
-    if issubclass(kind, RequestRefused):
-        return kind.status
     return next((status for known, status in STATUS if issubclass(kind, known)), 500)
 
 
 def at_fault(status: int) -> bool:
-    """Whether a status says that the request is at fault: not the load, and no client that left."""
+    """Whether a status blames the request, and neither the load nor a client that left."""
     return 400 <= status < 500 and status not in (429, 499)
 
 
 def error_type(kind: type[BaseException]) -> str:
-    """What an answer calls the errors of a kind."""
-    return "Stopping" if kind is Closed else kind.__name__
+    """The `error_type` of the errors of a kind."""
+    return "Stopping" if kind is refusals.Closed else kind.__name__
 
 
 def install(app: Starlette) -> None:
     """Answer every error of the app in our form."""
-    for kind in (AdaMixError, InputTooLong, QueueFull, Closed, ClientDisconnect):
+    for kind in (AdaMixError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_ours)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -147,21 +94,20 @@ def problem(
 
 async def _answer_ours(_request: Request, error: Exception) -> Response:
     status, name = status_of(error), error_type(type(error))
-    if isinstance(error, QueueFull):
-        return problem(status, QUEUE_FULL, name, {"Retry-After": "1"})
-    if isinstance(error, Closed):
-        return problem(status, STOPPING, name)
-    if status == 503:
+    if status == 503 and not isinstance(error, refusals.Closed):
         log.error("unavailable", error=str(error), error_type=name)
-    return problem(status, str(error), name)
+    return problem(status, str(error), name, headers_of(error))
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """The headers of an error's answer."""
+    if isinstance(error, refusals.MissingKey):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Retry-After": "1"} if isinstance(error, refusals.QueueFull) else {}
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if isinstance(error, RequestRefused):
-        return problem(
-            error.status_code, error.detail, error_type(type(error)), dict(error.headers or {})
-        )
     if error.status_code == 404:
         return problem(
             404,
@@ -178,8 +124,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of a path: the framework's own Allow names those of its first route alone, and a
-    path may have several."""
+    """The methods of a path, of all its routes: the framework's own Allow has those of the first
+    one alone."""
 
     def fits(method: str) -> bool:
         scope = {**request.scope, "method": method}
@@ -199,8 +145,7 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
 
 async def _answer_unexpected(_request: Request, error: Exception) -> Response:
     log.error("internal error", exc_info=error)
-    # This answer is Starlette's outermost: it does not pass the middleware that gives the others
-    # their id.
+    # Starlette sends this answer outside of all middleware, also of that which adds the id.
     request_id = str(structlog.contextvars.get_contextvars().get("request_id", ""))
     message = "the service failed on this request; its log says why under the X-Request-ID"
     return problem(500, message, "InternalError", {"X-Request-ID": request_id})

@@ -26,12 +26,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tokenizers import Tokenizer
 
-from service.http import answers as errors
+from service.http import answers
 from service.http.auth import Guard
-from service.http.middleware import App, Message, Receive, RequestContext, Scope, Send, too_large
+from service.http.middleware import (
+    App,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    announced_bytes,
+)
 from service.http.protocol import Server, configured
 from service.http.routes.predict import predict
 from service.http.v2.routes import infer
+from service.refusals import BodyTooLarge
 from service.telemetry import logs
 from service.tokenizer import RequestTokenizer
 from service.workers.relay import Relay
@@ -64,13 +73,12 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     remote = Remote(
         wire,
         numbers,
-        guard=Guard(None, greeting.api_key),
         tokenizer=RequestTokenizer(Tokenizer.from_str(greeting.tokenizer), greeting.mask_token),
         max_inputs=greeting.max_inputs,
         dtype=greeting.dtype,
     )
     relay = Relay(wire, numbers)
-    app = front(remote, relay, greeting.max_body_bytes)
+    app = front(remote, Guard(None, greeting.api_key), relay, greeting.max_body_bytes)
     server = Server(configured(app, greeting.drain_seconds), lambda _: wire.send("ready"))
 
     def lost() -> None:
@@ -92,7 +100,7 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     await server.serve(sockets=[clients])
 
 
-def front(remote: Remote, relay: App, max_body_bytes: int) -> Starlette:
+def front(remote: Remote, guard: Guard, relay: App, max_body_bytes: int) -> Starlette:
     """The ASGI application."""
 
     def answering(answer: Callable[[Request], Awaitable[Response]]) -> _Prediction:
@@ -110,8 +118,8 @@ def front(remote: Remote, relay: App, max_body_bytes: int) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.router.default = relay
-    app.state.service = remote
-    errors.install(app)
+    app.state.predictor, app.state.guard = remote, guard
+    answers.install(app)
     app.add_middleware(RequestContext)
     return app
 
@@ -132,17 +140,15 @@ class _Prediction:
         try:
             response = await self._answer(Request(scope, heard, send))
         except Exception as error:
-            if not errors.at_fault(errors.status_of(error)):
+            if not answers.at_fault(answers.status_of(error)):
                 raise
             await self._relay(scope, heard.again(), send)
             return
         await response(scope, receive, send)
 
     def _announces_more(self, scope: Scope) -> bool:
-        announced = next(
-            (value for name, value in scope["headers"] if name == b"content-length"), b""
-        )
-        return bool(announced.isdigit()) and int(announced) > self._max_body_bytes
+        announced = announced_bytes(scope)
+        return announced is not None and announced > self._max_body_bytes
 
 
 class _Heard:
@@ -158,7 +164,7 @@ class _Heard:
         self._messages.append(message)
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._limit:
-            raise too_large(self._bytes, self._limit)
+            raise BodyTooLarge(self._bytes, self._limit)
         return message
 
     def again(self) -> Receive:

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import structlog
 
-from service.batcher import Closed
 from service.http.middleware import App, Message, Receive, Scope, Send
+from service.refusals import Closed
 from service.workers.wire import Wire
 
 PIECE = 256 << 10  # bytes of a body in one message: a prediction on the same wire waits for no more

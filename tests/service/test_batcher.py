@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, BatchReport, Closed, QueueFull
+from service.batcher import Batcher, BatchReport
+from service.refusals import Closed, QueueFull
 from tests.service.device import (
     Device,
     Text,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, Outcome, QueueFull
+from service.batcher import Batcher, Outcome
+from service.refusals import QueueFull
 from tests.service.device import Device, Text, in_loop, serving, submitted, values
 
 

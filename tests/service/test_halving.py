@@ -7,7 +7,7 @@ import torch
 
 from service.batcher import Batcher
 from service.engine.halving import Halving
-from service.http.schemas import DeviceOutOfMemory
+from service.refusals import DeviceOutOfMemory
 from tests.service.device import Text, in_loop
 
 

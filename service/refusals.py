@@ -1,0 +1,95 @@
+"""Every error that a request can get, without HTTP: `service.http.answers` gives each a status.
+
+    AdaMixError
+    ├── what `adapters.errors` draws: a task, a version, a file, a text, the store
+    └── Refusal
+        ├── MalformedBody       not JSON, not a form, compressed
+        ├── InvalidRequest      JSON whose fields are not what they should be
+        ├── MissingKey          no bearer token, or a wrong one
+        ├── ForeignPage         a browser page of another origin asks to write
+        ├── BodyTooLarge
+        ├── TooManyInputs
+        ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
+        ├── QueueFull           no room for the request's rows
+        ├── Closed              the service is stopping
+        ├── NotFinite           logits that are NaN or infinite
+        ├── DeviceOutOfMemory   the device lacks memory for a batch, even in halves
+        ├── ClientClosed        the client left; nobody reads the answer
+        └── Referred            a front end cannot answer: the engine process gets the request
+
+Each message is one sentence that names the thing, the value found and the value expected. This
+file imports the standard library and `adapters.errors` alone, so that the batcher, the engine and a
+front end can raise what stands here without loading each other.
+"""
+
+from __future__ import annotations
+
+from adapters.errors import AdaMixError
+
+
+class Refusal(AdaMixError):
+    """An error that a request is answered with."""
+
+
+class MalformedBody(Refusal):
+    """A body that is not what its content type says."""
+
+
+class InvalidRequest(Refusal):
+    """A request whose fields are not what they should be."""
+
+
+class MissingKey(Refusal):
+    """A request that bears no key where one is needed, or a wrong one."""
+
+
+class ForeignPage(Refusal):
+    """A web page of another origin, or under another host name, asks to write."""
+
+
+class BodyTooLarge(Refusal):
+    """A body with more bytes than the service reads."""
+
+    def __init__(self, found: int, limit: int) -> None:
+        super().__init__(f"the request's body has {found} bytes or more; expected at most {limit}")
+
+
+class TooManyInputs(Refusal):
+    """A request with more rows than one request may have."""
+
+
+class InputTooLong(Refusal):
+    """An input with more tokens than its adapter takes, where the client did not ask to cut it."""
+
+
+class QueueFull(Refusal):
+    """The queue has no room for a request's rows; none of them was queued."""
+
+    def __init__(self) -> None:
+        super().__init__("the queue is full; expected fewer rows at once: try again in a second")
+
+
+class Closed(Refusal):
+    """The batcher takes no more rows: the service is stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is stopping; expected requests to go to another replica")
+
+
+class NotFinite(Refusal):
+    """Logits that are NaN or infinite: the adapter overflows on a text, in the dtype it runs in."""
+
+
+class DeviceOutOfMemory(Refusal):
+    """The device has too little memory for a batch, even in halves."""
+
+
+class ClientClosed(Refusal):
+    """The client closed the connection before its answer was ready."""
+
+
+class Referred(Refusal):
+    """A front end cannot answer this request. Never answered: the engine process gets it whole."""
+
+    def __init__(self) -> None:
+        super().__init__("this process cannot answer the request; expected the engine process to")
