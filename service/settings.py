@@ -141,7 +141,10 @@ class Settings(BaseSettings):
                 try:
                     ip_network(proxy)
                 except ValueError as error:
-                    raise ValueError(f"{error}; expected addresses, networks, or *") from None
+                    raise ValueError(
+                        f"TRUSTED_PROXIES is {listed!r}: {error}; expected addresses and networks,"
+                        " with commas between, or *"
+                    ) from None
         return "*" if "*" in proxies else ",".join(proxies)
 
     @model_validator(mode="after")
