@@ -21,7 +21,7 @@ import httpx2
 import psutil
 import pytest
 
-from service.http.answers import QUEUE_FULL
+from service.refusals import QueueFull
 from tests.service.conftest import Server, running
 from tests.service.test_http_operations import value
 
@@ -505,7 +505,7 @@ def test_keys_and_load(filled_store: Path, tmp_path: Path) -> None:
             answers = list(pool.map(call, range(16)))
         assert {answer.status_code for answer in answers} == {200, 429}
         busy = [answer for answer in answers if answer.status_code == 429]
-        expected = {"error": QUEUE_FULL, "error_type": "QueueFull"}
+        expected = {"error": str(QueueFull()), "error_type": "QueueFull"}
         assert all(
             answer.json() == expected and answer.headers["Retry-After"] == "1" for answer in busy
         )
