@@ -48,7 +48,7 @@ class BrokenWire(Exception):
 @dataclass(frozen=True)
 class Greeting:
     """What a front end must know before it serves. `tokenizer` is its JSON, `dtype` the backbone's
-    on the device."""
+    on the device, `connections` the fields of a `ConnectionSettings`."""
 
     tokenizer: str
     mask_token: str | None
@@ -59,6 +59,7 @@ class Greeting:
     drain_seconds: int
     log_level: str
     log_format: str
+    connections: dict[str, Any]
 
 
 def greeted(by: socket.socket) -> Greeting:
