@@ -181,6 +181,7 @@ def serve_by_front_ends(
         dtype=service.dtype,
         max_inputs=service.max_inputs,
         max_body_bytes=settings.max_body_bytes,
+        max_wait_seconds=settings.max_wait_seconds,
         drain_seconds=settings.drain_seconds,
         log_level=settings.log_level,
         log_format=settings.log_format,

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU",
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
+    max_wait_seconds: float = Field(
+        1.0, gt=0, description="expected wait for the device; a longer one is answered with 429"
+    )
     max_inputs: int = Field(
         256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
     )

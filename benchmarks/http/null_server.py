@@ -33,6 +33,7 @@ def main(port: int, device_ms: float = 0.0) -> int:
         max_tokens=settings.max_batch_tokens or 1024,
         max_queue_rows=settings.max_queue_rows,
         max_adapters=settings.slots,
+        max_wait=settings.max_wait_seconds,
         observe=service.metrics.batch,
     )
     with placed(settings) as place:

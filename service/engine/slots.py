@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from adapters.file import Adapter
-from adapters.spec import AdapterSpec
+from adapters.spec import AdapterSpec, shown
+from service.refusals import AdapterNotLoaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +136,18 @@ class Slots:
         started = time.monotonic()
         try:
             resident = self._load(adapter)
-        except Exception:  # the device is out of memory, say
-            self._failed()
-            raise
-        self._loaded(time.monotonic() - started)
-        return resident
+        except Exception as error:  # the device is out of memory, say
+            reason = shown(str(error))
+        else:
+            self._loaded(time.monotonic() - started)
+            return resident
+        # Not in the `except`, whose error keeps the tensors that were loaded alive.
+        self._failed()
+        raise AdapterNotLoaded(
+            adapter.digest,
+            f"version {adapter.version} of task {adapter.spec.task!r} could not be put on the"
+            f" device: {reason}; expected memory for it, or fewer slots (ADAMIX_SLOTS)",
+        )
 
     def _load(self, adapter: Adapter) -> Resident:
         if self._device.type == "cuda":

@@ -74,7 +74,9 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     remote = Remote(
         wire,
         numbers,
-        tokenizer=RequestTokenizer(Tokenizer.from_str(greeting.tokenizer), greeting.mask_token),
+        tokenizer=RequestTokenizer(
+            Tokenizer.from_str(greeting.tokenizer), greeting.mask_token, greeting.max_wait_seconds
+        ),
         max_inputs=greeting.max_inputs,
         dtype=greeting.dtype,
     )

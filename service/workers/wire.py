@@ -56,6 +56,7 @@ class Greeting:
     dtype: str
     max_inputs: int
     max_body_bytes: int
+    max_wait_seconds: float
     drain_seconds: int
     log_level: str
     log_format: str

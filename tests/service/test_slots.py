@@ -18,6 +18,7 @@ from adapters.text import encode
 from service.batcher import Batcher, BatchReport
 from service.engine.engine import Engine, Row
 from service.engine.slots import Slots
+from service.refusals import AdapterNotLoaded
 from tests.tiny import random_adapter
 
 CPU = torch.device("cpu")
@@ -172,11 +173,12 @@ def test_keyed_by_digest(bert: Backbone) -> None:
 
 
 def test_a_load_that_fails_takes_no_slot(adapters: dict[str, Adapter]) -> None:
-    """An adapter that the device does not take is counted as a failure, not as a load, and is not
-    resident."""
+    """An adapter that the device does not take is counted as a failure, not as a load, is not
+    resident, and is named in the refusal."""
     slots, counts = counted(2, device=torch.device("cuda:99"))
-    with pytest.raises((RuntimeError, AssertionError)):
+    with pytest.raises(AdapterNotLoaded, match="of task 'a' could not be put on the device") as it:
         acquire(slots, adapters, "a")
+    assert it.value.adapter_key == adapters["a"].digest
     assert on_device(slots, adapters) == ""
     assert (len(counts.seconds), counts.failures) == (0, 1)
 

@@ -81,15 +81,23 @@ async def predicted(
     InputTooLong, InvalidWindow, TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when
     nobody waits for the answer any more."""
     started = time.monotonic()
-    nested = await _rows(predictor, wanted, truncate=truncate, window=window)
-    rows = [
-        (adapter, row)
-        for (adapter, _), texts in zip(wanted, nested, strict=True)
-        for row in chain.from_iterable(texts)
-    ]
-    tokenized = time.monotonic()
-    predictor.tokenized(tokenized - started)
-    outcomes = await _unless_client_leaves(request, predictor.run(rows))
+    tokenized = 0.0
+
+    async def run() -> tuple[
+        list[list[list[Tokens]]], list[tuple[Admitted, Tokens]], list[Outcome[Logits]]
+    ]:
+        nonlocal tokenized
+        nested = await _rows(predictor, wanted, truncate=truncate, window=window)
+        rows = [
+            (adapter, row)
+            for (adapter, _), texts in zip(wanted, nested, strict=True)
+            for row in chain.from_iterable(texts)
+        ]
+        tokenized = time.monotonic()
+        predictor.tokenized(tokenized - started)
+        return nested, rows, await predictor.run(rows)
+
+    nested, rows, outcomes = await _unless_client_leaves(request, run())
     if predictor.tracing is not None:
         predictor.tracing.stages(
             started,
