@@ -1,4 +1,4 @@
-"""The messages between the engine process and one front end: a frozen dataclass each.
+"""The messages between the engine process and one front end: a frozen class each.
 
     front end                                                  engine process
 
@@ -29,20 +29,17 @@
                    <- Refused(call, refusal, data)             to Admit and Run
                       Cancel(call) ->                          nobody waits for the answer
 
-`call` numbers what a front end asks; each front end counts on its own. On the wire a message is
-`[the name of its class, {field: value}]` in msgpack, where a dataclass in a field is an object too.
+`call` numbers what a front end asks; each front end counts on its own. msgspec packs a message as a
+msgpack array (the name of its class, then its fields in order) and checks every type as it reads.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+import msgspec
 
-from adapters.spec import first_problem
 from adapters.text import Tokens
 from service.batcher import BatchReport, Outcome
 from service.http.connections import ConnectionSettings
@@ -54,8 +51,11 @@ class BrokenWire(Exception):
     """Bytes that are no message, or too many for one."""
 
 
-@dataclass(frozen=True)
-class Greeting:
+class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    pass
+
+
+class Greeting(_Message):
     """`tokenizer` is the tokeniser's JSON, `dtype` the backbone's on the device."""
 
     tokenizer: str
@@ -71,23 +71,19 @@ class Greeting:
     connections: ConnectionSettings
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(_Message):
     pass
 
 
-@dataclass(frozen=True)
-class Ping:
+class Ping(_Message):
     pass
 
 
-@dataclass(frozen=True)
-class Pong:
+class Pong(_Message):
     pass
 
 
-@dataclass(frozen=True)
-class Admit:
+class Admit(_Message):
     """`version` None: the active one."""
 
     call: int
@@ -95,8 +91,7 @@ class Admit:
     version: str | None
 
 
-@dataclass(frozen=True)
-class AdmitResult:
+class AdmitResult(_Message):
     """`digest` is the sha256 of the adapter's file."""
 
     call: int
@@ -104,81 +99,75 @@ class AdmitResult:
     signature: Signature
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """Rows of one adapter: in each list one item a row.
+class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The tokens of one row, as `adapters.text.Tokens` has them."""
 
-    `digest` is the file that the rows were made for, `version` what the client asked for. `ids` are
-    unsigned 32-bit integers in the machine's byte order, `types` bytes; `masks` are the places of
-    the prompts' masks.
-    """
+    ids: list[int]
+    types: list[int]
+    mask: int | None
+
+
+class RowGroup(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Rows of one adapter. `digest` is the file that they were made for, `version` what the client
+    asked for."""
 
     task: str
     version: str | None
     digest: str
-    ids: list[bytes]
-    types: list[bytes]
-    masks: list[int | None]
+    rows: list[Row]
 
     @classmethod
-    def of(cls, adapter: Admitted, version: str | None, rows: Sequence[Tokens]) -> Self:
-        return cls(
-            adapter.signature.task,
-            version,
-            adapter.digest,
-            ids=[array("I", row.ids).tobytes() for row in rows],
-            types=[bytes(row.types) for row in rows],
-            masks=[row.mask for row in rows],
-        )
+    def of(cls, adapter: Admitted, version: str | None, tokens: Sequence[Tokens]) -> Self:
+        rows = [Row(row.ids, row.types, row.mask) for row in tokens]
+        return cls(adapter.signature.task, version, adapter.digest, rows)
 
     def tokens(self) -> list[Tokens]:
-        """The rows. Raises ValueError for bytes that are no rows."""
-        rows = []
-        for packed, types, mask in zip(self.ids, self.types, self.masks, strict=True):
-            ids = array("I", packed).tolist()
-            rows.append(Tokens(ids, list(types), len(ids), mask=mask))
-        return rows
+        """The rows."""
+        return [Tokens(row.ids, row.types, len(row.ids), mask=row.mask) for row in self.rows]
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(_Message):
     """The rows of one request."""
 
     call: int
     groups: list[RowGroup]
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """Of each row its logits, its seconds in the queue, and the index of its batch in `reports`.
-    The reports' `waits` are left out: a front end does not need them."""
+class RowResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One row's logits, its seconds in the queue, and the index of its batch."""
+
+    logits: Logits
+    queued: float
+    batch: int
+
+
+class RunResult(_Message):
+    """The rows' results in order, and their batches' reports. The reports' `waits` stay behind: a
+    front end has no use for the waits of other requests' rows."""
 
     call: int
-    logits: list[Logits]
-    queued: list[float]
-    batches: list[int]
+    rows: list[RowResult]
     reports: list[BatchReport]
 
     @classmethod
     def of(cls, call: int, outcomes: Sequence[Outcome[Logits]]) -> Self:
-        reports = {id(outcome.batch): outcome.batch for outcome in outcomes}
-        indices = {key: index for index, key in enumerate(reports)}
+        batches = {id(outcome.batch): outcome.batch for outcome in outcomes}
+        indices = {key: index for index, key in enumerate(batches)}
         return cls(
             call,
-            logits=[outcome.value for outcome in outcomes],
-            queued=[outcome.queued for outcome in outcomes],
-            batches=[indices[id(outcome.batch)] for outcome in outcomes],
-            reports=[replace(report, waits=[]) for report in reports.values()],
+            [RowResult(each.value, each.queued, indices[id(each.batch)]) for each in outcomes],
+            [
+                BatchReport(each.rows, each.tokens, each.tasks, each.started, each.seconds, [])
+                for each in batches.values()
+            ],
         )
 
     def outcomes(self) -> list[Outcome[Logits]]:
         """Of each row, in order."""
-        rows = zip(self.logits, self.queued, self.batches, strict=True)
-        return [Outcome(logits, queued, self.reports[batch]) for logits, queued, batch in rows]
+        return [Outcome(row.logits, row.queued, self.reports[row.batch]) for row in self.rows]
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(_Message):
     """Why Admit or Run has no other answer. `data` are the attributes of the refusal, which are the
     arguments that it is made from."""
 
@@ -203,54 +192,45 @@ _REFUSALS: dict[
 ] = {"QueueFull": QueueFull, "Closed": Closed, "Referred": Referred}
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(_Message):
     call: int
 
 
-@dataclass(frozen=True)
-class Tokenized:
+class Tokenized(_Message):
     seconds: float
 
 
-@dataclass(frozen=True)
-class Counted:
+class Counted(_Message):
     tasks: list[str]
     status: int
     seconds: float
 
 
-@dataclass(frozen=True)
-class RelayRequest:
+class RelayRequest(_Message):
     call: int
     request_id: str
     scope: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class AppReceive:
+class AppReceive(_Message):
     call: int
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(_Message):
     call: int
     message: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class AppSend:
+class AppSend(_Message):
     call: int
     message: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(_Message):
     call: int
 
 
-@dataclass(frozen=True)
-class AppReturned:
+class AppReturned(_Message):
     call: int
 
 
@@ -262,31 +242,18 @@ FromFrontEnd = (
 )
 Message = FromEngine | FromFrontEnd
 
-_READERS = {kind.__name__: TypeAdapter(kind) for kind in get_args(Message)}
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
-def packed(message: Message) -> tuple[str, dict[str, Any]]:
-    """What is put on the wire for a message; `fields_of` gives the dataclasses in it."""
-    return type(message).__name__, fields_of(message)
+def packed(message: Message) -> bytes:
+    """A message as it is on the wire."""
+    return _ENCODER.encode(message)
 
 
-def fields_of(value: Any) -> dict[str, Any]:
-    """A dataclass as an object of msgpack. Raises TypeError for anything else."""
-    return {field.name: getattr(value, field.name) for field in fields(value)}
-
-
-def unpacked(value: object) -> Message:
+def unpacked(data: bytes | bytearray) -> Message:
     """The message that was packed. Raises BrokenWire."""
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
-        raise BrokenWire(
-            f"the wire has a value of type {type(value).__name__}; expected a kind and its fields"
-        )
-    kind, found = value
-    reader = _READERS.get(kind)
-    if reader is None:
-        raise BrokenWire(f"the wire has a message {kind[:40]!r}; expected {', '.join(_READERS)}")
     try:
-        message: Message = reader.validate_python(found)
-    except ValidationError as error:
-        raise BrokenWire(f"a message {kind!r} on the wire: {first_problem(error)}") from None
-    return message
+        return _DECODER.decode(data)
+    except msgspec.MsgspecError as error:
+        raise BrokenWire(f"the wire has what is no message: {error}") from None

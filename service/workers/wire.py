@@ -8,13 +8,13 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import msgpack
 import structlog
 
-from service.workers.messages import BrokenWire, Greeting, Message, fields_of, packed, unpacked
+from service.workers.messages import BrokenWire, Greeting, Message, packed, unpacked
 
 # of one message: a thousand times what a request of 256 rows of 512 tokens takes
 MAX_BYTES = 256 << 20
+LENGTH_BYTES = 4
 
 log = structlog.get_logger("service")
 
@@ -34,19 +34,29 @@ def read_greeting(engine: socket.socket) -> Greeting:
 
 
 class MessageReader:
-    """Bytes, cut anywhere → messages. msgpack itself tells where one ends."""
+    """Bytes, cut anywhere → messages. Before each message stands its length, in LENGTH_BYTES."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._unpacker = msgpack.Unpacker(max_buffer_size=max_bytes, unicode_errors="surrogatepass")
+        self._max_bytes = max_bytes
+        self._unread = bytearray()
 
     def read(self, data: bytes) -> list[Message]:
         """The messages that end in `data`. Raises BrokenWire."""
-        try:
-            self._unpacker.feed(data)
-            values = list(self._unpacker)
-        except (msgpack.UnpackException, ValueError) as error:
-            raise BrokenWire(f"the wire has bytes that are no msgpack: {error!r}") from None
-        return [unpacked(value) for value in values]
+        self._unread += data
+        messages, start = [], 0
+        while len(self._unread) >= (begin := start + LENGTH_BYTES):
+            length = int.from_bytes(self._unread[start:begin], "big")
+            if length > self._max_bytes:
+                raise BrokenWire(
+                    f"the wire has a message of {length} bytes; expected at most {self._max_bytes}"
+                )
+            end = begin + length
+            if len(self._unread) < end:
+                break
+            messages.append(unpacked(self._unread[begin:end]))
+            start = end
+        del self._unread[:start]
+        return messages
 
 
 class Wire(asyncio.Protocol):
@@ -56,7 +66,6 @@ class Wire(asyncio.Protocol):
         self._handlers: Mapping[type[Message], Callable[[Any], None]] = {}
         self._lost: Callable[[], None] = lambda: None
         self._reader = MessageReader()
-        self._packer = msgpack.Packer(default=fields_of, unicode_errors="surrogatepass")
         self._transport: asyncio.Transport | None = None
 
     async def attach(
@@ -78,14 +87,14 @@ class Wire(asyncio.Protocol):
     def send(self, message: Message) -> None:
         """Send a message, or drop it where the other process has ended. Raises BrokenWire for a
         message that is too long."""
-        data = self._packer.pack(packed(message))
+        data = packed(message)
         if len(data) > MAX_BYTES:
             raise BrokenWire(
                 f"the message {type(message).__name__} has {len(data)} bytes; expected at most"
                 f" {MAX_BYTES}"
             )
         if self._transport is not None:
-            self._transport.write(data)
+            self._transport.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transport has the methods, but not the base class
