@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -139,17 +138,16 @@ def serve(application: App, service: Service, settings: Settings, place: socket.
     # most of a second.
     gc.collect()
     gc.freeze()
-    connections = ConnectionSettings(
-        **{field.name: getattr(settings, field.name) for field in fields(ConnectionSettings)}
-    )
-    listening = partial(tell, service, place.getsockname()[:2])
-    if settings.workers > 1:
-        return (
-            0
-            if serve_by_front_ends(application, service, settings, connections, place, listening)
-            else 1
-        )
-    server = Server(Config(application, settings.drain_seconds, connections), listening)
+    by = serve_here if settings.workers == 1 else serve_by_front_ends
+    return 0 if by(application, service, settings, place) else 1
+
+
+def serve_here(
+    application: App, service: Service, settings: Settings, place: socket.socket
+) -> bool:
+    """With HTTP in this process; whether it could. Raises InvalidSettings."""
+    config = Config(application, settings.drain_seconds, connection_settings(settings))
+    server = Server(config, partial(tell, service, place))
     try:
         server.run(sockets=[place])
     except OSError as error:
@@ -158,19 +156,14 @@ def serve(application: App, service: Service, settings: Settings, place: socket.
         # another one was at the same address, and did not listen before
         raise _no_place(settings, error) from None
     except SystemExit as ended:
-        return 1 if ended.code else 0
-    return 0 if server.started else 1
+        return not ended.code
+    return server.started
 
 
 def serve_by_front_ends(
-    application: App,
-    service: Service,
-    settings: Settings,
-    connections: ConnectionSettings,
-    place: socket.socket,
-    listening: Callable[[], None],
+    application: App, service: Service, settings: Settings, place: socket.socket
 ) -> bool:
-    """The same, with HTTP in processes of its own; whether they could."""
+    """With HTTP in processes of its own; whether they could."""
     from service.workers.messages import Greeting
     from service.workers.supervisor import Supervisor
 
@@ -185,18 +178,25 @@ def serve_by_front_ends(
         drain_seconds=settings.drain_seconds,
         log_level=settings.log_level,
         log_format=settings.log_format,
-        connections=connections,
+        connections=connection_settings(settings),
     )
     environment = {
         name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"
     }
     supervisor = Supervisor(application, service, greeting, place, environment)
-    return uvloop.run(supervisor.serve(settings.workers, listening))
+    return uvloop.run(supervisor.serve(settings.workers, partial(tell, service, place)))
 
 
-def tell(service: Service, address: tuple[str, int]) -> None:
+def connection_settings(settings: Settings) -> ConnectionSettings:
+    """Those of the settings that each process needs which speaks HTTP."""
+    return ConnectionSettings(
+        **{field.name: getattr(settings, field.name) for field in fields(ConnectionSettings)}
+    )
+
+
+def tell(service: Service, place: socket.socket) -> None:
     """Tell the operator who reads the log where it listens, and what is served there."""
-    host, port = address
+    host, port = place.getsockname()[:2]
     storage = service.storage()
     log.info(
         "listening",

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,8 +23,6 @@ from service.refusals import AdapterNotLoaded, Closed, DeviceOutOfMemory, QueueF
 # queue, and each further task still finds room. This is the dynamic threshold of Choudhury and
 # Hahne (1998), "Dynamic queue length thresholds for shared-memory packet switches".
 ROWS_PER_FREE_PLACE = 4
-# So much may wait however slow the device is: the next batch could not be full otherwise.
-BATCHES_AT_LEAST = 2
 # Weight of what is known of the device's pace, against 1 for a new batch: about ten batches count.
 KEPT = 0.9
 
@@ -180,35 +178,38 @@ class Batcher(Generic[R, T]):
 
     def _check_room(self, rows: Sequence[R]) -> None:
         """Raises QueueFull, unless the queue has places for the rows, each task with rows in it
-        keeps to its share of them, the task's turn comes within `max_wait`, and all is done within
-        `max_drain`. An empty queue takes everything that has places: to come again would not help.
+        keeps to its share of them, its turn comes within `max_wait`, and its last row's turn within
+        `max_drain`. An empty queue takes everything that it has places for: to come again would not
+        help.
         """
         free = self.max_queue_rows - self._queued_rows
         if len(rows) > free:
             raise self._refusal(self._queued_tokens)
         if not self._queued_rows:
             return
-        own, wanted = 0, dict[str, int]()
-        for row in rows:
-            own += row.tokens
-            wanted[row.task] = wanted.get(row.task, 0) + 1
-        if self._takes_longer(self._queued_tokens + own, self._max_drain):
-            raise self._refusal(self._queued_tokens)
+        all_rows = self._queued_rows + len(rows)
+        all_tokens = self._queued_tokens + sum(row.tokens for row in rows)
+        if all_tokens <= self.max_tokens and 2 * all_rows <= self.max_queue_rows:
+            return  # one batch, and no share can be too large: no need to look at the tasks
+        wanted = Counter(row.task for row in rows)
+        tasks = len(self._queues) + sum(task not in self._queues for task in wanted)
         for task, count in wanted.items():
             queue = self._queues.get(task)
-            if queue is None:  # in the next batch, whatever the others have queued
-                continue
-            # Tasks take turns: before a task's last row goes, each has sent as many rows, or all.
-            turns = queue.rows * len(self._queues)
-            ahead = self._queued_tokens * min(1.0, turns / self._queued_rows)
-            too_many = queue.rows + count > ROWS_PER_FREE_PLACE * free
-            if too_many or self._takes_longer(ahead, self._max_wait):
+            before = 0 if queue is None else queue.rows
+            # Tasks take turns: until one has sent some rows, each has sent as many, or all it has.
+            ahead = self._queued_tokens * min(1.0, before * tasks / self._queued_rows)
+            in_all = all_tokens * min(1.0, (before + count) * tasks / all_rows)
+            if (
+                (before and before + count > ROWS_PER_FREE_PLACE * free)
+                or self._takes_longer(ahead, self._max_wait)
+                or self._takes_longer(in_all, self._max_drain)
+            ):
                 raise self._refusal(ahead)
 
     def _takes_longer(self, tokens: float, seconds: float) -> bool:
-        """Whether so many tokens take longer than that, as far as the pace is known."""
-        many = tokens > BATCHES_AT_LEAST * self.max_tokens
-        return many and self._pace.seconds(tokens) > seconds
+        """Whether so many tokens take longer than that, as far as the pace is known. However slow
+        the device is, one batch may wait: else the next one could not be full."""
+        return tokens > self.max_tokens and self._pace.seconds(tokens) > seconds
 
     def _refusal(self, ahead: float) -> QueueFull:
         return QueueFull(max(1, math.ceil(self._pace.seconds(ahead))))

@@ -30,7 +30,11 @@ class Settings(BaseSettings):
     backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(
-        Path("store"), description="folder whose adapters an empty store starts with"
+        Path("store"),
+        description="folder whose adapters a new store is given, once; none: no adapters",
+    )
+    read_only: bool = Field(
+        False, description="serve the store as it is at the start, beside its one writer"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if there is one"
@@ -64,7 +68,9 @@ class Settings(BaseSettings):
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
     max_wait_seconds: float = Field(
-        1.0, gt=0, description="expected wait for the device; a longer one is answered with 429"
+        0.5,
+        gt=0,
+        description="expected wait for the device; requests with a longer one get 429",
     )
     max_inputs: int = Field(
         256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
@@ -138,7 +144,6 @@ class Settings(BaseSettings):
     @classmethod
     def _bare(cls, host: str) -> str:
         """An IPv6 address without its brackets, which belong to URLs."""
-        host = host.strip()
         return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
     @field_validator("trusted_proxies")
@@ -150,7 +155,10 @@ class Settings(BaseSettings):
                 try:
                     ip_network(proxy)
                 except ValueError as error:
-                    raise ValueError(f"{error}; expected addresses, networks, or *") from None
+                    raise ValueError(
+                        f"TRUSTED_PROXIES is {listed!r}: {error}; expected addresses and networks,"
+                        " with commas between, or *"
+                    ) from None
         return "*" if "*" in proxies else ",".join(proxies)
 
     @model_validator(mode="after")

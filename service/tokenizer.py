@@ -11,9 +11,9 @@ from itertools import chain
 from tokenizers import Tokenizer
 
 from adapters.errors import TooManyWindows
+from adapters.long_text import windows
 from adapters.prompt import fitted
 from adapters.text import CHARACTERS_PER_TOKEN, TextInput, Tokens, encode
-from adapters.windows import windows
 from service.fair_threads import FairThreads
 from service.refusals import InputTooLong
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
+from service.batcher import Queueable
 from service.refusals import DeviceOutOfMemory
 
-
-class Counted(Protocol):
-    """What the refusal says of a row."""
-
-    @property
-    def tokens(self) -> int: ...
-
-
-R = TypeVar("R", bound=Counted)
+R = TypeVar("R", bound=Queueable)
 T = TypeVar("T")
 
 
-def refused(run: Callable[[list[R]], Sequence[T]], rows: list[R]) -> Sequence[T]:
-    """What `run` gives for the rows. Raises DeviceOutOfMemory, with what the pass held free again,
-    where torch lacks memory for it."""
+def within_memory(run: Callable[[list[R]], Sequence[T]], rows: list[R]) -> Sequence[T]:
+    """What `run` gives for the rows. Raises DeviceOutOfMemory where torch lacks memory for them;
+    what the pass held is free again by then."""
     try:
         return run(rows)
     except torch.OutOfMemoryError:

@@ -80,7 +80,7 @@ class Connections:
         room = len(self._all) - len(self.waiting) <= self.limit
         if len(self._all) > self.limit + (0 if room else REFUSED_AT_ONCE) and self.waiting:
             self._closed += 1
-            next(iter(self.waiting)).give_way()
+            next(iter(self.waiting)).drop()
         self._refused += not room
         return room
 

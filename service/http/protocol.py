@@ -64,6 +64,7 @@ class LastAnswer:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
+            *([(b"retry-after", b"1")] if self.status == 503 else []),
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in [*headers, *own])
         return STATUS_LINE[self.status] + lines + b"\r\n" + body
@@ -194,8 +195,8 @@ class Protocol(HttpToolsProtocol):
         else:
             self._socket.close()
 
-    def give_way(self) -> None:
-        """Close at once: another client needs the room."""
+    def drop(self) -> None:
+        """Close at once, without a word."""
         self._view.closing = True
         self._connections.waiting.pop(self, None)
         self._socket.close()
@@ -203,7 +204,7 @@ class Protocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server stops: what is being read or answered is the last."""
         if self._answering is None and self.phase is not Phase.BODY:
-            self.give_way()
+            self.drop()
         else:
             self.cycle.keep_alive = False
 
@@ -390,12 +391,13 @@ class Protocol(HttpToolsProtocol):
             self.close()
 
     def _write(self, refusal: LastAnswer) -> None:
-        log.info(
-            "connection refused",
-            status=refusal.status,
-            error_type=refusal.error_type,
-            client=self.client and self.client[0],
-        )
+        if refusal is not TOO_MANY:  # which `Connections` counts
+            log.info(
+                "connection refused",
+                status=refusal.status,
+                error_type=refusal.error_type,
+                client=self.client and self.client[0],
+            )
         self._socket.write(refusal.response(self.server_state.default_headers))
 
     def _leave(self, cycle: RequestResponseCycle | None) -> None:
@@ -423,7 +425,7 @@ class Protocol(HttpToolsProtocol):
         elif self.phase is Phase.BODY:
             self._refuse(BODY_TOO_SLOW)
         else:
-            self.give_way()
+            self.drop()
 
     def _check_unsent(self, now: float) -> None:
         """An answer that its client does not read is dropped with its connection."""

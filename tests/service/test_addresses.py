@@ -74,9 +74,7 @@ def test_hosts_that_are_no_names(tmp_path: Path, host: str) -> None:
 def test_an_ipv6_address_in_brackets(filled_store: Path, workers: int) -> None:
     """`[::1]`, as it stands in URLs, is the address ::1, and is loopback; uvicorn's own variables
     change nothing."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEB_CONCURRENCY", "auto")
         with running(filled_store, host="[::1]", workers=workers) as server:
             assert server.url.startswith("http://[::1]:")
@@ -103,7 +101,7 @@ def test_a_name_is_its_first_ipv4_address() -> None:
 def test_proxies_that_are_none() -> None:
     """What is no address and no network is told with the setting's name; blanks are no part of
     one."""
-    with pytest.raises(InvalidSettings, match="setting ADAMIX_TRUSTED_PROXIES .*'proxy'"):
+    with pytest.raises(InvalidSettings, match=r"setting ADAMIX_TRUSTED_PROXIES .*'proxy'"):
         read_settings(trusted_proxies="127.0.0.1, proxy")
     with pytest.raises(InvalidSettings, match="has host bits set"):
         read_settings(trusted_proxies="10.0.0.1/8")

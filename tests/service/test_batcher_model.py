@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import BATCHES_AT_LEAST, ROWS_PER_FREE_PLACE, Batcher, Outcome
+from service.batcher import ROWS_PER_FREE_PLACE, Batcher, Outcome
 from service.refusals import QueueFull
 from tests.service.device import Clock, Device, Text, in_loop, submitted
 
@@ -85,21 +85,23 @@ class Model:
 
     def retry_after(self, rows: list[Text]) -> int | None:
         """None if a request of these rows is admitted, else what its refusal says."""
-        counts, per_token = Counter(row.task for row, _ in self.waiting), SECONDS_PER_TOKEN
-        pace = per_token if self.pace_known else 0.0
-        queued = sum(row.tokens for row, _ in self.waiting)
+        queued, asked = Counter(r.task for r, _ in self.waiting), Counter(r.task for r in rows)
+        pace = SECONDS_PER_TOKEN if self.pace_known else 0.0
+        tokens = sum(row.tokens for row, _ in self.waiting)
         free = self.max_queue_rows - len(self.waiting)
-        few = BATCHES_AT_LEAST * self.max_tokens
-        own = sum(row.tokens for row in rows)
-        too_much = queued + own > few and (queued + own) * pace > self.max_drain
-        if len(rows) > free or (self.waiting and too_much):
-            return max(1, math.ceil(queued * pace))
-        for task in dict.fromkeys(row.task for row in rows):
-            if not counts[task]:
-                continue
-            ahead = queued * min(1.0, counts[task] * len(counts) / len(self.waiting))
-            more = counts[task] + sum(row.task == task for row in rows)
-            if more > ROWS_PER_FREE_PLACE * free or (ahead > few and ahead * pace > self.max_wait):
+        if len(rows) > free:
+            return max(1, math.ceil(tokens * pace))
+        if not self.waiting:
+            return None
+        tasks, total = len(queued | asked), tokens + sum(row.tokens for row in rows)
+        for task, count in asked.items():
+            turns = queued[task] * tasks, (queued[task] + count) * tasks
+            ahead = tokens * min(1.0, turns[0] / len(self.waiting))
+            in_all = total * min(1.0, turns[1] / (len(self.waiting) + len(rows)))
+            share = queued[task] and queued[task] + count > ROWS_PER_FREE_PLACE * free
+            late = ahead > self.max_tokens and ahead * pace > self.max_wait
+            undrained = in_all > self.max_tokens and in_all * pace > self.max_drain
+            if share or late or undrained:
                 return max(1, math.ceil(ahead * pace))
         return None
 
@@ -177,8 +179,8 @@ def test_every_row_is_answered_with_its_own_result(steps: list[Step]) -> None:
 @given(steps=st.lists(WAITING_STEPS, max_size=40))
 def test_admitted_is_what_is_soon_run(steps: list[Step]) -> None:
     """For any submissions and departures, a request is refused exactly if there is no place for it,
-    its task has its share, its turn would come too late, or the whole could not be drained; and
-    QueueFull says for how long."""
+    its task has its share, its turn would come too late, or it could not be drained; and QueueFull
+    says when to come again."""
 
     @in_loop
     async def scenario() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.batcher import Batcher
-from service.engine.memory import refused
+from service.engine.memory import within_memory
 from service.refusals import DeviceOutOfMemory
 from tests.service.device import Text, in_loop
 
@@ -31,7 +31,7 @@ class Small:
 
 def batcher_of(device: Small, told: list[tuple[Exception, int]]) -> Batcher[Text, str]:
     return Batcher(
-        partial(refused, device),
+        partial(within_memory, device),
         max_tokens=16,
         max_queue_rows=100,
         max_adapters=9,
@@ -83,4 +83,4 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("the device failed")
 
     with pytest.raises(RuntimeError, match="the device failed"):
-        refused(broken, [Text("a"), Text("b")])
+        within_memory(broken, [Text("a"), Text("b")])
