@@ -43,7 +43,7 @@ def test_choices_reach_the_recipe(tmp_path: Path, bert_folder: Path) -> None:
 
 
 def test_the_paper_s_recipe(tmp_path: Path, bert_folder: Path) -> None:
-    """`--paper` trains by the paper's recipe, beside choices that agree with it or are left open."""
+    """`--paper` trains by the recipe of the paper, beside choices that agree with it."""
     out = tmp_path / "scores.jsonl"
     more = ("--paper", "--experts", "4", "--learning-rate", "0.002", "--scores", str(out))
     assert run(tmp_path, bert_folder, *more).exit_code == 0
