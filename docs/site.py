@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import re
 
+from mkdocs.structure.pages import Page
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    return re.sub(r"\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", markdown)
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    outside = r"\.\./" * (page.file.src_uri.count("/") + 1)
+    return re.sub(rf"\[([^\]]*)\]\({outside}[^)]*\)", r"\1", markdown)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # How often a thread of a batch looks for the others' end before it sleeps: for longer than it is
 # from one parallel region to the next. libgomp's own 300,000 are as fast on quiet cores, and twelve
-# to thirty times slower on shared ones (LOG.md).
+# to thirty times slower on shared ones (docs/decisions/0008-openmp-threads.md).
 SPINS = 2000
 
 log = structlog.get_logger("service")

@@ -1,4 +1,5 @@
-"""create_app(settings): wires everything once; a lifespan starts it, and stops it in order."""
+"""create_app(settings): the ASGI application, built once. Its lifespan starts the service and stops
+it in order."""
 
 from __future__ import annotations
 
@@ -50,11 +51,12 @@ log = structlog.get_logger("service")
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no
     device."""
-    # In a thread that ends, and its OpenMP workers with it. libgomp counts the workers of every
-    # thread, and lets them sleep instead of spin once they are more than the cores: the engine's
-    # would be woken three hundred times a batch.
+    # In a thread that ends, so that its OpenMP workers end with it. libgomp counts the workers of
+    # every thread; once they are more than the cores, it lets them sleep instead of spin, and the
+    # engine's would be woken three hundred times a batch.
     with ThreadPoolExecutor(1) as apart:
-        service = apart.submit(wire, settings).result()
+        service = apart.submit(build_service, settings).result()
+    guard = _guard(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -74,9 +76,10 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         telemetry=_telemetry(service.tracing),
     )
-    app.state.service = service
+    app.state.service = app.state.predictor = service
+    app.state.guard = guard
     answers.install(app)
-    # not included: that would match every request twice
+    # Not by include_router: that would match every request twice.
     app.router.routes.extend(predict.router.routes)
     for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
@@ -86,13 +89,13 @@ def create_app(settings: Settings) -> FastAPI:
         max_upload_bytes=settings.max_upload_bytes,
     )
     app.add_middleware(HeadAsGet)
-    if settings.workers == 1:  # else the front ends do that, before they relay a request
+    if settings.workers == 1:  # else the front ends do this before they relay a request
         app.add_middleware(RequestContext)
     return app
 
 
 class _App(FastAPI):
-    """With a document that is finished by us."""
+    """FastAPI with our additions to its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -108,7 +111,7 @@ def _operation_id(route: APIRoute) -> str:
     return f"v2_{route.name}_of_version" if "{version}" in route.path else f"v2_{route.name}"
 
 
-def wire(settings: Settings) -> Service:
+def build_service(settings: Settings) -> Service:
     """Every part of the service, from the settings."""
     tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
@@ -151,7 +154,6 @@ def wire(settings: Settings) -> Service:
             observe=metrics.batch,
         ),
         metrics=metrics,
-        guard=_guard(settings),
         max_inputs=settings.max_inputs,
         device=str(device),
         tracing=tracing,

@@ -1,56 +1,67 @@
-"""Desk: what a request for predictions needs of the service, be the engine in this process or in
-another one."""
+"""Predictor: what a request for predictions needs of the service.
+
+In one process it is `service.service.Service`; in a process that speaks HTTP for an engine in
+another one it is `service.workers.remote_predictor`. The routes know this interface alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # all that it needs of them is their names
-    from adapters.spec import ProblemType
+if TYPE_CHECKING:  # only their names are needed here; a front end does without their modules
+    from adapters.spec import AdapterSpec, ProblemType
     from adapters.text import Tokens
     from service.batcher import Outcome
-    from service.http.auth import Guard
     from service.telemetry.tracing import Tracing
     from service.tokenizer import RequestTokenizer
 
 Logits = list[float]
 
 
-class Signature(Protocol):
-    """What of an adapter's spec a request and its answer depend on."""
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a request and its answer depend on of an adapter's spec."""
 
-    @property
-    def task(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def problem_type(self) -> ProblemType: ...
-    @property
-    def text_pair(self) -> bool: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def template(self) -> str | None: ...
+    task: str
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    text_pair: bool
+    max_length: int
+    template: str | None
 
-
-class Admitted(Protocol):
-    """The adapter that a request is admitted with."""
-
-    @property
-    def spec(self) -> Signature: ...
-    @property
-    def version(self) -> str: ...  # as it is shown
+    @classmethod
+    def of(cls, spec: AdapterSpec) -> Signature:
+        return cls(
+            spec.task,
+            spec.labels,
+            spec.problem_type,
+            spec.text_pair,
+            spec.max_length,
+            spec.template,
+        )
 
 
-A = TypeVar("A", bound=Admitted)
+@dataclass(frozen=True, slots=True, eq=False)
+class Admitted:
+    """The adapter that a request was admitted with. `digest` is the sha256 of its file; `handle` is
+    the predictor's own, which it needs to run rows with it."""
 
-
-class Desk(Protocol[A]):
-    """`dtype` is the backbone's on the device."""
+    signature: Signature
+    digest: str
+    handle: object
 
     @property
-    def guard(self) -> Guard: ...
+    def version(self) -> str:
+        """The first 12 hex digits of the digest: how a version is shown."""
+        return self.digest[:12]
+
+
+class Predictor(Protocol):
+    """`max_inputs` is how many rows one request may have, `dtype` the backbone's on the device,
+    `tracing` None where it is off."""
+
     @property
     def tokenizer(self) -> RequestTokenizer: ...
     @property
@@ -60,14 +71,17 @@ class Desk(Protocol[A]):
     @property
     def tracing(self) -> Tracing | None: ...
 
-    def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Raises InvalidRequest where none is named, UnknownTask for one that there is not."""
+    def tasks(self) -> list[str]:
+        """The names of all tasks, sorted, as far as this process knows them."""
 
-    async def admit(self, task: str, version: str | None) -> A:
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Raises UnknownTask for a task that does not exist."""
+
+    async def admit(self, task: str, version: str | None) -> Admitted:
         """The adapter of a version, by default of the active one. Raises as `Store.get`, and
         BackboneMismatch."""
 
-    async def run(self, rows: Sequence[tuple[A, Tokens]]) -> list[Outcome[Logits]]:
+    async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
         """Queue a request's rows together and wait for their logits. Raises QueueFull, Closed, or
         what the device raised."""
 

@@ -1,11 +1,13 @@
-"""Service: what the routes use, wired once by `app`."""
+"""Service: one backbone and its adapters in this process. `service.app` builds it, the routes use
+it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -19,11 +21,9 @@ from adapters.text import Tokens
 from service.batcher import Batcher, Outcome
 from service.engine.engine import Row
 from service.engine.slots import Slots
-from service.http.auth import Guard
-from service.http.schemas import AdapterBytes, Storage
 from service.loader import Loader
-from service.predictor import Logits
-from service.refusals import Closed, InvalidRequest
+from service.predictor import Admitted, Logits, Signature
+from service.refusals import Closed
 from service.telemetry.metrics import Metrics
 from service.tokenizer import RequestTokenizer
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
     from service.telemetry.tracing import Tracing
 
 Tier = Literal["device", "host", "disk"]
-NAMED = 5  # of all tasks, in a sentence
 
 log = structlog.get_logger("service")
 
@@ -48,9 +47,35 @@ class ServedBackbone:
     bytes: int
 
 
+@dataclass(frozen=True)
+class AdapterSize:
+    """The bytes of one task's active version; none and 0 where no version is active."""
+
+    task: str
+    version: str | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What one copy of the backbone takes and saves; all sizes in bytes. `full_copies_bytes` is
+    what a backbone per task would take, `ratio` that by `total_bytes`."""
+
+    backbone: str
+    dtype: str
+    tasks: int
+    backbone_bytes: int
+    adapters_bytes: int
+    total_bytes: int
+    full_copies_bytes: int
+    saved_bytes: int
+    ratio: float
+    adapters: list[AdapterSize]
+
+
 @dataclass(eq=False)
 class Service:
-    """One backbone and its adapters, ready to predict."""
+    """One backbone and its adapters, ready to predict: the `Predictor` of this process."""
 
     backbone: ServedBackbone
     store: Store
@@ -59,15 +84,18 @@ class Service:
     tokenizer: RequestTokenizer
     batcher: Batcher[Row, Logits]
     metrics: Metrics
-    guard: Guard
     max_inputs: int
     device: str
     tracing: Tracing | None
     stopping: bool = False
+    # Adapters in memory that fit the backbone: each is checked when it is first used.
+    _fitting: WeakKeyDictionary[Adapter, Signature] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run batches within; at its end what is queued is answered, and no more is taken."""
+        """Run batches within. At the end queued rows are answered and no more are taken."""
         self.batcher.start()
         try:
             yield
@@ -87,14 +115,16 @@ class Service:
     def dtype(self) -> str:
         return self.backbone.dtype
 
+    def tasks(self) -> list[str]:
+        """The names of all tasks, sorted."""
+        return [entry.task for entry in self.store.entries()]
+
     def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Raises InvalidRequest where none is named, UnknownTask for one that there is not."""
-        if not tasks:
-            raise InvalidRequest(f"the request names no task; expected {self.expected_path()}")
+        """Raises UnknownTask for a task that does not exist."""
         for task in tasks:
             self.store.entry(task)
 
-    async def admit(self, task: str, version: str | None) -> Adapter:
+    async def admit(self, task: str, version: str | None) -> Admitted:
         """The adapter that a request is admitted with. Raises as `Store.get`, and
         BackboneMismatch."""
         digest = self.store.find(task, version).digest
@@ -104,39 +134,29 @@ class Service:
             self.metrics.load_failures.inc()
             raise
 
-    async def bring(self, task: str, digest: str) -> Adapter:
-        """One version of a task, checked and on its way to the device. Raises as `admit`, and
+    async def bring(self, task: str, digest: str) -> Admitted:
+        """Load one version of a task and start to bring it to the device. Raises as `admit`, and
         counts nothing."""
         adapter = await self.loader.load(task, digest)
-        self.check_fits(adapter)
+        signature = self._fitting.get(adapter) or self.check_fits(adapter)
         await self.loader.prefetch(adapter)
-        return adapter
+        return Admitted(signature, adapter.digest, adapter)
 
-    async def run(self, rows: Sequence[tuple[Adapter, Tokens]]) -> list[Outcome[Logits]]:
+    async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
         """Queue a request's rows together and wait for their logits. Raises as `Batcher.submit`."""
-        return await self.batcher.submit(
-            [Row(adapter, row.ids, row.types, row.mask) for adapter, row in rows]
-        )
+        return await self.batcher.submit([_row(admitted, tokens) for admitted, tokens in rows])
 
     def tokenized(self, seconds: float) -> None:
         """Time one request's tokenisation."""
         self.metrics.tokenization.observe(seconds)
 
     def count(self, tasks: Sequence[str], status: int, seconds: float) -> None:
-        """Count and time a request for predictions; a task that was deleted meanwhile must not get
-        its series back."""
+        """Count and time a request for predictions. A task that was deleted meanwhile is left out:
+        its series must not come back."""
         self.metrics.request([task for task in tasks if task in self.store], status, seconds)
 
-    def expected_path(self) -> str:
-        """What a request for predictions that names no task should have asked, with some of the
-        tasks that there are."""
-        names = [entry.task for entry in self.store.entries()]
-        some = [*map(repr, names[:NAMED]), *("…" for _ in names[NAMED : NAMED + 1])]
-        tasks = f"{len(names)} task{'' if len(names) == 1 else 's'}"
-        return f"POST /predict?task=NAME ({tasks}{': ' if some else ''}{', '.join(some)})"
-
-    def check_fits(self, adapter: Adapter) -> None:
-        """Raises BackboneMismatch if this backbone cannot run the adapter."""
+    def check_fits(self, adapter: Adapter) -> Signature:
+        """The adapter's signature. Raises BackboneMismatch if this backbone cannot run it."""
         backbone = self.backbone
         check_backbone(
             adapter,
@@ -145,15 +165,17 @@ class Service:
             has_pooler=backbone.has_pooler,
             has_mask=backbone.has_mask,
         )
+        signature = self._fitting[adapter] = Signature.of(adapter.spec)
+        return signature
 
     async def self_test(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not
         the trainer's."""
-        self.check_fits(adapter)
+        admitted = Admitted(self.check_fits(adapter), adapter.digest, adapter)
         spec = adapter.spec
-        texts: Any = spec.probe.inputs  # of one or two each, as the spec's check has seen
+        texts: Any = spec.probe.inputs  # one or two texts each: the spec was checked
         tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=True)
-        outcomes = await self.run([(adapter, row) for row in tokens])
+        outcomes = await self.run([(admitted, row) for row in tokens])
         check_parity(adapter, [outcome.value for outcome in outcomes], self.backbone.dtype)
 
     def tier(self, entry: Entry) -> Tier:
@@ -163,31 +185,23 @@ class Service:
         return "host" if entry.active is not None and self.store.cached(entry.active) else "disk"
 
     def storage(self, *, listed: bool = True) -> Storage:
-        """What the one copy takes, and what a copy per task would; each adapter's bytes if they are
-        to be listed."""
-        entries = self.store.entries()
-        sizes = [entry.active_version.bytes if entry.active_version else 0 for entry in entries]
-        total = self.backbone.bytes + sum(sizes)
-        copies = self.backbone.bytes * len(entries)
+        """What one copy takes, and what a copy per task would; `listed` with each adapter's
+        bytes."""
+        sizes = [_size(entry) for entry in self.store.entries()]
+        adapters_bytes = sum(size.bytes for size in sizes)
+        total = self.backbone.bytes + adapters_bytes
+        copies = self.backbone.bytes * len(sizes)
         return Storage(
             backbone=self.backbone.reference.name,
             dtype=self.backbone.dtype,
-            tasks=len(entries),
+            tasks=len(sizes),
             backbone_bytes=self.backbone.bytes,
-            adapters_bytes=sum(sizes),
+            adapters_bytes=adapters_bytes,
             total_bytes=total,
             full_copies_bytes=copies,
             saved_bytes=copies - total,
             ratio=round(copies / total, 3),
-            adapters=[
-                AdapterBytes(
-                    task=e.task,
-                    version=e.active_version.short if e.active_version else None,
-                    bytes=size,
-                )
-                for e, size in zip(entries, sizes, strict=True)
-                if listed
-            ],
+            adapters=sizes if listed else [],
         )
 
     def gauges(self) -> tuple[dict[str, float], Iterable[tuple[str, str]]]:
@@ -201,3 +215,16 @@ class Service:
             "queue_max_rows": self.batcher.max_queue_rows,
         }
         return {**queue, **values}, tiers
+
+
+def _row(admitted: Admitted, tokens: Tokens) -> Row:
+    adapter = admitted.handle
+    assert isinstance(adapter, Adapter)  # `bring` put it there
+    return Row(adapter, tokens.ids, tokens.types, tokens.mask)
+
+
+def _size(entry: Entry) -> AdapterSize:
+    active = entry.active_version
+    if active is None:
+        return AdapterSize(entry.task, None, 0)
+    return AdapterSize(entry.task, active.short, active.bytes)

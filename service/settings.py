@@ -3,8 +3,9 @@ them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -92,6 +93,11 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, else JSON"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unspoilt(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: _unspoilt(name, value) for name, value in values.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_inputs > self.max_queue_rows:
@@ -105,6 +111,35 @@ class Settings(BaseSettings):
                 " is true"
             )
         return self
+
+
+# What Docker's links and Kubernetes' service links put into NAME_PORT for each Service called NAME.
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+SECRET = {"api_key", "admin_key"}
+
+
+def _unspoilt(name: str, value: object) -> object:
+    """The value without white space at its ends, which a secret made of a file has. Raises
+    ValueError for what an orchestrator gave in place of a value; a key is not shown."""
+    if not isinstance(value, str):
+        return value
+    stripped = value.strip()
+    variable, found = name.upper(), "" if name in SECRET else f" {stripped!r},"
+    if not stripped:
+        raise ValueError(f"{variable} is white space alone; expected a value, or no such variable")
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'":
+        raise ValueError(
+            f"{variable} is{found} in quotation marks; expected it without them, which Docker's"
+            " --env-file and YAML's own quotation marks keep"
+        )
+    if SERVICE_LINK.fullmatch(stripped) and name not in SECRET:
+        service = f"adamix_{name}".removesuffix("_port").replace("_", "-")
+        raise ValueError(
+            f"{variable} is{found} which Kubernetes tells every pod beside a Service called"
+            f" {service}; expected a value of your own: set ADAMIX_{variable} in the pod, or"
+            " enableServiceLinks to false"
+        )
+    return stripped
 
 
 def read_settings(**overrides: object) -> Settings:

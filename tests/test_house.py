@@ -25,6 +25,7 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 # may not.
 SERVICE_MAY = {
     "FastAPI and Starlette": (WEB, {"app", "http", "workers"}),
+    "HTTP": ({"service.http"}, {"__main__", "app", "http", "workers"}),
     "torch": ({"torch"}, {"app", "engine"}),
     "Triton": ({"triton"}, {"engine"}),
     "transformers": ({"transformers"}, {"engine"}),

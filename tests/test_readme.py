@@ -198,7 +198,8 @@ def test_every_setting_is_listed_with_its_default() -> None:
 def test_local_links_lead_somewhere() -> None:
     """Every link of the README and the documents to a file of this repository has that file, and
     that heading in it."""
-    for document in [*map(ROOT.joinpath, TEXTS), ROOT / "CONTRIBUTING.md", ROOT / "LOG.md"]:
+    documents = [*map(ROOT.joinpath, TEXTS), *ROOT.glob("docs/decisions/*.md")]
+    for document in [*documents, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/JOURNAL.md"]:
         for target, anchor in re.findall(
             r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()
         ):
@@ -231,7 +232,7 @@ def test_the_site(tmp_path: Path) -> None:
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    pages = {page.parent.name: page.read_text() for page in tmp_path.glob("*/index.html")}
+    pages = {page.parent.name: page.read_text() for page in tmp_path.glob("**/index.html")}
     assert {Path(page).stem for page in TEXTS} - {"README", "index"} <= set(pages)
     for name, page in pages.items():
         loaded = re.findall(

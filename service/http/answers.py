@@ -1,8 +1,8 @@
-"""Errors become answers here, and only here: which status each one has, and in which form.
+"""Errors become answers here, and only here: the status of each one, and the form of all.
 
-Every error is answered as `{"error": "<a sentence>", "error_type": "<Name>"}`. An error that is
-nobody's fault but ours is a 500 that says so and nothing else; its traceback goes to the log.
-`service.refusals` draws the tree of the errors.
+The form is `{"error": "<a sentence>", "error_type": "<Name>"}`. An exception that is no refusal is
+a 500 that says only that; its traceback goes to the log. `service.refusals` draws the tree of the
+errors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service import refusals
 
 log = structlog.get_logger("service")
 
-# The first entry that an error is an instance of decides.
+# The first entry that an error is an instance of has its status.
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.MalformedBody, 400),
     (refusals.MissingKey, 401),
@@ -49,7 +49,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
     (refusals.Closed, 503),
-    # As a damaged adapter: the request is not at fault, and another replica or dtype may answer it.
+    # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),
 )
@@ -66,12 +66,12 @@ def status_of_kind(kind: type[BaseException]) -> int:
 
 
 def at_fault(status: int) -> bool:
-    """Whether a status says that the request is at fault: not the load, and no client that left."""
+    """Whether a status blames the request, and neither the load nor a client that left."""
     return 400 <= status < 500 and status not in (429, 499)
 
 
 def error_type(kind: type[BaseException]) -> str:
-    """What an answer calls the errors of a kind."""
+    """The `error_type` of the errors of a kind."""
     return "Stopping" if kind is refusals.Closed else kind.__name__
 
 
@@ -100,7 +100,7 @@ async def _answer_ours(_request: Request, error: Exception) -> Response:
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
-    """What the answer to an error tells in its headers."""
+    """The headers of an error's answer."""
     if isinstance(error, refusals.MissingKey):
         return {"WWW-Authenticate": "Bearer"}
     return {"Retry-After": "1"} if isinstance(error, refusals.QueueFull) else {}
@@ -124,8 +124,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of a path: the framework's own Allow names those of its first route alone, and a
-    path may have several."""
+    """The methods of a path, of all its routes: the framework's own Allow has those of the first
+    one alone."""
 
     def fits(method: str) -> bool:
         scope = {**request.scope, "method": method}
@@ -145,8 +145,7 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
 
 async def _answer_unexpected(_request: Request, error: Exception) -> Response:
     log.error("internal error", exc_info=error)
-    # This answer is Starlette's outermost: it does not pass the middleware that gives the others
-    # their id.
+    # Starlette sends this answer outside of all middleware, also of that which adds the id.
     request_id = str(structlog.contextvars.get_contextvars().get("request_id", ""))
     message = "the service failed on this request; its log says why under the X-Request-ID"
     return problem(500, message, "InternalError", {"X-Request-ID": request_id})

@@ -1,4 +1,4 @@
-"""Who may write, who may predict: bearer tokens, compared in constant time."""
+"""Who may write and who may predict: bearer tokens, compared in constant time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from service.refusals import ForeignPage, MissingKey
 
 
 class Guard:
-    """`admin_key` is asked for writes, `api_key` for predictions; None asks for nothing."""
+    """Writes need `admin_key`, predictions `api_key`; None needs nothing."""
 
     def __init__(self, admin_key: str | None, api_key: str | None) -> None:
         self._admin_key, self._api_key = admin_key, api_key
 
     def check_write(self, headers: Mapping[str, str]) -> None:
-        """Raises MissingKey, or ForeignPage: where no key is asked, a web page that the operator
-        happens to have open must not be able to upload through their browser, neither from its own
-        address nor under a name that it made point to this machine (DNS rebinding)."""
+        """Raises MissingKey, or ForeignPage. Without a key, a web page that is open in the
+        operator's browser must not be able to upload: neither from its own address, nor under a
+        name that it lets point to this machine (DNS rebinding)."""
         if self._admin_key is not None:
             _check_bearer(headers, self._admin_key, "the admin key (ADAMIX_ADMIN_KEY)")
             return
@@ -48,12 +48,12 @@ class Guard:
 
 
 def kept_admin_key(store: Path) -> tuple[str, Path, bool]:
-    """The key kept beside the store, made now if there is none: the key, its file, and whether it
-    is new."""
+    """The admin key in the file beside the store, which is made if there is none: the key, its
+    file, and whether it is new."""
     path = store.with_name(f"{store.name}.admin-key")
     with contextlib.suppress(FileNotFoundError):
         key = path.read_text().strip()
-        if key:  # empty: a first start that crashed just here
+        if key:  # an empty file is of a first start that crashed before it wrote the key
             return key, path, False
     key = secrets.token_urlsafe(32)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def kept_admin_key(store: Path) -> tuple[str, Path, bool]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine alone."""
+    """Whether a host's name or address is this machine's loopback."""
     if host == "localhost":
         return True
     try:

@@ -1,25 +1,105 @@
-"""Requests and answers as the documentation shows them: what the shipped adapters answered."""
+"""Requests as the documentation shows them, with the answers that the service gave to them.
+
+The answers are `service.http.recorded`. `python -m tests.service.record_examples` writes that file:
+it asks all requests of `asked` of a service with the shipped adapters.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-VERSION = "1c9a3464a366"
-_CREATED = "2026-11-24T09:35:08+00:00"
-_PAIR = {"text": "A man is eating food.", "text_pair": "A man eats something."}
-_POSITIVE = [
-    {"label": "positive", "score": 0.9980083866955681},
-    {"label": "negative", "score": 0.0019916133044318757},
-]
-_MRPC = [
-    {"label": "equivalent", "score": 0.9599268962690658},
-    {"label": "not_equivalent", "score": 0.04007310373093413},
-]
-_STSB = [{"label": "score", "score": 3.9187004566192627}]
-_BEST = [
-    [{"label": "positive", "score": 0.9978980422859542}],
-    [{"label": "negative", "score": 0.9955326051506709}],
-]
+from service.http.recorded import ANSWERS
+
+
+@dataclass(frozen=True)
+class Example:
+    """One request: its method and path, and its JSON if it has a body."""
+
+    summary: str
+    method: str
+    path: str
+    body: Any = None
+
+
+def asked(version: str) -> dict[str, Example]:
+    """Every request by name, in the order in which they are recorded. `version` is the one that the
+    task sst2 has."""
+    film = "a charming and often affecting journey"
+    pair = {"text": "A man is eating food.", "text_pair": "A man eats something."}
+    window = {"window": {"stride": 32, "aggregate": "mean"}}
+    return {
+        "predict text": _predict("One text", "task=sst2", film),
+        "predict pair": _predict("A pair", "task=mrpc", pair),
+        "predict texts": _predict(
+            "A list, its best labels", "task=sst2", ["good", "bad"], parameters={"top_k": 1}
+        ),
+        "predict pairs": _predict(
+            "A list of pairs", "task=mrpc", [pair, ["It rains.", "The sun shines."]]
+        ),
+        "predict tasks": _predict("One pair for several tasks", "task=mrpc&task=stsb", pair),
+        "predict regression": _predict("A regression task: the value itself", "task=stsb", pair),
+        "predict pinned": _predict("A version", f"task=sst2&version={version[:4]}", film),
+        "predict long": _predict("Cut what is too long", "task=sst2", "word " * 200, truncate=True),
+        "predict window": _predict(
+            "Answer what is too long by windows that share 32 tokens",
+            "task=sst2",
+            "a charming journey " * 50,
+            parameters=window,
+        ),
+        "predict tei": _predict(
+            "As text-embeddings-inference's clients ask",
+            "task=sst2",
+            [["good"], ["bad"]],
+            raw_scores=False,
+            truncate=True,
+        ),
+        "infer texts": _infer("Two texts", "sst2", [_tensor("text", "good", "bad")]),
+        "infer pair": _infer(
+            "A pair, as a classification",
+            "mrpc",
+            [_tensor(name, text) for name, text in pair.items()],
+            id="42",
+            outputs=[{"name": "score", "parameters": {"classification": 2}}],
+            parameters={"truncate": True},
+        ),
+        "infer window": _infer(
+            "A long text, by windows",
+            "sst2",
+            [_tensor("text", "a charming journey " * 50)],
+            parameters={"window_aggregate": "max"},
+        ),
+        "server": Example("The server", "GET", "/v2"),
+        "model": Example("The model", "GET", "/v2/models/sst2"),
+        "index": Example("The versions", "POST", "/v2/repository/index", {"ready": True}),
+        "activation": Example("Roll back", "POST", "/adapters/sst2/activate", {"version": version}),
+        "adapter": Example("The task", "GET", "/adapters/sst2"),
+        "adapters": Example("The list", "GET", "/adapters?limit=2"),
+        "details": Example("With details=true", "GET", "/adapters?search=sst2&details=true"),
+        "storage": Example("Bytes, and how they add up", "GET", "/storage"),
+        "ready": Example("Ready", "GET", "/ready"),
+        "metrics": Example(
+            "The samples", "GET", "/metrics?name[]=adamix_requests_total&name[]=adamix_queue_rows"
+        ),
+    }
+
+
+def _predict(summary: str, query: str, inputs: Any, **body: Any) -> Example:
+    summary = f"{summary} (?{query})"
+    return Example(summary, "POST", f"/predict?{query}", {"inputs": inputs, **body})
+
+
+def _infer(summary: str, task: str, inputs: list[dict[str, Any]], **body: Any) -> Example:
+    summary = f"{summary} (for {task})"
+    return Example(summary, "POST", f"/v2/models/{task}/infer", {"inputs": inputs, **body})
+
+
+def _tensor(name: str, *texts: str) -> dict[str, Any]:
+    return {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": list(texts)}
+
+
+VERSION: str = ANSWERS["adapter"]["version"]
+_ASKED = asked(VERSION)
 
 
 def one(value: Any) -> dict[str, Any]:
@@ -27,202 +107,34 @@ def one(value: Any) -> dict[str, Any]:
     return {"example": {"value": value}}
 
 
-def _shown(summary: str, value: Any) -> dict[str, Any]:
-    return {"summary": summary, "value": value}
+def _answered(name: str) -> Any:
+    return ANSWERS.get(name)  # none for a new request, until it is recorded
+
+
+def _requests(kind: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(kind): {"summary": example.summary, "value": example.body}
+        for name, example in _ASKED.items()
+        if name.startswith(kind)
+    }
+
+
+def _answers(kind: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(kind): {"summary": example.summary, "value": _answered(name)}
+        for name, example in _ASKED.items()
+        if name.startswith(kind)
+    }
 
 
 TASKS = {"one task": {"value": ["sst2"]}, "several": {"value": ["mrpc", "stsb"]}}
-PREDICT = {
-    "text": _shown(
-        "One text, for ?task=sst2", {"inputs": "a charming and often affecting journey"}
-    ),
-    "pair": _shown("A pair, for ?task=mrpc", {"inputs": _PAIR}),
-    "texts": _shown(
-        "A list, for ?task=sst2, its best labels",
-        {"inputs": ["good", "bad"], "parameters": {"top_k": 1}},
-    ),
-    "pairs": _shown(
-        "A list of pairs, for ?task=mrpc", {"inputs": [_PAIR, ["It rains.", "The sun shines."]]}
-    ),
-    "tasks": _shown("One pair for several tasks, ?task=mrpc&task=stsb", {"inputs": _PAIR}),
-    "pinned": _shown(
-        "A version, ?task=sst2&version=1c9a", {"inputs": "a charming and often affecting journey"}
-    ),
-    "long": _shown(
-        "What is too long is cut, for ?task=sst2", {"inputs": "word " * 20, "truncate": True}
-    ),
-    "window": _shown(
-        "What is too long is answered by windows that share 32 tokens, for ?task=sst2",
-        {
-            "inputs": "a charming journey " * 50,
-            "parameters": {"window": {"stride": 32, "aggregate": "mean"}},
-        },
-    ),
-    "tei": _shown(
-        "As text-embeddings-inference's clients ask",
-        {"inputs": [["good"], ["bad"]], "raw_scores": False, "truncate": True},
-    ),
-}
-PREDICTED = {
-    "text": _shown("One text: its labels, best first", _POSITIVE),
-    "pair": _shown("A pair", _MRPC),
-    "texts": _shown("A list: one answer each", _BEST),
-    "tasks": _shown("Several tasks: one answer each, by task", {"mrpc": _MRPC, "stsb": _STSB}),
-    "regression": _shown("A regression task: the value itself", _STSB),
-}
-
-
-def _tensor(name: str, *texts: str) -> dict[str, Any]:
-    return {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": list(texts)}
-
-
-INFER = {
-    "texts": _shown("Two texts, for sst2", {"inputs": [_tensor("text", "good", "bad")]}),
-    "pair": _shown(
-        "A pair, for mrpc, as a classification",
-        {
-            "id": "42",
-            "inputs": [_tensor("text", _PAIR["text"]), _tensor("text_pair", _PAIR["text_pair"])],
-            "outputs": [{"name": "score", "parameters": {"classification": 2}}],
-            "parameters": {"truncate": True},
-        },
-    ),
-    "window": _shown(
-        "A long text, for sst2, by windows",
-        {
-            "inputs": [_tensor("text", "a charming journey " * 50)],
-            "parameters": {"window_aggregate": "max"},
-        },
-    ),
-}
-_LOGITS = [-3.063621759414673, 3.0991601943969727, 2.66093111038208, -2.7455413341522217]
-_CLASSES = ["0.959927:0:equivalent", "0.040073:1:not_equivalent"]
-INFERRED = {
-    "texts": _shown(
-        "Two texts",
-        {
-            "model_name": "sst2",
-            "model_version": VERSION,
-            "outputs": [
-                {
-                    "name": "label",
-                    "datatype": "BYTES",
-                    "shape": [2],
-                    "data": ["positive", "negative"],
-                },
-                {
-                    "name": "score",
-                    "datatype": "FP32",
-                    "shape": [2],
-                    "data": [0.9978980422859542, 0.9955326051506709],
-                },
-                {"name": "logits", "datatype": "FP32", "shape": [2, 2], "data": _LOGITS},
-            ],
-        },
-    ),
-    "pair": _shown(
-        "A pair, as a classification",
-        {
-            "model_name": "mrpc",
-            "model_version": "c9ac04922195",
-            "id": "42",
-            "outputs": [{"name": "score", "datatype": "BYTES", "shape": [1, 2], "data": _CLASSES}],
-        },
-    ),
-}
-SERVER = one(
-    {
-        "name": "adamix-serve",
-        "version": "0.1.0",
-        "extensions": ["classification", "binary_tensor_data", "model_repository", "parameters"],
-    }
-)
-MODEL = one(
-    {
-        "name": "sst2",
-        "versions": [VERSION],
-        "platform": "adamix_adapter",
-        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-            {"name": "score", "datatype": "FP32", "shape": [-1]},
-            {"name": "logits", "datatype": "FP32", "shape": [-1, 2]},
-        ],
-        "parameters": {
-            "version": VERSION,
-            "labels": ["negative", "positive"],
-            "problem_type": "single_label_classification",
-            "max_length": 128,
-        },
-    }
-)
-INDEX = one([{"name": "sst2", "version": VERSION, "state": "READY", "reason": ""}])
-
-_ADAPTER = {
-    "task": "sst2",
-    "version": VERSION,
-    "labels": ["negative", "positive"],
-    "problem_type": "single_label_classification",
-    "text_pair": False,
-    "bytes": 451796,
-    "parameters": 224738,
-    "created": _CREATED,
-    "tier": "device",
-}
-_SPEC = {
-    "task": "sst2",
-    "labels": ["negative", "positive"],
-    "problem_type": "single_label_classification",
-    "text_pair": False,
-    "max_length": 128,
-    "pooling": "mean",
-    "backbone": {
-        "name": "embedded",
-        "model_type": "bert",
-        "hidden_size": 384,
-        "num_layers": 6,
-        "fingerprint": "8082ef5ee211202b3b8ce37c31ba60ed0415b0adae0f881f466738a565e911b5",
-    },
-    "bottleneck": 16,
-    "activation": "gelu",
-    "training": {
-        "recipe": {"method": "adamix", "experts": 4},
-        "dev_scores": {"accuracy": 0.892202},
-    },
-    "probe": {
-        "inputs": [["unflinchingly bleak and desperate "]],
-        "logits": [[1.611295461654663, -1.6306326389312744]],
-    },
-}
-ADAPTER = one(
-    {
-        **_ADAPTER,
-        "spec": _SPEC,
-        "versions": [{"version": VERSION, "bytes": 451796, "created": _CREATED, "active": True}],
-    }
-)
-_DETAILS = {
-    "dev_scores": {"accuracy": 0.892202},
-    "requests": 3,
-    "latency": {"p50": 0.0163, "p99": 0.0412},
-}
+PREDICT, PREDICTED = _requests("predict "), _answers("predict ")
+INFER, INFERRED = _requests("infer "), _answers("infer ")
+SERVER, MODEL, INDEX = (one(_answered(name)) for name in ("server", "model", "index"))
+ADAPTER, STORAGE, READY = (one(_answered(name)) for name in ("adapter", "storage", "ready"))
 ADAPTERS = {
-    "plain": _shown("The list", [_ADAPTER]),
-    "details": _shown("With details=true", [{**_ADAPTER, **_DETAILS}]),
+    name: {"summary": _ASKED[name].summary, "value": _answered(name)}
+    for name in ("adapters", "details")
 }
-ACTIVATION = one({"version": VERSION})
-STORAGE = one(
-    {
-        "backbone": "embedded",
-        "dtype": "float32",
-        "tasks": 4,
-        "backbone_bytes": 90852864,
-        "adapters_bytes": 1808128,
-        "total_bytes": 92660992,
-        "full_copies_bytes": 363411456,
-        "saved_bytes": 270750464,
-        "ratio": 3.922,
-        "adapters": [{"task": "sst2", "version": VERSION, "bytes": 451796}],
-    }
-)
-METRICS = one('adamix_requests_total{outcome="ok",task="sst2"} 1.0\nadamix_queue_rows 0.0\n')
+ACTIVATION = one(_ASKED["activation"].body)
+METRICS = one(_answered("metrics"))

@@ -1,5 +1,4 @@
-"""What becomes of a predict request's `inputs` in its many forms: one task's rows of one or two
-texts."""
+"""A predict request's `inputs`, in any of its forms → one task's rows of one or two texts."""
 
 from __future__ import annotations
 
@@ -7,33 +6,35 @@ from typing import Any
 
 from adapters.spec import shown
 from adapters.text import TextInput, check_text
+from service.http.sentences import plural
 from service.predictor import Signature
 from service.refusals import InvalidRequest
 
 
-def read_inputs(inputs: Any, spec: Signature) -> tuple[list[TextInput], bool]:
+def read_inputs(inputs: Any, signature: Signature) -> tuple[list[TextInput], bool]:
     """`inputs` as one task takes them: its rows, and whether they were a list (so the answer is one
     too).
 
     Raises InvalidRequest or InvalidText.
     """
     if isinstance(inputs, list):
-        if spec.text_pair and len(inputs) == 2 and all(isinstance(text, str) for text in inputs):
-            return [_row(inputs, spec, "inputs")], False
+        if signature.text_pair and [type(text) for text in inputs] == [str, str]:
+            return [_row(inputs, signature, "inputs")], False
         if not inputs:
             raise InvalidRequest("inputs is an empty list; expected at least one text")
-        return [_row(item, spec, f"inputs[{i}]") for i, item in enumerate(inputs)], True
-    return [_row(inputs, spec, "inputs")], False
+        return [_row(item, signature, f"inputs[{i}]") for i, item in enumerate(inputs)], True
+    return [_row(inputs, signature, "inputs")], False
 
 
-def _row(item: Any, spec: Signature, name: str) -> TextInput:
+def _row(item: Any, signature: Signature, name: str) -> TextInput:
     texts = _texts(item, name)
-    wanted = 2 if spec.text_pair else 1
+    wanted = 2 if signature.text_pair else 1
     if len(texts) != wanted:
-        expected = 'a pair, such as {"text": …, "text_pair": …}' if spec.text_pair else "one text"
+        expected = (
+            'a pair, such as {"text": …, "text_pair": …}' if signature.text_pair else "one text"
+        )
         raise InvalidRequest(
-            f"{name} holds {len(texts)} text{'s'[: len(texts) - 1]}; task {spec.task!r} expects"
-            f" {expected}"
+            f"{name} holds {plural(len(texts), 'text')}; task {signature.task!r} expects {expected}"
         )
     for part, text in enumerate(texts):
         check_text(
@@ -61,5 +62,5 @@ def _texts(item: Any, name: str) -> TextInput:
             " two texts"
         )
     if len(texts) not in (1, 2):
-        raise InvalidRequest(f"{name} holds {len(texts)} texts; expected one or two")
+        raise InvalidRequest(f"{name} holds {plural(len(texts), 'text')}; expected one or two")
     return (texts[0],) if len(texts) == 1 else (texts[0], texts[1])

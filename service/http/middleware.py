@@ -1,5 +1,5 @@
-"""What surrounds every request: an id, a line in the log, HEAD as GET, a limit on its body. Plain
-ASGI: no framework."""
+"""Middleware around every request: its id and its log line, HEAD as GET, the limit of its body.
+Plain ASGI, without the framework."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ log = structlog.get_logger("service.access")
 
 
 class RequestContext:
-    """Gives each request an id (the client's X-Request-ID if it is printable and short), binds it
-    and its trace's to the log, answers it in the header, and logs one line when the answer is
-    sent."""
+    """Gives each request an id: the client's X-Request-ID if it is printable and short, else a new
+    one. Binds it and the trace's ids to the log, answers it in the header, and logs one line when
+    the answer is sent."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -75,8 +75,7 @@ class RequestContext:
 
 
 class HeadAsGet:
-    """Answers HEAD wherever there is a GET, as that one: the server sends the head of the answer
-    alone."""
+    """Answers HEAD as GET; the server sends the head of that answer alone."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -87,7 +86,7 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large, by their announced length or, where there is none, as they
+    """Refuses bodies that are too large: by the length that they announce or, without one, as they
     come in."""
 
     def __init__(self, app: App, max_body_bytes: int, max_upload_bytes: int) -> None:
@@ -99,11 +98,9 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
-        announced = next(
-            (value for name, value in scope["headers"] if name == b"content-length"), b""
-        )
-        if announced.isdigit() and int(announced) > limit:
-            refusal = BodyTooLarge(int(announced), limit)
+        announced = announced_bytes(scope)
+        if announced is not None and announced > limit:
+            refusal = BodyTooLarge(announced, limit)
             answer = problem(
                 status_of(refusal), str(refusal), error_type(BodyTooLarge), {"Connection": "close"}
             )
@@ -122,9 +119,18 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+def announced_bytes(scope: Scope) -> int | None:
+    """The length that a request announces for its body, if it announces one."""
+    value = _header(scope, b"content-length")
+    return int(value) if value.isdigit() else None
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
 def _request_id(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    text: str = given.decode("latin-1")
+    text = _header(scope, b"x-request-id").decode("latin-1")
     usable = text.isascii() and text.isprintable() and 0 < len(text) <= MAX_ID_CHARACTERS
     return text if usable else uuid.uuid4().hex
 

@@ -1,4 +1,4 @@
-"""What /openapi.json says beyond the routes' signatures: every error with a true sentence, headers,
+"""What /openapi.json says beyond the routes' signatures: errors with their sentences, headers,
 keys, examples."""
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pydantic import BaseModel
 from adapters import errors as adapter_errors
 from service import refusals
 from service.http.answers import error_type, status_of_kind
+from service.http.examples import VERSION
 from service.http.schemas import Problem
 
 Document = dict[str, Any]
 
 DESCRIPTION = """
-Every error is answered as `{"error", "error_type"}`: a sentence that names the thing, what was
-found and what was expected. Every answer bears an `X-Request-ID`: the request's own, or one that is
-made; the log has it too.
+Every error is answered as `{"error", "error_type"}`: one sentence that names the thing, the value
+found and the value expected. Every answer has an `X-Request-ID`: the request's own, or a new one.
+The log has it too.
 
-Where the server listens on a loopback address and no key is set, everybody may predict and write.
-Else writing needs the admin key, and predicting the API key if there is one, each as
-`Authorization: Bearer …`.
+Writing needs the admin key (`Authorization: Bearer …`), unless the server listens on a loopback
+address and no admin key is set. Predicting needs the API key if one is set.
 """
 TAGS = [
     {"name": "predict", "description": "Texts in, labels and scores out."},
@@ -30,7 +30,7 @@ TAGS = [
         "name": "adapters",
         "description": "What is served: upload, list, roll back, download, delete.",
     },
-    {"name": "storage", "description": "What the single copy of the backbone takes and saves."},
+    {"name": "storage", "description": "What one copy of the backbone takes and saves."},
     {"name": "operations", "description": "Alive, ready, measured."},
     {
         "name": "open inference protocol",
@@ -49,7 +49,7 @@ _WHY = {
     429: "The queue is full: try again after Retry-After seconds",
     503: "Not now: stopping, or the adapter or the store does not work",
 }
-# A sentence of each error, as this service says it; `errors` knows its status and its name.
+# One sentence of each error, as the service answers it.
 _SENTENCES: dict[type[Exception], str] = {
     refusals.MalformedBody: (
         "the body is not JSON: Input is a zero-length, empty document: line 1 column 1 (char 0); "
@@ -64,16 +64,16 @@ _SENTENCES: dict[type[Exception], str] = {
     ),
     adapter_errors.UnknownTask: "there is no task 'sst'; the closest are 'sst2'",
     adapter_errors.UnknownVersion: (
-        "task 'sst2' has no version 'beef'; expected one of 1c9a3464a366"
+        f"task 'sst2' has no version 'beef'; expected one of {VERSION}"
     ),
     adapter_errors.AmbiguousVersion: (
-        "version '1' of task 'sst2' fits 1c9a3464a366, 17f0bd3e92ac; expected a longer prefix"
+        f"version '1' of task 'sst2' fits {VERSION}, 17f0bd3e92ac; expected a longer prefix"
     ),
     adapter_errors.NoActiveVersion: (
-        "task 'sst2' has no active version; expected one of 1c9a3464a366 to be activated"
+        f"task 'sst2' has no active version; expected one of {VERSION} to be activated"
     ),
     adapter_errors.VersionIsActive: (
-        "version 1c9a3464a366 is the active one of task 'sst2'; "
+        f"version {VERSION} is the active one of task 'sst2'; "
         "expected another one to be activated first, or the whole task to be deleted"
     ),
     refusals.BodyTooLarge: str(refusals.BodyTooLarge(10000014, 2097152)),
@@ -103,11 +103,11 @@ _SENTENCES: dict[type[Exception], str] = {
     refusals.QueueFull: str(refusals.QueueFull()),
     refusals.Closed: str(refusals.Closed()),
     adapter_errors.DamagedAdapter: (
-        "version 1c9a3464a366 of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
-        " expected 1c9a3464a366…"
+        f"version {VERSION} of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
+        f" expected {VERSION}…"
     ),
     refusals.NotFinite: (
-        "version 1c9a3464a366 of task 'sst2' gives logits that are NaN or infinite for input 0, in"
+        f"version {VERSION} of task 'sst2' gives logits that are NaN or infinite for input 0, in"
         " float16; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
     ),
     refusals.DeviceOutOfMemory: (
@@ -145,19 +145,19 @@ PREDICT_PROBLEMS = (
 WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
 
 _HEADERS = {
-    "X-Adapter-Version": ("Which version answered, of each task.", "sst2@1c9a3464a366"),
+    "X-Adapter-Version": ("Which version answered, of each task.", f"sst2@{VERSION}"),
     "Server-Timing": (
         "Milliseconds of each stage.",
         "queue;dur=0.046, tokenize;dur=0.120, inference;dur=31.526",
     ),
     "Retry-After": ("Seconds to wait.", "1"),
     "WWW-Authenticate": ("How to bear a key.", "Bearer"),
-    "Location": ("Where the file can be had again.", "/adapters/sst2/versions/1c9a3464a366/file"),
-    "X-Total-Count": ("How many tasks fit the search.", "4"),
-    "ETag": ("The file's sha256.", '"1c9a3464a366…"'),
+    "Location": ("Where the file can be had again.", f"/adapters/sst2/versions/{VERSION}/file"),
+    "X-Total-Count": ("How many tasks fit the search.", "10"),
+    "ETag": ("The file's sha256.", f'"{VERSION}…"'),
     "Content-Disposition": (
         "A name for the file.",
-        'attachment; filename="sst2-1c9a3464a366.safetensors"',
+        f'attachment; filename="sst2-{VERSION}.safetensors"',
     ),
     "X-Request-ID": (
         "The request's id: its own, or one that was made.",
@@ -169,7 +169,7 @@ JSON = "application/json"
 
 
 def problems(*names: str) -> dict[int | str, Document]:
-    """What a route's documentation says of the errors that it answers, given by error_type."""
+    """A route's documentation of the errors that it answers; `names` are their error_type."""
     answers: dict[int | str, Document] = {}
     for name in names:
         status, sentence = PROBLEMS[name]
@@ -188,8 +188,8 @@ def answered(
     names: Iterable[str] = (),
     media_type: str = JSON,
 ) -> Document:
-    """What a route's documentation says of one answer: its examples by name, and the headers it
-    surely has."""
+    """A route's documentation of one answer: its examples by name, and the headers that it always
+    has."""
     answer: Document = {
         "description": description,
         "headers": {name: _header(name) for name in names},
@@ -200,13 +200,13 @@ def answered(
 
 
 def body_of(model: type[BaseModel], examples: Document) -> Document:
-    """What a route's documentation says of a JSON body that the route reads by itself."""
+    """A route's documentation of a JSON body that the route reads itself."""
     return {"required": True, "content": {JSON: {"schema": schema_of(model), "examples": examples}}}
 
 
 def schema_of(model: type[BaseModel]) -> Document:
-    """A model's JSON schema, whole: without references to components, which only FastAPI's own
-    models become."""
+    """A model's JSON schema without references: only models that FastAPI knows become components
+    to refer to."""
     schema = model.model_json_schema()
     parts = schema.pop("$defs", {})
 
@@ -225,8 +225,8 @@ def schema_of(model: type[BaseModel]) -> Document:
 
 
 def finished(document: Document) -> Document:
-    """FastAPI's document, made true: it promises a 422 of its own form wherever there is a
-    parameter, which no route here answers, and it does not know what the middleware adds."""
+    """FastAPI's document, corrected. It promises a 422 of its own form for each route with a
+    parameter; no route here answers that. It does not know the header that the middleware adds."""
     document["components"].setdefault("headers", {})["X-Request-ID"] = _header("X-Request-ID")
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)

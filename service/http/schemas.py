@@ -16,9 +16,16 @@ from pydantic import (
 )
 
 from adapters.spec import AdapterSpec, ProblemType
-from service.windows import TRUNCATED, Window
+from service.aggregation import Aggregate
 
 Function = Literal["softmax", "sigmoid", "none"]
+
+STRIDE = (
+    "Tokens that neighbouring windows share; by default a quarter of those that a window has of the"
+    " text."
+)
+AGGREGATE = "One answer of the windows' logits: their mean, or each label's largest."
+CUT_AND_WINDOWED = "truncate is true with a window; expected one of them: windows need no cut"
 
 # What check_text allows: no control characters, and not white space alone.
 _CONTROL = r"\u0000-\u0008\u000e-\u001f\u007f"
@@ -55,6 +62,15 @@ _INPUTS = {
     ],
     "examples": ["a charming and often affecting journey"],
 }
+
+
+class Window(BaseModel):
+    """Answer a text that is too long for a row by windows of it; each counts as an input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stride: StrictInt | None = Field(None, ge=0, description=STRIDE)
+    aggregate: Aggregate = Field("mean", description=AGGREGATE)
 
 
 class Parameters(BaseModel):
@@ -100,7 +116,7 @@ class PredictRequest(BaseModel):
     @model_validator(mode="after")
     def _cut_on_the_right(self) -> Self:
         if self.truncate and self.window is not None:
-            raise ValueError(TRUNCATED)
+            raise ValueError(CUT_AND_WINDOWED)
         if self.truncate and self.truncation_direction in ("Left", "left"):
             raise ValueError(
                 f"truncation_direction is {self.truncation_direction!r}; expected 'right' where"

@@ -1,4 +1,4 @@
-"""What /adapters says of a task: in the list, in the list with details, by itself."""
+"""HTTP's models of the service's data: a task in the list, with details, or by itself; storage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from typing import Any
 from adapters.entry import Entry, Version
 from adapters.file import Summary
 from adapters.spec import AdapterSpec
-from service.http.schemas import AdapterDetail, AdapterInfo, AdapterListed, Latency, VersionInfo
+from service.http.schemas import (
+    AdapterBytes,
+    AdapterDetail,
+    AdapterInfo,
+    AdapterListed,
+    Latency,
+    Storage,
+    VersionInfo,
+)
 from service.service import Service
+from service.service import Storage as Stored
 
 
 def info(service: Service, entry: Entry) -> AdapterInfo:
@@ -42,6 +51,12 @@ def detailed(service: Service, entry: Entry) -> AdapterDetail:
     return AdapterDetail(
         **_fields(service, entry), spec=_summary(service, entry).spec, versions=versions
     )
+
+
+def stored(storage: Stored) -> Storage:
+    """What one backbone saves."""
+    sizes = [AdapterBytes(**vars(size)) for size in storage.adapters]
+    return Storage(**{**vars(storage), "adapters": sizes})
 
 
 def _fields(service: Service, entry: Entry) -> dict[str, Any]:

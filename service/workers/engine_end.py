@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import astuple
 from typing import Any
 
 import structlog
 
-from adapters.spec import AdapterSpec
 from adapters.text import Tokens
 from service.batcher import Outcome
 from service.http.answers import at_fault, status_of
@@ -56,7 +56,7 @@ class Backend:
             adapter = await self._service.bring(
                 task, self._service.store.find(task, version).digest
             )
-            self._wire.send("admitted", number, adapter.digest, _signature(adapter.spec))
+            self._wire.send("admitted", number, adapter.digest, astuple(adapter.signature))
 
         self._start(number, self._answered(number, admitted()))
 
@@ -116,17 +116,6 @@ class Backend:
     def _ended(self, number: int) -> None:
         del self._tasks[number]
         self._relayed.pop(number, None)
-
-
-def _signature(spec: AdapterSpec) -> list[Any]:
-    return [
-        spec.task,
-        spec.labels,
-        spec.problem_type,
-        spec.text_pair,
-        spec.max_length,
-        spec.template,
-    ]
 
 
 def _told(outcomes: list[Outcome[Logits]]) -> tuple[list[Any], list[Any]]:

@@ -28,7 +28,15 @@ from tokenizers import Tokenizer
 
 from service.http import answers
 from service.http.auth import Guard
-from service.http.middleware import App, Message, Receive, RequestContext, Scope, Send
+from service.http.middleware import (
+    App,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    announced_bytes,
+)
 from service.http.protocol import Server, configured
 from service.http.routes.predict import predict
 from service.http.v2.routes import infer
@@ -65,13 +73,12 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     remote = Remote(
         wire,
         numbers,
-        guard=Guard(None, greeting.api_key),
         tokenizer=RequestTokenizer(Tokenizer.from_str(greeting.tokenizer), greeting.mask_token),
         max_inputs=greeting.max_inputs,
         dtype=greeting.dtype,
     )
     relay = Relay(wire, numbers)
-    app = front(remote, relay, greeting.max_body_bytes)
+    app = front(remote, Guard(None, greeting.api_key), relay, greeting.max_body_bytes)
     server = Server(configured(app, greeting.drain_seconds), lambda _: wire.send("ready"))
 
     def lost() -> None:
@@ -93,7 +100,7 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     await server.serve(sockets=[clients])
 
 
-def front(remote: Remote, relay: App, max_body_bytes: int) -> Starlette:
+def front(remote: Remote, guard: Guard, relay: App, max_body_bytes: int) -> Starlette:
     """The ASGI application."""
 
     def answering(answer: Callable[[Request], Awaitable[Response]]) -> _Prediction:
@@ -111,7 +118,7 @@ def front(remote: Remote, relay: App, max_body_bytes: int) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.router.default = relay
-    app.state.service = remote
+    app.state.predictor, app.state.guard = remote, guard
     answers.install(app)
     app.add_middleware(RequestContext)
     return app
@@ -140,10 +147,8 @@ class _Prediction:
         await response(scope, receive, send)
 
     def _announces_more(self, scope: Scope) -> bool:
-        announced = next(
-            (value for name, value in scope["headers"] if name == b"content-length"), b""
-        )
-        return bool(announced.isdigit()) and int(announced) > self._max_body_bytes
+        announced = announced_bytes(scope)
+        return announced is not None and announced > self._max_body_bytes
 
 
 class _Heard:

@@ -1,21 +1,18 @@
-"""Remote: the desk of a front end. The engine process admits its requests, runs their rows, and
-keeps their count."""
+"""Remote: the predictor of a front end. The engine process admits its requests, runs their rows
+and keeps their count."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from adapters.spec import ProblemType
 from adapters.text import Tokens
 from service.batcher import BatchReport, Outcome
 from service.http.answers import at_fault
-from service.http.auth import Guard
-from service.predictor import Logits
+from service.predictor import Admitted, Logits, Signature
 from service.refusals import Closed, QueueFull, Referred
 from service.tokenizer import RequestTokenizer
 from service.workers.wire import Wire
@@ -27,36 +24,11 @@ FAILURES: dict[str, type[Exception]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteSpec:
-    """A `desk.Signature`, as it comes over the wire."""
-
-    task: str
-    labels: tuple[str, ...]
-    problem_type: ProblemType
-    text_pair: bool
-    max_length: int
-    template: str | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Remembered:
-    """What `asked`, a version or None for the active one, was of a task when it was last heard
-    of."""
-
-    spec: RemoteSpec
-    asked: str | None
-    digest: str
-
-    @property
-    def version(self) -> str:
-        return self.digest[:12]
-
-
 class Remote:
-    """A `desk.Desk` at the end of a wire.
+    """A `service.predictor.Predictor` at the end of a wire.
 
-    What it remembers of a task may be old: rows are sent with the digest that they are meant for,
+    The handle of what it admits is the version that was asked for, None for the active one. What it
+    remembers of a task may be old: rows are sent with the digest that they are meant for,
     and the engine process runs them if that is still the one. If not, or where anything else is not
     as it should be, `run` and `admit` raise Referred: the request is then the engine process's,
     whole, which has the one truth.
@@ -69,34 +41,30 @@ class Remote:
         wire: Wire,
         numbers: Iterator[int],
         *,
-        guard: Guard,
         tokenizer: RequestTokenizer,
         max_inputs: int,
         dtype: str,
     ) -> None:
-        self.guard, self.tokenizer, self.max_inputs, self.dtype = (
-            guard,
-            tokenizer,
-            max_inputs,
-            dtype,
-        )
+        self.tokenizer, self.max_inputs, self.dtype = tokenizer, max_inputs, dtype
         self._wire, self._numbers = wire, numbers
-        self._remembered: OrderedDict[tuple[str, str | None], Remembered] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, object], Admitted] = OrderedDict()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
-    def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Raises Referred where none is named; which there are is seen when they are admitted."""
-        if not tasks:
-            raise Referred
+    def tasks(self) -> list[str]:
+        """None: a refusal that names tasks is the engine process's."""
+        return []
 
-    async def admit(self, task: str, version: str | None) -> Remembered:
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Nothing: which tasks exist is seen when they are admitted."""
+
+    async def admit(self, task: str, version: str | None) -> Admitted:
         """As remembered, or else as the engine process says. Raises Referred or Closed."""
         key = (task, version)
         found = self._remembered.get(key)
         if found is None:
             digest, (name, labels, *rest) = await self._ask("admit", task, version)
-            found = self._remembered[key] = Remembered(
-                RemoteSpec(name, tuple(labels), *rest), version, digest
+            found = self._remembered[key] = Admitted(
+                Signature(name, tuple(labels), *rest), digest, version
             )
             if len(self._remembered) > KEPT:
                 self._remembered.popitem(last=False)
@@ -104,12 +72,12 @@ class Remote:
             self._remembered.move_to_end(key)
         return found
 
-    async def run(self, rows: Sequence[tuple[Remembered, Tokens]]) -> list[Outcome[Logits]]:
+    async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
         """The rows of one request. Raises QueueFull, Closed or Referred."""
         groups = [
             [
-                adapter.spec.task,
-                adapter.asked,
+                adapter.signature.task,
+                adapter.handle,
                 adapter.digest,
                 [[row.ids, row.types, row.mask] for _, row in group],
             ]
@@ -119,7 +87,7 @@ class Remote:
             answers, batches = await self._ask("run", groups)
         except Referred:
             for adapter, _ in rows:
-                self._remembered.pop((adapter.spec.task, adapter.asked), None)
+                self._remembered.pop((adapter.signature.task, adapter.handle), None)
             raise
         reports = [
             BatchReport(n, tokens, tasks, started, seconds, [])

@@ -317,6 +317,22 @@ def test_a_rotten_file_fails_its_task_alone(
         assert client.get("/metrics").status_code == client.get("/adapters").status_code == 200
 
 
+def test_an_adapter_of_another_backbone_is_refused_each_time(
+    tmp_path: Path, embedded: Backbone
+) -> None:
+    """A stored adapter that the backbone cannot run is a 422 for every request, whether its file is
+    read or in memory, and each is counted as a failed load."""
+    spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"])
+    other = spec.backbone.model_copy(update={"fingerprint": "0" * 64})
+    Store(tmp_path / "store").put(serialize(spec.model_copy(update={"backbone": other}), tensors))
+    with running(tmp_path / "store") as server, server.client() as client:
+        for _ in range(3):
+            answer = client.post("/predict?task=sst2", json=FILM)
+            assert (answer.status_code, answer.json()["error_type"]) == (422, "BackboneMismatch")
+        failures = "adamix_adapter_load_failures"
+        assert value(client, failures, f"{failures}_total") == 3
+
+
 def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone) -> None:
     """Logits that are infinite or NaN are a 503 that names the version, from /predict and from
     infer, and counted."""

@@ -15,7 +15,7 @@ from adapters.backbone import Backbone
 from adapters.classifier import collate, from_adapter
 from adapters.store import Store
 from adapters.text import Tokens
-from service.windows import joined
+from service.aggregation import aggregated
 from tests.service.conftest import TASKS, Server
 from tests.service.test_http_operations import value
 from tests.service.test_http_predict import by_label, predict
@@ -178,8 +178,8 @@ def test_no_window_wins_by_a_shift_of_its_logits() -> None:
     rows = [[1.0, 2.0], [4.0, 0.5]]
     shifted = [[1.0, 2.0], [104.0, 100.5]]
     kind = "single_label_classification"
-    assert joined(shifted, "max", kind) == pytest.approx(joined(rows, "max", kind))
-    assert joined(rows, "max", kind) == pytest.approx(
+    assert aggregated(shifted, "max", kind) == pytest.approx(aggregated(rows, "max", kind))
+    assert aggregated(rows, "max", kind) == pytest.approx(
         torch.tensor(rows).log_softmax(-1).amax(0).tolist()
     )
-    assert joined(rows, "max", "multi_label_classification") == [4.0, 2.0]
+    assert aggregated(rows, "max", "multi_label_classification") == [4.0, 2.0]

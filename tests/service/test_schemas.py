@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,31 +14,21 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adapters.errors import AdaMixError, InvalidText
-from adapters.spec import AdapterSpec, BackboneRef, Probe, ProblemType
+from adapters.spec import ProblemType
 from service.http.inputs import read_inputs
 from service.http.schemas import Function, Parameters, PredictRequest, scored
+from service.predictor import Signature
 from service.refusals import InvalidRequest
 
-
-def spec_of(*, text_pair: bool) -> AdapterSpec:
-    return AdapterSpec(
-        task="rte" if text_pair else "sst2",
-        labels=("no", "yes"),
-        problem_type="single_label_classification",
-        text_pair=text_pair,
-        max_length=64,
-        pooling="mean",
-        backbone=BackboneRef(
-            name="tiny", model_type="bert", hidden_size=32, num_layers=2, fingerprint="0" * 64
-        ),
-        bottleneck=8,
-        activation="gelu",
-        training={},
-        probe=Probe(inputs=(("a", "b") if text_pair else ("a",),), logits=((0.0, 0.0),)),
-    )
-
-
-SINGLE, PAIR = spec_of(text_pair=False), spec_of(text_pair=True)
+SINGLE = Signature(
+    task="sst2",
+    labels=("no", "yes"),
+    problem_type="single_label_classification",
+    text_pair=False,
+    max_length=64,
+    template=None,
+)
+PAIR = replace(SINGLE, task="rte", text_pair=True)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +79,7 @@ ONE, TWO = (
 
 
 @pytest.mark.parametrize(
-    ("spec", "inputs", "message"),
+    ("signature", "inputs", "message"),
     [
         (SINGLE, [], "inputs is an empty list; expected at least one text"),
         (PAIR, [], "inputs is an empty list; expected at least one text"),
@@ -128,16 +119,16 @@ ONE, TWO = (
         (PAIR, [["a", "b"], "c"], f"inputs[1] holds 1 text; {TWO}"),
     ],
 )
-def test_inputs_refused(spec: AdapterSpec, inputs: Any, message: str) -> None:
+def test_inputs_refused(signature: Signature, inputs: Any, message: str) -> None:
     """Inputs of another form are refused with one sentence: where, what was found, what the task
     expects."""
     with pytest.raises(InvalidRequest) as refused:
-        read_inputs(inputs, spec)
+        read_inputs(inputs, signature)
     assert str(refused.value) == message
 
 
 @pytest.mark.parametrize(
-    ("spec", "inputs", "message"),
+    ("signature", "inputs", "message"),
     [
         (SINGLE, "", "inputs is empty; expected a text"),
         (SINGLE, " \n\t", "inputs is only white space; expected a text"),
@@ -157,10 +148,10 @@ def test_inputs_refused(spec: AdapterSpec, inputs: Any, message: str) -> None:
         ),
     ],
 )
-def test_texts_refused(spec: AdapterSpec, inputs: Any, message: str) -> None:
+def test_texts_refused(signature: Signature, inputs: Any, message: str) -> None:
     """A text that no tokeniser should see is refused by its place in the inputs."""
     with pytest.raises(InvalidText) as refused:
-        read_inputs(inputs, spec)
+        read_inputs(inputs, signature)
     assert str(refused.value) == message
 
 
@@ -182,16 +173,16 @@ JSON = st.recursive(
 )
 
 
-@given(inputs=JSON, spec=st.sampled_from([SINGLE, PAIR]))
-def test_any_json_is_read_or_refused(inputs: Any, spec: AdapterSpec) -> None:
+@given(inputs=JSON, signature=st.sampled_from([SINGLE, PAIR]))
+def test_any_json_is_read_or_refused(inputs: Any, signature: Signature) -> None:
     """Any JSON is either rows of as many texts as the task takes, or refused with a sentence that
     begins with its place."""
     try:
-        rows, several = read_inputs(inputs, spec)
+        rows, several = read_inputs(inputs, signature)
     except AdaMixError as refusal:
         message = str(refusal)
     else:
-        assert all(len(row) == (2 if spec.text_pair else 1) for row in rows)
+        assert all(len(row) == (2 if signature.text_pair else 1) for row in rows)
         assert len(rows) >= 1 if several else len(rows) == 1
         return
     assert re.match(r"(the (first|second) text of )?inputs(\[\d+\])? .*expect", message), message

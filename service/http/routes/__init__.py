@@ -1,23 +1,25 @@
-"""The routes: thin, one file a subject. What they share stands here."""
+"""The routes, one file a subject, and what they share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Path, Request
 from fastapi.security import HTTPBearer
 
 from service.http.examples import VERSION
 
-# a front end (service.workers.front_end) has a desk alone, and does without torch
+# A front end (service.workers.front_end) has a predictor and a guard, but neither a Service nor
+# torch.
 if TYPE_CHECKING:
-    from service.predictor import Desk
+    from service.http.auth import Guard
+    from service.predictor import Predictor
     from service.service import Service
 
 Task = Annotated[str, Path(description="A task's name.", examples=["sst2"])]
 Version = Annotated[str, Path(description="A version or the beginning of one.", examples=[VERSION])]
 
-# They only document the keys: auto_error is off, and the guard decides, with a sentence of ours.
+# These only document the keys: auto_error is off, and the guard decides.
 API_KEY = Depends(
     HTTPBearer(
         auto_error=False, scheme_name="api-key", description="ADAMIX_API_KEY, where one is set."
@@ -38,7 +40,13 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def desk_of(request: Request) -> Desk[Any]:
-    """Where the app's requests for predictions go: its Service, or a front end's Remote."""
-    desk: Desk[Any] = request.app.state.service
-    return desk
+def predictor_of(request: Request) -> Predictor:
+    """Where the app's requests for predictions go."""
+    predictor: Predictor = request.app.state.predictor
+    return predictor
+
+
+def guard_of(request: Request) -> Guard:
+    """Who may write and predict."""
+    guard: Guard = request.app.state.guard
+    return guard

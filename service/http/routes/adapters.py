@@ -16,10 +16,9 @@ from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
 from adapters.spec import shown
 from service.http import examples
+from service.http.body import parse_body, read_body
 from service.http.openapi import WRITE_PROBLEMS, answered, body_of, problems
-from service.http.routes import ADMIN_KEY, Task, Version, service_of
-from service.http.routes.prediction import parse as parse_body
-from service.http.routes.prediction import read_body
+from service.http.routes import ADMIN_KEY, Task, Version, guard_of, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
 from service.http.views import detailed, info, listed
 from service.refusals import InvalidRequest, MalformedBody
@@ -74,7 +73,7 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     """Store an adapter file after checking it: its form, its backbone, and its probe replayed on
     this server."""
     service = service_of(request)
-    service.guard.check_write(request.headers)
+    guard_of(request).check_write(request.headers)
     data, activate = await _form(request)
     adapter = await asyncio.to_thread(parse, data)
     await service.self_test(adapter)
@@ -84,7 +83,7 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     try:
         return await asyncio.to_thread(_detail, service, adapter.spec.task)
     except (UnknownTask, UnknownVersion):
-        # another client deleted it in this very instant: it was stored all the same
+        # Another client has just deleted it: it was stored all the same.
         summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
         return detailed(
             service,
@@ -121,8 +120,8 @@ def list_adapters(
     response.headers["X-Total-Count"] = str(len(entries))
     found: list[AdapterInfo] = []
     for entry in entries[offset : None if limit is None else offset + limit]:
-        # Deleted since the line above, or rotten on disk, which whoever asks for it is told: the
-        # others are listed.
+        # One that was deleted meanwhile, or is damaged on disk, is left out; a request for it says
+        # why.
         with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
             found.append(listed(service, entry) if details else info(service, entry))
     return found
@@ -158,7 +157,7 @@ def download(request: Request, task: Task, version: Version) -> Response:
     """The adapter file itself, to the byte."""
     service = service_of(request)
     found = service.store.find(task, version)
-    # Read whole, not streamed from its path: a deletion while it is sent must not cut it short.
+    # Read whole, not streamed from disk: a deletion meanwhile must not cut it short.
     return Response(
         bytes(service.store.read(task, found)),
         media_type="application/octet-stream",
@@ -193,7 +192,7 @@ def download(request: Request, task: Task, version: Version) -> Response:
 async def activate(request: Request, task: Task) -> AdapterDetail:
     """Serve a version from now on; rolling back is activating an older one."""
     service = service_of(request)
-    service.guard.check_write(request.headers)
+    guard_of(request).check_write(request.headers)
     body = parse_body(
         await read_body(request), Activation, "an activation", "an object with 'version'"
     )
@@ -211,7 +210,7 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
 async def delete_task(request: Request, task: Task) -> None:
     """Delete a task with all its versions; requests under way are answered."""
     service = service_of(request)
-    service.guard.check_write(request.headers)
+    guard_of(request).check_write(request.headers)
     await asyncio.to_thread(service.store.delete_task, task)
     service.metrics.forget(task)
 
@@ -231,20 +230,20 @@ async def delete_task(request: Request, task: Task) -> None:
 async def delete_version(request: Request, task: Task, version: Version) -> None:
     """Delete one version that is not active."""
     service = service_of(request)
-    service.guard.check_write(request.headers)
+    guard_of(request).check_write(request.headers)
     await asyncio.to_thread(service.store.delete_version, task, version)
     if task not in service.store:  # that was its last one
         service.metrics.forget(task)
 
 
 async def _form(request: Request) -> tuple[bytes, bool]:
-    """The upload's file and its `activate`; one file and few fields, so that a flood of parts ends
-    early."""
+    """The upload's file and its `activate`. Limits of one file and a few fields end a flood of
+    parts early."""
     try:
         async with request.form(max_files=1, max_fields=4) as form:
             file, activate = form.get("file"), form.get("activate", "true")
             unknown = sorted(set(form) - {"file", "activate"})
-            if unknown:  # a misspelt 'activate' must not be missed
+            if unknown:  # else a misspelt 'activate' would be ignored
                 raise InvalidRequest(
                     f"the form has the field {shown(unknown[0])}; expected 'file' and perhaps"
                     " 'activate'"

@@ -1,5 +1,5 @@
-"""GET /docs: the API with forms to try. Swagger UI's files come from a package, so it works without
-the internet."""
+"""GET /docs: the API with forms to try. Swagger UI's files come from a package, so no internet is
+needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.http.routes.page import HEADERS, STATIC
 # Of the package only the files are used: its own page has inline code.
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
 PARTS = ("swagger-ui-bundle.js", "swagger-ui.css")
-# Swagger UI's icons are data: addresses in its style sheet; it makes markup of Markdown, which
+# Swagger UI has icons as data: addresses in its style sheet, and makes markup of Markdown, which
 # trusted types would forbid.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src"

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
-from service.http.examples import METRICS, one
+from service.http.examples import METRICS, READY, one
 from service.http.openapi import answered, problems
 from service.http.routes import service_of
 
@@ -27,7 +27,7 @@ async def health() -> dict[str, str]:
     "/ready",
     summary="Ready to predict",
     responses={
-        200: answered("Ready", one({"status": "ready", "backbone": "embedded", "tasks": 4})),
+        200: answered("Ready", READY),
         **problems("Stopping"),
     },
 )

@@ -1,5 +1,5 @@
-"""GET /: the page for people, and the files that it is made of. Nothing is built, and nothing is
-loaded from elsewhere."""
+"""GET /: the page for people, and its files. It has no build step and loads nothing from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 
 STATIC = Path(__file__).parent.parent / "static"
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-# Labels and task names come from other people's files. Should one ever get past the page's care, it
-# still cannot run, be sent anywhere, or make the page believe in markup (trusted types: no
-# innerHTML at all).
+# Labels and task names come from other people's files. The page escapes them; should one slip
+# through, it cannot run as a script, send anything elsewhere, or become markup (trusted types
+# forbid innerHTML).
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for"

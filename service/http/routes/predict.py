@@ -11,18 +11,19 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.text import TextInput
 from service.http import examples
+from service.http.body import parse_body, read_body
 from service.http.inputs import read_inputs
 from service.http.openapi import PREDICT_PROBLEMS, answered, body_of, problems
-from service.http.routes import API_KEY, service_of
-from service.http.routes.prediction import check_rows, counted, parse, predicted, read_body
+from service.http.routes import API_KEY, guard_of, predictor_of
+from service.http.routes.prediction import check_rows, counted, expected_path, predicted
 from service.http.schemas import Parameters, PredictRequest, Score, scored
-from service.predictor import Admitted, Desk
+from service.predictor import Admitted, Predictor
 from service.refusals import InvalidRequest
 
 
 class _Direct(APIRoute):
-    """A route that FastAPI documents and no more: its query is read here, without what FastAPI does
-    around a function (dependencies, exit stacks, validation by fields). That was a third of a short
+    """A route that FastAPI only documents. The function reads the query itself: what FastAPI does
+    around a function (dependencies, exit stacks, validation by fields) took a third of a short
     text's time."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,57 +78,58 @@ async def predict(request: Request) -> Response:
     `Server-Timing` where the time went.
     """
     tasks = list(dict.fromkeys(request.query_params.getlist("task")))
-    with counted(request, tasks) as desk:
-        return await _predict(request, desk, tasks, request.query_params.get("version"))
+    with counted(request, tasks) as predictor:
+        return await _predict(request, predictor, tasks, request.query_params.get("version"))
 
 
 @router.post("/", include_in_schema=False)
 async def without_a_path(request: Request) -> Response:
-    """Where clients go that were given the server's address alone. Raises InvalidRequest with the
-    path that they want."""
-    service = service_of(request)
-    service.guard.check_predict(request.headers)
-    raise InvalidRequest(f"POST / predicts nothing; expected {service.expected_path()}")
+    """For clients that were given the server's address alone: raises InvalidRequest with the path
+    that they want."""
+    guard_of(request).check_predict(request.headers)
+    expected = expected_path(predictor_of(request))
+    raise InvalidRequest(f"POST / predicts nothing; expected {expected}")
 
 
 async def _predict(
-    request: Request, desk: Desk[Any], tasks: list[str], version: str | None
+    request: Request, predictor: Predictor, tasks: list[str], version: str | None
 ) -> Response:
     if version is not None and len(tasks) > 1:
         raise InvalidRequest(
             f"version is {version!r} with {len(tasks)} tasks; expected one task where a version is"
             " pinned"
         )
-    body = parse(
+    body = parse_body(
         await read_body(request), PredictRequest, "a predict request", "an object with 'inputs'"
     )
-    adapters = [await desk.admit(name, version) for name in tasks]
+    adapters = [await predictor.admit(name, version) for name in tasks]
     top_k = _top_k(body.parameters, adapters)
 
     wanted: list[tuple[Admitted, list[TextInput]]] = []
     lists: list[bool] = []  # of each task: whether its inputs were a list
     for adapter in adapters:
-        texts, several = read_inputs(body.inputs, adapter.spec)
-        check_rows(desk, len(texts), len(tasks))
+        texts, several = read_inputs(body.inputs, adapter.signature)
+        check_rows(predictor, len(texts), len(tasks))
         wanted.append((adapter, texts))
         lists.append(several)
     prediction = await predicted(
-        request, desk, wanted, truncate=bool(body.truncate), window=body.window
+        request, predictor, wanted, truncate=bool(body.truncate), window=body.window
     )
 
     answers: dict[str, Any] = {}
     always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")
     for adapter, several, rows in zip(adapters, lists, prediction.logits, strict=True):
-        spec, function = adapter.spec, body.function(adapter.spec.problem_type)
-        scores = [scored(logits, spec.labels, function, top_k) for logits in rows]
-        answers[spec.task] = scores if several or always_nested else scores[0]
+        signature = adapter.signature
+        function = body.function(signature.problem_type)
+        scores = [scored(logits, signature.labels, function, top_k) for logits in rows]
+        answers[signature.task] = scores if several or always_nested else scores[0]
     content = orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
     return Response(content, headers=prediction.headers, media_type="application/json")
 
 
 def _top_k(parameters: Parameters | None, adapters: list[Admitted]) -> int | None:
     top_k = parameters.top_k if parameters is not None else None
-    most = max(len(adapter.spec.labels) for adapter in adapters)
+    most = max(len(adapter.signature.labels) for adapter in adapters)
     if top_k is not None and not 1 <= top_k <= most:
         raise InvalidRequest(
             f"parameters.top_k is {top_k}; expected 1 to {most}, the number of labels"

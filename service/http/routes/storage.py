@@ -1,4 +1,4 @@
-"""GET /storage: what the single copy takes and saves."""
+"""GET /storage: what one copy of the backbone takes and saves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from service.http import examples
 from service.http.openapi import answered, problems
 from service.http.routes import service_of
 from service.http.schemas import Storage
+from service.http.views import stored
 
 router = APIRouter(tags=["storage"])
 
@@ -29,6 +30,6 @@ def storage(
         bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")
     ] = True,
 ) -> Storage:
-    """Bytes of the backbone, of each adapter and of all; what a full copy per task would take; what
+    """Bytes of the backbone, of each adapter and in all; what a full copy per task would take; what
     is saved."""
-    return service_of(request).storage(listed=adapters)
+    return stored(service_of(request).storage(listed=adapters))

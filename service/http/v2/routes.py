@@ -3,11 +3,12 @@ a model."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from service.http import examples
+from service.http.body import parse_body, read_body
 from service.http.openapi import (
     ADMIT_PROBLEMS,
     PREDICT_PROBLEMS,
@@ -17,7 +18,7 @@ from service.http.openapi import (
     problems,
 )
 from service.http.routes import API_KEY, Task, Version, service_of
-from service.http.routes.prediction import check_rows, counted, parse, predicted, read_body
+from service.http.routes.prediction import check_rows, counted, predicted
 from service.http.v2 import tensors
 from service.http.v2.schemas import (
     EXTENSIONS,
@@ -30,13 +31,13 @@ from service.http.v2.schemas import (
     ServerMetadata,
     model_metadata,
 )
-from service.predictor import Desk
+from service.predictor import Predictor, Signature
 from service.refusals import MalformedBody
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-model = APIRouter()  # of one task: included once for its active version and once for a pinned one
+model = APIRouter()  # included twice: for a task's active version, and for a pinned one
 
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY = body_of(InferRequest, examples.INFER)
@@ -106,7 +107,7 @@ async def index(request: Request) -> list[IndexEntry]:
     """Every version of every task: each can be asked for, so each is ready."""
     body = await read_body(request)
     if body.strip():
-        parse(body, IndexRequest, "an index request", "an object, perhaps with 'ready'")
+        parse_body(body, IndexRequest, "an index request", "an object, perhaps with 'ready'")
     return [
         IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
         for entry in service_of(request).store.entries()
@@ -140,7 +141,8 @@ def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetada
     store = service_of(request).store
     found = store.find(task, version)
     versions = [known.short for known in store.entry(task).versions]
-    return model_metadata(store.summary(task, found.digest).spec, found.short, versions)
+    signature = Signature.of(store.summary(task, found.digest).spec)
+    return model_metadata(signature, found.short, versions)
 
 
 @model.get(
@@ -175,26 +177,28 @@ async def infer(request: Request, task: Task, version: AskedVersion) -> Response
     value, `label` its name. For a multi-label task every label has a probability of its own: ask
     for `score` as a `classification`, or take `logits`.
     """
-    with counted(request, [task]) as desk:
-        return await _infer(request, desk, task, version)
+    with counted(request, [task]) as predictor:
+        return await _infer(request, predictor, task, version)
 
 
-async def _infer(request: Request, desk: Desk[Any], task: str, version: str | None) -> Response:
+async def _infer(
+    request: Request, predictor: Predictor, task: str, version: str | None
+) -> Response:
     content, binary = _split(await read_body(request), request.headers.get(JSON_LENGTH))
-    body = parse(content, InferRequest, "an infer request", "an object with 'inputs'")
-    adapter = await desk.admit(task, version)
-    wanted = tensors.wanted_outputs(body, adapter.spec)
-    check_rows(desk, tensors.count_rows(body, adapter.spec))
-    texts = tensors.read_texts(body, binary, adapter.spec)
+    body = parse_body(content, InferRequest, "an infer request", "an object with 'inputs'")
+    adapter = await predictor.admit(task, version)
+    wanted = tensors.wanted_outputs(body, adapter.signature)
+    check_rows(predictor, tensors.count_rows(body, adapter.signature))
+    texts = tensors.read_texts(body, binary, adapter.signature)
     prediction = await predicted(
-        request, desk, [(adapter, texts)], truncate=body.truncate, window=body.window
+        request, predictor, [(adapter, texts)], truncate=body.truncate, window=body.window
     )
 
     (logits,) = prediction.logits
     head = {"model_name": task, "model_version": adapter.version} | (
         {} if body.id is None else {"id": body.id}
     )
-    outputs = [tensors.output(output, logits, adapter.spec) for output in wanted]
+    outputs = [tensors.output(output, logits, adapter.signature) for output in wanted]
     answer, json_length = tensors.encode(head, wanted, outputs)
     if json_length is None:
         return Response(answer, headers=prediction.headers, media_type="application/json")

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol V2 (KServe, Triton): what its requests and answers look like.
+"""Requests and answers of the Open Inference Protocol V2 (KServe, Triton).
 
-Unknown *parameters* are taken and not used, as the protocol leaves them to extensions and clients
-send their own (MLServer's `content_type`, Triton's `priority`); unknown *keys* are refused, for a
-misspelt one would be missed silently.
+Unknown *parameters* are ignored: the protocol leaves them to extensions, and clients send their own
+(MLServer's `content_type`, Triton's `priority`). Unknown *keys* are refused: else a misspelt one
+would be ignored silently.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapters.spec import AdapterSpec, ProblemType
+from adapters.spec import ProblemType
+from service.aggregation import Aggregate
+from service.http.schemas import AGGREGATE, CUT_AND_WINDOWED, STRIDE, Window
 from service.predictor import Signature
-from service.windows import AGGREGATE, STRIDE, TRUNCATED, Aggregate, Window
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "parameters")
 PLATFORM = "adamix_adapter"
@@ -89,7 +90,7 @@ class RequestParameters(_Parameters):
     @model_validator(mode="after")
     def _windows_or_cuts(self) -> Self:
         if self.truncate and self.window is not None:
-            raise ValueError(TRUNCATED)
+            raise ValueError(CUT_AND_WINDOWED)
         return self
 
 
@@ -183,32 +184,33 @@ class IndexEntry(BaseModel):
     reason: str
 
 
-def model_metadata(spec: AdapterSpec, version: str, versions: list[str]) -> ModelMetadata:
+def model_metadata(signature: Signature, version: str, versions: list[str]) -> ModelMetadata:
     """What one version of a task takes and answers."""
     outputs: list[tuple[str, Datatype, list[int]]] = [
         (LABEL, "BYTES", [-1]),
         (SCORE, "FP32", [-1]),
-        (LOGITS, "FP32", [-1, len(spec.labels)]),
+        (LOGITS, "FP32", [-1, len(signature.labels)]),
     ]
     return ModelMetadata(
-        name=spec.task,
+        name=signature.task,
         versions=versions,
         platform=PLATFORM,
         inputs=[
-            TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in input_names(spec)
+            TensorMetadata(name=name, datatype="BYTES", shape=[-1])
+            for name in input_names(signature)
         ],
         outputs=[
             TensorMetadata(name=name, datatype=kind, shape=shape) for name, kind, shape in outputs
         ],
         parameters=ModelParameters(
             version=version,
-            labels=list(spec.labels),
-            problem_type=spec.problem_type,
-            max_length=spec.max_length,
+            labels=list(signature.labels),
+            problem_type=signature.problem_type,
+            max_length=signature.max_length,
         ),
     )
 
 
-def input_names(spec: Signature) -> tuple[str, ...]:
+def input_names(signature: Signature) -> tuple[str, ...]:
     """The input tensors that a task takes."""
-    return (TEXT, PAIR) if spec.text_pair else (TEXT,)
+    return (TEXT, PAIR) if signature.text_pair else (TEXT,)

@@ -1,7 +1,7 @@
-"""V2's tensors ↔ rows: texts out of `text` and `text_pair`; `label`, `score` and `logits` out of
-the rows' logits.
+"""V2's tensors ↔ rows: the tensors `text` and `text_pair` → texts; logits → the tensors `label`,
+`score` and `logits`.
 
-A tensor stands in the JSON or, by the binary tensor data extension, as bytes after it.
+A tensor's data are in the JSON or, by the binary tensor data extension, bytes after it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import orjson
 from adapters.spec import shown
 from adapters.text import TextInput, check_text
 from service.http.schemas import default_function, scored
+from service.http.sentences import quoted
 from service.http.v2.schemas import (
     LABEL,
     LOGITS,
@@ -48,16 +49,16 @@ class Output:
     values: list[Any]
 
 
-def count_rows(request: InferRequest, spec: Signature) -> int:
+def count_rows(request: InferRequest, signature: Signature) -> int:
     """How many texts (or pairs) the input tensors say they hold. Raises InvalidRequest unless they
     are the task's."""
-    expected = input_names(spec)
+    expected = input_names(signature)
     counts: dict[str, int] = {}
     for tensor in request.inputs:
         name = tensor.name
         if name not in expected:
             raise InvalidRequest(
-                f"task {spec.task!r} has no input {shown(name)}; expected {_all(expected)}"
+                f"task {signature.task!r} has no input {shown(name)}; expected {quoted(expected)}"
             )
         if name in counts:
             raise InvalidRequest(f"input {name!r} is there twice; expected it once")
@@ -73,7 +74,7 @@ def count_rows(request: InferRequest, spec: Signature) -> int:
         counts[name] = tensor.shape[0]
     if len(counts) < len(expected):
         raise InvalidRequest(
-            f"the request has the input {_all(list(counts))} alone; expected {_all(expected)}"
+            f"the request has the input {quoted(list(counts))} alone; expected {quoted(expected)}"
         )
     if len(set(counts.values())) > 1:
         found = " and ".join(f"{count} of {name!r}" for name, count in counts.items())
@@ -81,7 +82,9 @@ def count_rows(request: InferRequest, spec: Signature) -> int:
     return counts[expected[0]]
 
 
-def read_texts(request: InferRequest, binary: bytes | None, spec: Signature) -> list[TextInput]:
+def read_texts(
+    request: InferRequest, binary: bytes | None, signature: Signature
+) -> list[TextInput]:
     """The rows; `binary` is what follows the JSON, None where the request does not say where that
     ends.
 
@@ -104,11 +107,11 @@ def read_texts(request: InferRequest, binary: bytes | None, spec: Signature) -> 
     for name, texts in columns.items():
         for i, text in enumerate(texts):
             check_text(text, f"{name}[{i}]")
-    first, *second = (columns[name] for name in input_names(spec))
+    first, *second = (columns[name] for name in input_names(signature))
     return list(zip(first, second[0], strict=True)) if second else [(text,) for text in first]
 
 
-def wanted_outputs(request: InferRequest, spec: Signature) -> list[Wanted]:
+def wanted_outputs(request: InferRequest, signature: Signature) -> list[Wanted]:
     """The outputs asked for, by default all. Raises InvalidRequest."""
     known = (LABEL, SCORE, LOGITS)
     if not request.outputs:
@@ -118,7 +121,8 @@ def wanted_outputs(request: InferRequest, spec: Signature) -> list[Wanted]:
         name, parameters = output.name, output.parameters
         if name not in known:
             raise InvalidRequest(
-                f"task {spec.task!r} has no output {shown(name)}; expected {_all(known)}"
+                f"task {signature.task!r} has no output {shown(name)};"
+                f" expected {quoted(known, 'or')}"
             )
         if name in wanted:
             raise InvalidRequest(f"output {name!r} is asked for twice; expected once")
@@ -128,8 +132,8 @@ def wanted_outputs(request: InferRequest, spec: Signature) -> list[Wanted]:
                 f"output {name!r} is asked for as a classification; expected that of {SCORE!r} or"
                 f" {LOGITS!r}"
             )
-        if classes is not None and not 1 <= classes <= len(spec.labels):
-            most = len(spec.labels)
+        if classes is not None and not 1 <= classes <= len(signature.labels):
+            most = len(signature.labels)
             raise InvalidRequest(
                 f"output {name!r} has classification {classes}; expected 1 to {most}, the number of"
                 " labels"
@@ -141,11 +145,11 @@ def wanted_outputs(request: InferRequest, spec: Signature) -> list[Wanted]:
     return list(wanted.values())
 
 
-def output(wanted: Wanted, logits: Sequence[list[float]], spec: Signature) -> Output:
+def output(wanted: Wanted, logits: Sequence[list[float]], signature: Signature) -> Output:
     """One output tensor of rows' logits `[n][C]`. A row's label and score are its best: a
     multi-label task's other labels are in the classification of `score`, and in `logits`."""
-    n, labels = len(logits), spec.labels
-    function = "none" if wanted.name == LOGITS else default_function(spec.problem_type)
+    n, labels = len(logits), signature.labels
+    function = "none" if wanted.name == LOGITS else default_function(signature.problem_type)
     if wanted.classes is not None:
         index = {label: i for i, label in enumerate(labels)}
         best = [entry for row in logits for entry in scored(row, labels, function, wanted.classes)]
@@ -262,11 +266,3 @@ def _packed(tensor: Output) -> bytes:
         return struct.pack(f"<{len(tensor.values)}f", *tensor.values)
     texts = [value.encode() for value in tensor.values]
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-
-
-def _all(names: Sequence[str]) -> str:
-    return (
-        " and ".join(map(repr, names))
-        if len(names) < 3
-        else f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
-    )
