@@ -19,6 +19,7 @@ Method = Literal["adamix", "adapter", "adapter-rdrop", "houlsby", "lora", "bitfi
 # What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can
 # be exported.
 SERVABLE: tuple[Method, ...] = ("adamix", "adapter", "adapter-rdrop")
+SERVABLE_NAMES = "adamix, adapter or adapter-rdrop"
 TWO_PASSES: tuple[Method, ...] = ("adamix", "adapter-rdrop")
 Routing = Literal["batch", "rows"]
 SecondPass = Literal["random", "mean"]
@@ -240,7 +241,7 @@ class Recipe:
             if self.method not in SERVABLE and getattr(self, name) != getattr(Recipe, name):
                 raise TrainingError(
                     f"{name} is {getattr(self, name)!r}, but method is {self.method!r}; expected"
-                    f" {' or '.join(SERVABLE)} with it"
+                    f" {SERVABLE_NAMES} with it"
                 )
 
     def _check_prompt(self) -> None:
