@@ -49,7 +49,7 @@ class Option:
 class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
-    Files from before version 0.2 have `consistency`, the weight of a consistency loss that was a
+    Files from before 2026-11-28 have `consistency`, the weight of a consistency loss that was a
     sum over the mini-batch, where there is `consistency_weight` now, the weight of a mean; and
     `shots` and `words`, which are `few_shot` and `label_words` now.
     """

@@ -125,7 +125,7 @@ def again(
     backbone: Named = backbones.EMBEDDED,
     device: Device = None,
 ) -> None:
-    """Run cells again that are drawn by chance, and compare every digit; exit code 1 if one differs.
+    """Run cells again that are drawn by chance, and compare all digits; exit code 1 if some differ.
 
     On other hardware or with another number of threads, sums round otherwise: expect differences.
     """
