@@ -48,10 +48,20 @@ def write(out: Path, cells: Cells, by_epoch: Cells) -> None:
 def _state(cells: Cells) -> str:
     """How much of the protocol has been run, and on what."""
     there = {tuple(cell[name] for name in stored.KEY[:-1]) for cell in cells}
-    lines = ["| stage of the protocol | cells there | of |", "|---|---|---|"]
+    lines, lacking = ["| stage of the protocol | cells there | of |", "|---|---|---|"], False
     for stage in STAGES:
         keys = [tuple(cell.key[name] for name in stored.KEY[:-1]) for cell in stage.cells()]
-        lines.append(f"| {stage.name} | {sum(key in there for key in keys)} | {len(keys)} |")
+        count = sum(key in there for key in keys)
+        lines.append(f"| {stage.name} | {count} | {len(keys)} |")
+        lacking = lacking or count < len(keys)
+    if all(cell["search"] is not None for cell in cells):
+        lines = ["**No cell has been judged on dev yet**: learning rates come first.", "", *lines]
+    elif lacking:
+        lines = [
+            "**The protocol has not been run to its end**; what is said is of this:",
+            "",
+            *lines,
+        ]
     hardware = ", ".join(sorted({cell["hardware"] for cell in cells}))
     precision = ", ".join(sorted({cell["recipe"]["precision"] for cell in cells}))
     backbone = ", ".join(sorted({cell["backbone"] for cell in cells}))
