@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,13 @@ from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
-from adapters.errors import AdaMixError
-from adapters.file import parse
+from adapters.errors import AdaMixError, StoreError
+from adapters.file import load
 from adapters.store import Store
 from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
-from service.engine.halving import Halving
+from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, is_loopback, kept_admin_key
@@ -33,6 +35,7 @@ from service.http.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
 from service.http.v2 import routes as v2
 from service.loader import Loader
+from service.refusals import DeviceOutOfMemory
 from service.service import ServedBackbone, Service
 from service.settings import InvalidSettings, Settings
 from service.telemetry.memory import memory_bytes
@@ -120,7 +123,9 @@ def build_service(settings: Settings) -> Service:
     backbone = backbones.load(settings.backbone)
     cache = settings.host_cache_bytes
     store = Store(
-        settings.store, min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache
+        settings.store,
+        min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache,
+        read_only=settings.read_only,
     )
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
@@ -145,13 +150,18 @@ def build_service(settings: Settings) -> Service:
         store=store,
         loader=Loader(store, slots),
         slots=slots,
-        tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
+        tokenizer=RequestTokenizer(
+            backbone.tokenizer, backbone.mask_token, settings.max_wait_seconds
+        ),
         batcher=Batcher(
-            Halving(engine.run, lambda: _shrink(service)),
+            partial(within_memory, engine.run),
             max_tokens=settings.max_batch_tokens or default_tokens,
             max_queue_rows=settings.max_queue_rows,
             max_adapters=settings.slots,
+            max_wait=settings.max_wait_seconds,
+            max_drain=settings.drain_seconds or math.inf,
             observe=metrics.batch,
+            failed=lambda error, rows: _failed(service, error, rows),
         ),
         metrics=metrics,
         max_inputs=settings.max_inputs,
@@ -167,15 +177,17 @@ def _recorded(done: int, of: int) -> None:
     log.info("CUDA graphs recorded", done=done, of=of)
 
 
-def _shrink(service: Service) -> None:
-    """Batches half as large from now on: the device lacked memory for one."""
-    service.metrics.out_of_memory.inc()
-    batcher = service.batcher
-    batcher.max_tokens = max(1, batcher.max_tokens // 2)
-    log.warning(
-        "the device lacked memory for a batch; those that follow are smaller",
-        max_batch_tokens=batcher.max_tokens,
-    )
+def _failed(service: Service, error: Exception, rows: int) -> None:
+    """A batch failed; its parts are run next, and the requests that fail again are answered with
+    the error."""
+    if isinstance(error, DeviceOutOfMemory):
+        service.metrics.out_of_memory.inc()
+        log.warning(
+            "the device lacked memory for a batch; those that follow are smaller",
+            max_batch_tokens=service.batcher.max_tokens,
+        )
+    else:
+        log.warning("a batch failed; its rows are run in parts", rows=rows, error=repr(error))
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -250,13 +262,25 @@ def _guard(settings: Settings) -> Guard:
 
 
 def _seed(service: Service, settings: Settings) -> None:
-    """Give an empty store the shipped adapters that fit the backbone."""
-    if len(service.store) or not settings.seed.is_dir():
+    """Give a new store the shipped adapters that fit the backbone, once: deleted ones stay so."""
+    store = service.store
+    for problem in store.problems:
+        log.warning("the store has a fault", reason=problem)
+    if store.why_read_only is not None:
+        log.warning("the store is read-only: it is served as it is now", reason=store.why_read_only)
         return
-    for file in sorted(settings.seed.glob("*.safetensors")):
+    if store.seeded:
+        return
+    if not len(store) and settings.seed.is_dir():
+        for file in sorted(settings.seed.glob("*.safetensors")):
+            try:
+                adapter = load(file)
+                service.check_fits(adapter)
+                store.put(adapter)
+            except (AdaMixError, OSError) as error:
+                log.warning("shipped adapter left out", file=str(file), reason=str(error))
+    if len(store):
         try:
-            data = file.read_bytes()
-            service.check_fits(parse(data))
-            service.store.put(data)
-        except (AdaMixError, OSError) as error:
-            log.warning("shipped adapter left out", file=str(file), reason=str(error))
+            store.mark_seeded()
+        except StoreError as error:
+            log.warning("deleted shipped adapters may come back", reason=str(error))

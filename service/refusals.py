@@ -10,10 +10,11 @@
         ├── BodyTooLarge
         ├── TooManyInputs
         ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
-        ├── QueueFull           no room for the request's rows
+        ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
         ├── NotFinite           logits that are NaN or infinite
-        ├── DeviceOutOfMemory   the device lacks memory for a batch, even in halves
+        ├── DeviceOutOfMemory   the device lacks memory for a row alone
+        ├── AdapterNotLoaded    the device cannot take an adapter
         ├── ClientClosed        the client left; nobody reads the answer
         └── Referred            a front end cannot answer: the engine process gets the request
 
@@ -63,10 +64,13 @@ class InputTooLong(Refusal):
 
 
 class QueueFull(Refusal):
-    """The queue has no room for a request's rows; none of them was queued."""
+    """The queue has no room for a request, or not soon enough; none of its rows was queued.
+    `retry_after`: in how many seconds what is queued now should be done."""
 
-    def __init__(self) -> None:
-        super().__init__("the queue is full; expected fewer rows at once: try again in a second")
+    def __init__(self, retry_after: int = 1) -> None:
+        self.retry_after = retry_after
+        when = "a second" if retry_after == 1 else f"{retry_after} seconds"
+        super().__init__(f"the queue is full; expected fewer rows at once: try again in {when}")
 
 
 class Closed(Refusal):
@@ -81,7 +85,16 @@ class NotFinite(Refusal):
 
 
 class DeviceOutOfMemory(Refusal):
-    """The device has too little memory for a batch, even in halves."""
+    """The device has too little memory for a batch; for a request, one of whose rows has no room
+    alone."""
+
+
+class AdapterNotLoaded(Refusal):
+    """An adapter that could not be put on the device: its rows fail, those of others do not."""
+
+    def __init__(self, adapter_key: str, message: str) -> None:
+        self.adapter_key = adapter_key
+        super().__init__(message)
 
 
 class ClientClosed(Refusal):

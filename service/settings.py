@@ -4,10 +4,11 @@ them."""
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.errors import AdaMixError
@@ -29,7 +30,11 @@ class Settings(BaseSettings):
     backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(
-        Path("store"), description="folder whose adapters an empty store starts with"
+        Path("store"),
+        description="folder whose adapters a new store is given, once; none: no adapters",
+    )
+    read_only: bool = Field(
+        False, description="serve the store as it is at the start, beside its one writer"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if there is one"
@@ -39,7 +44,10 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on; any but loopback needs the admin key for writes",
+        description=(
+            "address or name to listen on, :: for IPv6 and IPv4; any but loopback needs the admin"
+            " key for writes"
+        ),
     )
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
     workers: int = Field(
@@ -59,6 +67,11 @@ class Settings(BaseSettings):
         description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU",
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
+    max_wait_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="expected wait for the device; requests with a longer one get 429",
+    )
     max_inputs: int = Field(
         256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
     )
@@ -71,6 +84,35 @@ class Settings(BaseSettings):
         description=(
             "of adapters in memory; by default a quarter of the machine's or container's, 4 GiB at"
             " most"
+        ),
+    )
+    keep_alive_seconds: float = Field(
+        75, gt=0, description="how long a connection may rest between two requests"
+    )
+    header_seconds: float = Field(
+        10, gt=0, description="how long a request's line and headers may take"
+    )
+    body_seconds: float = Field(
+        30,
+        gt=0,
+        description=(
+            "how long a request's body may take, and a second more for each 16 KiB; likewise how"
+            " long a client may read nothing of its answer"
+        ),
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "of each process that speaks HTTP; by default what the limit of open files leaves,"
+            " 16384 at most"
+        ),
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description=(
+            "addresses and networks, with commas between, whose X-Forwarded-For and"
+            " X-Forwarded-Proto are believed; *: everybody's"
         ),
     )
     drain_seconds: int = Field(
@@ -97,6 +139,27 @@ class Settings(BaseSettings):
     @classmethod
     def _unspoilt(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {name: _unspoilt(name, value) for name, value in values.items()}
+
+    @field_validator("host")
+    @classmethod
+    def _bare(cls, host: str) -> str:
+        """An IPv6 address without its brackets, which belong to URLs."""
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, listed: str) -> str:
+        proxies = [proxy.strip() for proxy in listed.split(",") if proxy.strip()]
+        for proxy in proxies:
+            if proxy != "*":
+                try:
+                    ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(
+                        f"TRUSTED_PROXIES is {listed!r}: {error}; expected addresses and networks,"
+                        " with commas between, or *"
+                    ) from None
+        return "*" if "*" in proxies else ",".join(proxies)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from adapters.backbone import Backbone
-from adapters.file import write_atomically
+from adapters.disk import write_atomically
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import CheckpointError

@@ -52,6 +52,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),
+    (refusals.AdapterNotLoaded, 503),
 )
 
 
@@ -103,7 +104,9 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """The headers of an error's answer."""
     if isinstance(error, refusals.MissingKey):
         return {"WWW-Authenticate": "Bearer"}
-    return {"Retry-After": "1"} if isinstance(error, refusals.QueueFull) else {}
+    if isinstance(error, refusals.QueueFull):
+        return {"Retry-After": str(error.retry_after)}
+    return {"Retry-After": "1"} if isinstance(error, refusals.Closed) else {}
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

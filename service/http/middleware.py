@@ -3,6 +3,7 @@ Plain ASGI, without the framework."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -11,8 +12,8 @@ from typing import Any
 import structlog
 from opentelemetry import trace
 
-from service.http.answers import error_type, problem, status_of
-from service.refusals import BodyTooLarge
+from service.http.answers import error_type, headers_of, problem, status_of
+from service.refusals import BodyTooLarge, Closed
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -62,6 +63,14 @@ class RequestContext:
         except Exception:
             status = status or 500  # answered further out, by Starlette
             raise
+        except asyncio.CancelledError:
+            # uvicorn ends what the drain time was too short for, with a 500 of its own if there is
+            # no answer yet.
+            if status:
+                raise
+            closed = Closed()
+            answer = problem(status_of(closed), str(closed), error_type(Closed), headers_of(closed))
+            await answer(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info

@@ -101,8 +101,10 @@ class Backend:
         the whole request, and tells the client."""
         try:
             await work
-        except (QueueFull, Closed) as error:
-            self._wire.send("failed", number, type(error).__name__)
+        except QueueFull as error:
+            self._wire.send("failed", number, QueueFull.__name__, error.retry_after)
+        except Closed:
+            self._wire.send("failed", number, Closed.__name__)
         except Exception as error:
             # it may not happen a second time, and would leave no trace
             if not at_fault(status_of(error)):

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from service.http import answers
 from service.http.auth import Guard
+from service.http.connections import ConnectionSettings
 from service.http.middleware import (
     App,
     Message,
@@ -37,8 +38,8 @@ from service.http.middleware import (
     Send,
     announced_bytes,
 )
-from service.http.protocol import Server, configured
 from service.http.routes.predict import predict
+from service.http.server import Config, Server
 from service.http.v2.routes import infer
 from service.refusals import BodyTooLarge
 from service.telemetry import logs
@@ -73,13 +74,17 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     remote = Remote(
         wire,
         numbers,
-        tokenizer=RequestTokenizer(Tokenizer.from_str(greeting.tokenizer), greeting.mask_token),
+        tokenizer=RequestTokenizer(
+            Tokenizer.from_str(greeting.tokenizer), greeting.mask_token, greeting.max_wait_seconds
+        ),
         max_inputs=greeting.max_inputs,
         dtype=greeting.dtype,
     )
     relay = Relay(wire, numbers)
     app = front(remote, Guard(None, greeting.api_key), relay, greeting.max_body_bytes)
-    server = Server(configured(app, greeting.drain_seconds), lambda _: wire.send("ready"))
+    settings = ConnectionSettings(**greeting.connections)
+    config = Config(app, greeting.drain_seconds, settings)
+    server = Server(config, lambda: wire.send("ready"))
 
     def lost() -> None:
         log.error("the engine process is gone; this front end stops", pid=os.getpid())

@@ -110,10 +110,10 @@ class Remote:
         for waiting in self._taken(number):
             waiting.set_result(answer)
 
-    def failed(self, number: int, name: str) -> None:
+    def failed(self, number: int, name: str, *details: int) -> None:
         """It has not."""
         for waiting in self._taken(number):
-            waiting.set_exception(FAILURES[name]())
+            waiting.set_exception(FAILURES[name](*details))
 
     def lost(self) -> None:
         """The engine process is gone."""

@@ -20,7 +20,8 @@ A message is a list: its kind, the number of the request that it belongs to, and
       admitted  n  digest, signature
       ran    n  [[logits, seconds queued, batch], …], [[rows, tokens, tasks, started, seconds], …]
       of each row and batch
-      failed n  error                       QueueFull, Closed or Referred
+      failed n  error                       QueueFull with its `retry_after`, Closed or
+      Referred
       order  n  ASGI message                to be sent to the client, or one of `relay`'s own
 """
 
@@ -48,7 +49,7 @@ class BrokenWire(Exception):
 @dataclass(frozen=True)
 class Greeting:
     """What a front end must know before it serves. `tokenizer` is its JSON, `dtype` the backbone's
-    on the device."""
+    on the device, `connections` the fields of a `ConnectionSettings`."""
 
     tokenizer: str
     mask_token: str | None
@@ -56,9 +57,11 @@ class Greeting:
     dtype: str
     max_inputs: int
     max_body_bytes: int
+    max_wait_seconds: float
     drain_seconds: int
     log_level: str
     log_format: str
+    connections: dict[str, Any]
 
 
 def greeted(by: socket.socket) -> Greeting:

@@ -21,6 +21,7 @@ import httpx2
 import pytest
 
 from adapters.backbone import Backbone
+from adapters.file import parse
 from adapters.store import Store
 from tests.service.interpreter import interpreted
 from tests.tiny import random_adapter
@@ -82,7 +83,8 @@ def running(store: Path, **settings: Any) -> Iterator[Server]:
         name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")
     }
     given = {"port": 0, "store": store, "log_format": "json", "seed": store / "no-seed"}
-    given |= {"workers": os.environ.get("WORKERS", "1"), **settings}
+    # a busy machine is slow, and few tests ask what is refused then
+    given |= {"workers": os.environ.get("WORKERS", "1"), "max_wait_seconds": 100, **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True
@@ -133,9 +135,9 @@ def filled_store(
 ) -> Path:
     """A store that holds one version of each task of TASKS."""
     folder = tmp_path_factory.mktemp("filled") / "store"
-    store = Store(folder)
-    for task in TASKS:
-        store.put(adapter_bytes(task))
+    with Store(folder) as store:
+        for task in TASKS:
+            store.put(parse(adapter_bytes(task)))
     return folder
 
 

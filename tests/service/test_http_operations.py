@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.backbone import Backbone
-from adapters.file import serialize
+from adapters.file import parse, serialize
 from adapters.store import Store
 from service.http import answers
 from service.http.middleware import RequestContext
@@ -255,7 +255,9 @@ def test_overload_answers_429_and_recovers(filled_store: Path) -> None:
     """More rows than the queue holds are refused with 429 and Retry-After, counted, and the rest is
     answered."""
     with (
-        running(filled_store, max_queue_rows=4, max_inputs=4, max_batch_tokens=16) as server,
+        running(
+            filled_store, read_only=True, max_queue_rows=4, max_inputs=4, max_batch_tokens=16
+        ) as server,
         server.client() as client,
     ):
         together = threading.Barrier(16)
@@ -295,8 +297,9 @@ def test_a_rotten_file_fails_its_task_alone(
 ) -> None:
     """A task whose file rotted on disk answers 503 with the reason; the others go on."""
     store = Store(tmp_path / "store")
-    rotten, _ = store.put(adapter_bytes("sst2"))
-    store.put(adapter_bytes("topics"))
+    rotten, _ = store.put(parse(adapter_bytes("sst2")))
+    store.put(parse(adapter_bytes("topics")))
+    store.close()
     path = store.path("sst2", rotten.digest)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -324,7 +327,8 @@ def test_an_adapter_of_another_backbone_is_refused_each_time(
     read or in memory, and each is counted as a failed load."""
     spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"])
     other = spec.backbone.model_copy(update={"fingerprint": "0" * 64})
-    Store(tmp_path / "store").put(serialize(spec.model_copy(update={"backbone": other}), tensors))
+    data = serialize(spec.model_copy(update={"backbone": other}), tensors)
+    Store(tmp_path / "store").put(parse(data))
     with running(tmp_path / "store") as server, server.client() as client:
         for _ in range(3):
             answer = client.post("/predict?task=sst2", json=FILM)
@@ -338,7 +342,7 @@ def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone
     infer, and counted."""
     spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"], dtype=torch.float32)
     tensors["head.out.weight"] = tensors["head.out.weight"].sign() * 3e38
-    version, _ = Store(tmp_path / "store").put(serialize(spec, tensors))
+    version, _ = Store(tmp_path / "store").put(parse(serialize(spec, tensors)))
     infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
     with running(tmp_path / "store") as server, server.client() as client:
         for path, body in (("/predict?task=sst2", FILM), ("/v2/models/sst2/infer", infer)):
@@ -384,7 +388,7 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
                 if len(answered) > 50:
                     enough.set()
 
-    with running(filled_store, log_level="debug") as server:
+    with running(filled_store, read_only=True, log_level="debug") as server:
         with ThreadPoolExecutor(16) as pool:
             workers = [pool.submit(call_until_refused, server, worker) for worker in range(16)]
             assert enough.wait(timeout=60)

@@ -146,7 +146,8 @@ PROVOKED: dict[str, Provoke] = {
 # error_type.
 OTHERS = {
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
-    *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "StoreError"),
+    *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
+    "StoreError",
 }
 
 

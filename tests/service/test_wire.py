@@ -79,7 +79,9 @@ def test_a_message_that_is_too_long() -> None:
 
 def test_a_greeting() -> None:
     """The first message is waited for, however long it is; an end before it is told from one."""
-    greeting = Greeting("x" * 300_000, "[MASK]", None, "float32", 256, 1 << 20, 30, "info", "json")
+    greeting = Greeting(
+        "x" * 300_000, "[MASK]", None, "float32", 256, 1 << 20, 30, "info", "json", {}
+    )
     ours, theirs = socket.socketpair()
     with ours, theirs:
 
