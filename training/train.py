@@ -23,7 +23,7 @@ from adapters.spec import AdapterSpec, Pooling, Probe, check_template, first_pro
 from adapters.text import TextInput, Tokens, encode
 from training import few_shot, label_words
 from training.checkpoint import Checkpoints
-from training.config import SERVABLE, Recipe
+from training.config import SERVABLE, SERVABLE_NAMES, Recipe
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged, scores
@@ -129,7 +129,7 @@ def check_servable(recipe: Recipe) -> None:
     if recipe.method not in SERVABLE:
         raise TrainingError(
             f"method is {recipe.method!r}, which no server can apply; expected"
-            f" {' or '.join(SERVABLE)} for an adapter file (without --out, any method is trained"
+            f" {SERVABLE_NAMES} for an adapter file (without --out, any method is trained"
             " and scored)"
         )
     if recipe.evaluate != "merged":
