@@ -133,7 +133,10 @@ def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     config = backbone.config
     model: Any
     model, report = AutoModelForMaskedLM.from_pretrained(
-        location(backbone.name), dtype=torch.float32, output_loading_info=True
+        location(backbone.name),
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,  # else transformers asks on the terminal
     )
     if report["missing_keys"]:
         raise TrainingError(
