@@ -24,7 +24,6 @@ from service.http.server import Config, Server
 from service.settings import InvalidSettings, Settings, read_settings
 from service.telemetry import logs
 from service.workers.listeners import claimed
-from service.workers.wire import Greeting
 
 # torch and transformers take seconds to import, which help and completion do not wait for
 if TYPE_CHECKING:
@@ -165,7 +164,8 @@ def serve_by_front_ends(
     application: App, service: Service, settings: Settings, place: socket.socket
 ) -> bool:
     """With HTTP in processes of its own; whether they could."""
-    from service.workers.supervisor import FrontEnds
+    from service.workers.messages import Greeting
+    from service.workers.supervisor import Supervisor
 
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),
@@ -178,13 +178,13 @@ def serve_by_front_ends(
         drain_seconds=settings.drain_seconds,
         log_level=settings.log_level,
         log_format=settings.log_format,
-        connections=vars(connection_settings(settings)),
+        connections=connection_settings(settings),
     )
     environment = {
         name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"
     }
-    front_ends = FrontEnds(application, service, greeting, place, environment)
-    return uvloop.run(front_ends.serve(settings.workers, partial(tell, service, place)))
+    supervisor = Supervisor(application, service, greeting, place, environment)
+    return uvloop.run(supervisor.serve(settings.workers, partial(tell, service, place)))
 
 
 def connection_settings(settings: Settings) -> ConnectionSettings:

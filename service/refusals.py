@@ -12,6 +12,7 @@
         ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
         ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
+        ├── OutcomeUnknown      the engine process ended during a write
         ├── NotFinite           logits that are NaN or infinite
         ├── DeviceOutOfMemory   the device lacks memory for a row alone
         ├── AdapterNotLoaded    the device cannot take an adapter
@@ -78,6 +79,17 @@ class Closed(Refusal):
 
     def __init__(self) -> None:
         super().__init__("the service is stopping; expected requests to go to another replica")
+
+
+class OutcomeUnknown(Refusal):
+    """The engine process ended during a write: the store holds what was written, or what was there
+    before."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the engine process ended during this write, and whether it was done is unknown;"
+            " expected GET /adapters/{task} to show it once the service is back"
+        )
 
 
 class NotFinite(Refusal):

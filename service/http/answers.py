@@ -49,6 +49,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
     (refusals.Closed, 503),
+    (refusals.OutcomeUnknown, 503),
     # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),

@@ -102,6 +102,7 @@ _SENTENCES: dict[type[Exception], str] = {
     ),
     refusals.QueueFull: str(refusals.QueueFull()),
     refusals.Closed: str(refusals.Closed()),
+    refusals.OutcomeUnknown: str(refusals.OutcomeUnknown()),
     adapter_errors.DamagedAdapter: (
         f"version {VERSION} of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
         f" expected {VERSION}…"
@@ -147,7 +148,7 @@ PREDICT_PROBLEMS = (
         "AdapterNotLoaded",
     ),
 )
-WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
+WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError", "OutcomeUnknown")
 
 _HEADERS = {
     "X-Adapter-Version": ("Which version answered, of each task.", f"sst2@{VERSION}"),

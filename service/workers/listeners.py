@@ -1,7 +1,7 @@
-"""The address of several front ends: each listens on it by a socket of its own, over which the
-kernel spreads connections.
+"""The sockets of several front ends at one address: each listens on its own, and the kernel spreads
+the connections over them.
 
-On one shared socket whichever process wakes first would take a whole burst of them.
+On one shared socket, the process that wakes first would take a whole burst of connections.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from service.http.addresses import bound, bound_at
 
 
 def claimed(host: str, port: int) -> socket.socket:
-    """A place at an address that nobody else has; it never listens. Raises as `bound` does."""
-    with bound(host, port) as alone:  # a shared one would share another service's
+    """A socket that holds an address which no other service has. It never listens. Raises as
+    `bound` does."""
+    # bound alone first: SO_REUSEPORT would also share the address of another service
+    with bound(host, port) as alone:
         address = alone.getsockname()
     return bound_at(alone.family, address, shared=True)
 
 
 def listener_at(place: socket.socket) -> socket.socket:
-    """A fresh socket to listen on there."""
+    """A new socket to listen on, at the address of a `claimed` one."""
     return bound_at(place.family, place.getsockname(), shared=True)

@@ -147,7 +147,7 @@ PROVOKED: dict[str, Provoke] = {
 OTHERS = {
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
     *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
-    "StoreError",
+    *("StoreError", "OutcomeUnknown"),
 }
 
 
