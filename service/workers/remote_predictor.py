@@ -129,7 +129,8 @@ class RemotePredictor:
     async def _answer(self, question: Admit | Run) -> Answer:
         if not self._wire.open:
             raise Closed
-        answer = self._waiting[question.call] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[question.call] = answer
         self._wire.send(question)
         try:
             return await answer
