@@ -143,6 +143,8 @@ def serve_by_front_ends(application: App, service: Service, settings: Settings) 
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         dtype=service.dtype,
         max_inputs=service.max_inputs,
+        auto_truncate=service.auto_truncate,
+        hosts=settings.hosts,
         max_body_bytes=settings.max_body_bytes,
         drain_seconds=settings.drain_seconds,
         log_level=settings.log_level,

@@ -31,6 +31,7 @@ from service.http.auth import Guard
 from service.http.middleware import (
     App,
     Message,
+    OurHosts,
     Receive,
     RequestContext,
     Scope,
@@ -75,10 +76,13 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
         numbers,
         tokenizer=RequestTokenizer(Tokenizer.from_str(greeting.tokenizer), greeting.mask_token),
         max_inputs=greeting.max_inputs,
+        auto_truncate=greeting.auto_truncate,
         dtype=greeting.dtype,
     )
     relay = Relay(wire, numbers)
-    app = front(remote, Guard(None, greeting.api_key), relay, greeting.max_body_bytes)
+    hosts = None if greeting.hosts is None else frozenset(greeting.hosts)
+    guard = Guard(None, greeting.api_key, hosts=hosts)
+    app = front(remote, guard, relay, greeting.max_body_bytes)
     server = Server(configured(app, greeting.drain_seconds), lambda _: wire.send("ready"))
 
     def lost() -> None:
@@ -120,6 +124,7 @@ def front(remote: Remote, guard: Guard, relay: App, max_body_bytes: int) -> Star
     app.router.default = relay
     app.state.predictor, app.state.guard = remote, guard
     answers.install(app)
+    app.add_middleware(OurHosts, guard=guard)
     app.add_middleware(RequestContext)
     return app
 

@@ -43,9 +43,11 @@ class Remote:
         *,
         tokenizer: RequestTokenizer,
         max_inputs: int,
+        auto_truncate: bool,
         dtype: str,
     ) -> None:
-        self.tokenizer, self.max_inputs, self.dtype = tokenizer, max_inputs, dtype
+        self.tokenizer, self.dtype = tokenizer, dtype
+        self.max_inputs, self.auto_truncate = max_inputs, auto_truncate
         self._wire, self._numbers = wire, numbers
         self._remembered: OrderedDict[tuple[str, object], Admitted] = OrderedDict()
         self._waiting: dict[int, asyncio.Future[Any]] = {}

@@ -48,13 +48,15 @@ class BrokenWire(Exception):
 @dataclass(frozen=True)
 class Greeting:
     """What a front end must know before it serves. `tokenizer` is its JSON, `dtype` the backbone's
-    on the device."""
+    on the device; `hosts` are `Guard`'s."""
 
     tokenizer: str
     mask_token: str | None
     api_key: str | None
     dtype: str
     max_inputs: int
+    auto_truncate: bool
+    hosts: list[str] | None
     max_body_bytes: int
     drain_seconds: int
     log_level: str

@@ -20,12 +20,12 @@ Task = Annotated[str, Path(description="A task's name.", examples=["sst2"])]
 Version = Annotated[str, Path(description="A version or the beginning of one.", examples=[VERSION])]
 
 # These only document the keys: auto_error is off, and the guard decides.
-API_KEY = Depends(
+_API_KEY = Depends(
     HTTPBearer(
         auto_error=False, scheme_name="api-key", description="ADAMIX_API_KEY, where one is set."
     )
 )
-ADMIN_KEY = Depends(
+_ADMIN_KEY = Depends(
     HTTPBearer(
         auto_error=False,
         scheme_name="admin-key",
@@ -50,3 +50,22 @@ def guard_of(request: Request) -> Guard:
     """Who may write and predict."""
     guard: Guard = request.app.state.guard
     return guard
+
+
+async def _may_write(request: Request) -> None:
+    guard_of(request).check_write(request)
+
+
+async def _may_read(request: Request) -> None:
+    guard_of(request).check_read(request)
+
+
+async def _may_measure(request: Request) -> None:
+    guard_of(request).check_metrics(request)
+
+
+# Of routes: dependencies that check a key before anything else of the request is looked at.
+WRITE = [_ADMIN_KEY, Depends(_may_write)]
+READ = [_API_KEY, _ADMIN_KEY, Depends(_may_read)]
+MEASURE = [_API_KEY, _ADMIN_KEY, Depends(_may_measure)]
+PREDICT = [_API_KEY]  # documented only: `routes.prediction.counted` checks it

@@ -9,14 +9,16 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from service.http.examples import METRICS, READY, one
-from service.http.openapi import answered, problems
-from service.http.routes import service_of
+from service.http.openapi import KEY_PROBLEMS, answered, problems
+from service.http.routes import MEASURE, service_of
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get(
-    "/health", summary="Alive", responses={200: answered("Alive", one({"status": "alive"}))}
+    "/health",
+    summary="Alive",
+    responses={200: answered("Alive", one({"status": "alive"})), **problems()},
 )
 async def health() -> dict[str, str]:
     """Whether the process is alive."""
@@ -46,7 +48,11 @@ async def ready(request: Request) -> dict[str, str | int]:
     "/metrics",
     summary="Prometheus metrics",
     response_class=PlainTextResponse,
-    responses={200: answered("The samples", METRICS, media_type="text/plain")},
+    responses={
+        200: answered("The samples", METRICS, media_type="text/plain"),
+        **problems(*KEY_PROBLEMS),
+    },
+    dependencies=MEASURE,
 )
 def metrics(
     request: Request,

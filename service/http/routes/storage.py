@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.http import examples
-from service.http.openapi import answered, problems
-from service.http.routes import service_of
+from service.http.openapi import KEY_PROBLEMS, answered, problems
+from service.http.routes import READ, service_of
 from service.http.schemas import Storage
 from service.http.views import stored
 
@@ -21,8 +21,9 @@ router = APIRouter(tags=["storage"])
     response_model=Storage,
     responses={
         200: answered("Bytes, and how they add up", examples.STORAGE),
-        **problems("InvalidRequest"),
+        **problems(*KEY_PROBLEMS, "InvalidRequest"),
     },
+    dependencies=READ,
 )
 def storage(
     request: Request,
