@@ -1,5 +1,4 @@
-"""`python -m adapters`: look at adapter files, check them, send them to a server, convert them from
-and to other makers'."""
+"""`python -m adapters`: inspect, validate, push, convert and export adapter files."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ app = typer.Typer(
 File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
 _unsaid = functools.partial(typer.Option, rich_help_panel="What the source may not say")
-BACKBONE = "`embedded`, a folder, or a Hugging Face id."
+BACKBONE = "`embedded`, a folder, or a Hugging Face id (`id@revision`)."
 
 
 @app.command()
@@ -94,12 +93,15 @@ def validate(
     adapter = _load(file)
     if backbone is not None:
         from adapters import backbone as backbones
+        from adapters.parity import unsaid
         from adapters.replay import replay
 
         try:
             replay(adapter, backbones.load(backbone))
         except AdaMixError as error:
             _fail(str(error))
+        if (doubt := unsaid(adapter)) is not None:
+            typer.echo(f"note: {doubt}", err=True)
     _say(
         adapter,
         f"{file}: a valid adapter for task {adapter.spec.task}, version {adapter.version}",
@@ -134,7 +136,7 @@ def push(
 
     adapter = _load(file)
     try:
-        created = upload(file, url, key, activate)
+        created = upload(file.name, adapter.data, url, key, activate=activate)
     except AdaMixError as error:
         _fail(str(error))
     known = (
@@ -255,7 +257,7 @@ def export(
 
 
 def _say(adapter: Adapter, sentence: str, as_json: bool, **more: Any) -> None:
-    """What was done, for people or for programs."""
+    """Say what was done, to a person or to a program."""
     said = {"task": adapter.spec.task, "version": adapter.version, **more}
     typer.echo(json.dumps(said) if as_json else sentence)
 

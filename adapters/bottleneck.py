@@ -1,15 +1,21 @@
-"""The maths of an adapter: one bottleneck, and M of them under one random route (AdaMix, arXiv
-2205.12410, section 3)."""
+"""The maths of an adapter: one bottleneck, and a mixture of them (AdaMix, arXiv 2205.12410,
+section 3)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 INITIAL_STD = 0.02
+
+# Which of M projections a mini-batch uses: one for all rows (its index), one for each row (an index
+# a row), or the average of all.
+Choice = int | tuple[int, ...] | Literal["mean"]
+Route = tuple[Choice, Choice]  # (down, up)
 
 
 class Bottleneck(nn.Module):
@@ -29,12 +35,11 @@ class Bottleneck(nn.Module):
 
 
 class RoutedBottleneck(nn.Module):
-    """M experts at one site, of which a step uses one: the mixture that is merged after training.
+    """M experts at one site: the mixture that is merged after training.
 
     `share_down` or `share_up` gives all experts one common projection (the paper's default: up
-    shared, down not). Down and up are drawn independently where both are mixtures. `route` is the
-    pair (down expert, up expert) that `forward` uses; `draw` sets it, for the whole mini-batch,
-    uniformly at random.
+    shared, down not). `route` says which down and which up projections `forward` uses; whichever it
+    is, a forward pass costs the matrix products of a single adapter.
     """
 
     def __init__(
@@ -55,16 +60,17 @@ class RoutedBottleneck(nn.Module):
         self.ups = nn.ModuleList(
             _projection(bottleneck, hidden_size) for _ in range(1 if share_up else experts)
         )
-        self.route: tuple[int, int] = (0, 0)
+        self.route: Route = (0, 0)
 
     def draw(self, rng: random.Random) -> None:
-        """Choose the experts of the next forward passes (paper, section 3.1)."""
+        """Choose one down and one up projection for the next mini-batches, independently and
+        uniformly at random (paper, section 3.1)."""
         self.route = (rng.randrange(len(self.downs)), rng.randrange(len(self.ups)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` is `[B, T, d]`."""
         down, up = self.route
-        projected: Tensor = self.ups[up](nn.functional.gelu(self.downs[down](x)))
-        return x + projected
+        return x + _project(self.ups, up, nn.functional.gelu(_project(self.downs, down, x)))
 
 
 def draw_routes(sites: Iterable[nn.Module], rng: random.Random) -> None:
@@ -72,6 +78,20 @@ def draw_routes(sites: Iterable[nn.Module], rng: random.Random) -> None:
     for site in sites:
         if isinstance(site, RoutedBottleneck):
             site.draw(rng)
+
+
+def _project(experts: nn.ModuleList, choice: Choice, x: Tensor) -> Tensor:
+    """`x` `[B, T, in]` through what is chosen → `[B, T, out]`."""
+    if len(experts) == 1 or isinstance(choice, int):
+        alone: Tensor = experts[choice if isinstance(choice, int) else 0](x)
+        return alone
+    weights = torch.stack([expert.weight for expert in experts])  # type: ignore[misc]  # linears'; [M, out, in]
+    biases = torch.stack([expert.bias for expert in experts])  # type: ignore[misc]  # [M, out]
+    if choice == "mean":
+        return nn.functional.linear(x, weights.mean(dim=0), biases.mean(dim=0))
+    assert len(choice) == len(x), f"a route for {len(choice)} rows meets a mini-batch of {len(x)}"
+    of = torch.tensor(choice, device=x.device)
+    return torch.baddbmm(biases[of].unsqueeze(1), x, weights[of].transpose(1, 2))
 
 
 def _projection(inputs: int, outputs: int) -> nn.Linear:

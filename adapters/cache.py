@@ -1,5 +1,4 @@
-"""Parsed adapters in memory: at most so many bytes of files, the least recently used one makes
-room."""
+"""Keep parsed adapters in memory, up to a number of bytes; the least recently used go first."""
 
 from __future__ import annotations
 
@@ -10,11 +9,10 @@ from adapters.file import Adapter
 
 
 class AdapterCache:
-    """Adapters by digest; safe to use from several threads. It always keeps the newest, whatever
-    its size.
+    """Adapters by digest. Safe to use from several threads. Always keeps the newest, whatever its
+    size.
 
-    Its lock is never held over disk work, so that a request which finds its adapter here waits for
-    nobody.
+    No disk work is done under its lock, so a request that finds its adapter here never waits.
     """
 
     def __init__(self, max_bytes: int) -> None:

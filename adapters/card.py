@@ -1,4 +1,4 @@
-"""What people want to know of an adapter file, as names and values."""
+"""Describe an adapter file to a person, as names and values."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def card(adapter: Adapter) -> dict[str, str]:
         "backbone": (
             f"{spec.backbone.name} ({spec.backbone.num_layers} layers of"
             f" {spec.backbone.hidden_size}, fingerprint {spec.backbone.fingerprint[:12]})"
+        ),
+        "settings": (
+            json.dumps(spec.backbone.settings.model_dump(exclude={"tokenization"}))
+            if spec.backbone.settings is not None
+            else "the file names none"
         ),
         "bottleneck": str(spec.bottleneck),
         **({"first layer": str(spec.first_layer)} if spec.first_layer else {}),

@@ -1,4 +1,4 @@
-"""The reference model: frozen backbone + adapters + pooling + head → logits. The trainer trains it;
+"""The reference model: a frozen backbone with adapters, pooling and a head. The trainer trains it;
 the server's packed encoder is tested against it."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adapters.text import Tokens
 @dataclass(frozen=True)
 class Batch:
     """Padded rows: `ids`, `types` and `mask` are `[B, T]`; `mask` is 1 on tokens and 0 on padding.
-    `prompted` is `[B]`: the place of each row's mask token, where rows have a prompt."""
+    `prompted` is `[B]`: the position of each row's mask token, if rows have a prompt."""
 
     ids: Tensor
     types: Tensor
@@ -29,8 +29,8 @@ class Batch:
 
 
 class Head(nn.Module):
-    """Pooled `[B, d]` → logits `[B, C]`: optionally dense + tanh, then the output projection
-    (RoBERTa's form)."""
+    """Compute logits `[B, C]` of pooled `[B, d]`: optionally dense and tanh, then the output
+    projection, as RoBERTa's head."""
 
     def __init__(self, hidden_size: int, labels: int, *, dense: bool, dropout: float = 0.0) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class Head(nn.Module):
 
 
 class WordHead(nn.Module):
-    """Pooled `[B, d]` → logits `[B, C]` as a masked language model scores words: dense + GELU,
-    LayerNorm, words' rows."""
+    """Compute logits `[B, C]` of pooled `[B, d]` as a masked language model scores words: dense,
+    GELU, LayerNorm, and the rows of the label words."""
 
     def __init__(self, hidden_size: int, words: int, eps: float) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class WordHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """`backbone.encoder` with an adapter in each of its uppermost layers, pooled and classified.
-    The encoder is shared, never changed."""
+    """Classify rows with `backbone.encoder` and an adapter in each of its uppermost layers. The
+    encoder is shared and never changed."""
 
     def __init__(
         self, backbone: Backbone, sites: nn.ModuleList, head: Head | WordHead, pooling: Pooling
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         self.pooling = pooling
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits `[B, C]`."""
+        """Compute the logits `[B, C]`."""
         with attached(self.encoder, self.sites):
             output = self.encoder(
                 input_ids=batch.ids, token_type_ids=batch.types, attention_mask=batch.mask
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
 
 
 def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
-    """Pad rows to the longest of them."""
+    """Make a batch of rows, padded to the longest of them."""
     width = max(len(row.ids) for row in rows)
     ids, types, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
     for i, row in enumerate(rows):
@@ -127,8 +127,8 @@ def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch
 def to_tensors(
     sites: nn.ModuleList, head: Head | WordHead, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Merged sites and a head → the tensors of an adapter file (docs/adapter-format.md, section
-    2)."""
+    """Return the tensors of an adapter file for merged sites and a head (docs/adapter-format.md,
+    section 2)."""
     tensors = {
         f"{side}.{kind}": torch.stack(
             [getattr(getattr(site, side), kind).detach() for site in sites]
@@ -144,7 +144,8 @@ def to_tensors(
 
 
 def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Pooling) -> Classifier:
-    """The inverse of `to_tensors`, in float32 on the backbone's device, in eval mode."""
+    """Make the reference model of an adapter file's tensors, the inverse of `to_tensors`: in
+    float32, on the backbone's device, in eval mode."""
     layers, r, d = tensors["down.weight"].shape
     sites = nn.ModuleList(Bottleneck(d, r) for _ in range(layers))
     labels = tensors["head.out.weight"].shape[0]
@@ -172,5 +173,5 @@ def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Poo
 
 
 def from_adapter(backbone: Backbone, adapter: Adapter) -> Classifier:
-    """The reference model of one adapter file."""
+    """Make the reference model of one adapter file."""
     return from_tensors(backbone, adapter.tensors, adapter.spec.pooling)

@@ -1,17 +1,26 @@
-"""What the store knows of a task without reading its files: versions, and which one is active."""
+"""What the store knows of a task without reading its adapters: its versions, and which is
+active."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from adapters.file import LEFTOVER, Summary
-from adapters.spec import TASK_PATTERN
+from adapters.disk import LEFTOVER, sync_folder
+from adapters.file import Summary
+from adapters.spec import TASK_PATTERN, shown
 
 SUFFIX = ".safetensors"
 ACTIVE = "active"
-_TASK = re.compile(TASK_PATTERN)
+DELETED = "deleted"  # a task whose folder holds this file is deleted; the rest goes next
+SHOWN_DIGITS = 12
+LISTED = 8  # versions that a sentence names
+TASK = re.compile(TASK_PATTERN)
+_DIGEST = re.compile("[0-9a-f]{64}")
+_FILE = re.compile(f"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,51 +33,122 @@ class Version:
 
     @property
     def short(self) -> str:
-        return self.digest[:12]
+        """The first 12 digits. Two versions may share them; `Entry.shown` tells those apart."""
+        return self.digest[:SHOWN_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One task: its versions, oldest first, and the digest of the active one, if any.
+    """One task: its versions, oldest first, and the digest of the active one, if there is one.
 
-    `summaries` holds what was read of the versions' headers so far.
+    `problem` says what is wrong with the file `active`: then no version is active, or the one that
+    must have been. `summaries` holds what was read of the header of the version that lists show.
     """
 
     task: str
     versions: tuple[Version, ...] = ()
     active: str | None = None
+    problem: str | None = None
     summaries: dict[str, Summary] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def active_version(self) -> Version | None:
-        return next((version for version in self.versions if version.digest == self.active), None)
+        return self.version(self.active) if self.active is not None else None
+
+    @property
+    def listed_version(self) -> Version:
+        """The version that lists show: the active one, or the newest if none is active."""
+        return self.active_version or self.versions[-1]
+
+    def version(self, digest: str) -> Version | None:
+        """The version with this sha256, if it is stored."""
+        return next((version for version in self.versions if version.digest == digest), None)
+
+    def shown(self, version: Version) -> str:
+        """The first digits of a version's sha256: 12, or as many as the task's other versions do
+        not share."""
+        others = [v.digest for v in self.versions if v.digest != version.digest]
+        digits = SHOWN_DIGITS
+        while any(digest.startswith(version.digest[:digits]) for digest in others):
+            digits += 1
+        return version.digest[:digits]
+
+    def choices(self) -> str:
+        """The task's versions, as a sentence names them."""
+        names = [self.shown(version) for version in self.versions[:LISTED]]
+        return ", ".join(names) + (", …" if len(self.versions) > LISTED else "")
+
+    def changed(self, **changes: object) -> Entry:
+        """A copy with these changes. Its versions are in order, and it keeps no header but that of
+        the version that lists show."""
+        entry = replace(self, **changes)  # type: ignore[arg-type]  # the fields' own names
+        if not entry.versions:
+            return replace(entry, summaries={})
+        entry = replace(entry, versions=tuple(sorted(entry.versions, key=_age)))
+        listed = entry.listed_version.digest
+        kept = {digest: of for digest, of in entry.summaries.items() if digest == listed}
+        return replace(entry, summaries=kept)
 
 
-def scan(folder: os.DirEntry[str]) -> Entry | None:
-    """What a task's folder holds: whole version files, and an active one only if its file is there.
-    What a crash left half-written is removed. A folder whose name no task has (`lost+found`, which
-    only root may read) is left alone.
+def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
+    """Read from disk what a task's folder holds; None if that is no version and no `active`.
 
-    No `Path` objects: they would take most of the time that ten thousand tasks take.
+    With `repair`, removes what a crash left over and completes a deletion that it interrupted. An
+    entry without versions has a `problem`. Raises OSError.
+
+    Makes no `Path` of a file: that would take most of the time that ten thousand tasks take.
     """
-    if not _TASK.fullmatch(folder.name) or not folder.is_dir():
-        return None
     versions = []
     active = None
-    with os.scandir(folder.path) as files:
+    deleted = False
+    with os.scandir(folder) as files:
         for file in files:
-            if file.name.endswith(SUFFIX) and len(file.name) == 64 + len(SUFFIX):
-                stat = file.stat()
-                versions.append(
-                    Version(file.name.removesuffix(SUFFIX), stat.st_size, stat.st_mtime)
-                )
+            if (found := _FILE.fullmatch(file.name)) is not None:
+                with contextlib.suppress(FileNotFoundError):  # another process just deleted it
+                    stat = file.stat()
+                    versions.append(Version(found[1], stat.st_size, stat.st_mtime))
             elif file.name == ACTIVE:
                 active = _content(file.path)
-            elif file.name.startswith(LEFTOVER):
-                os.unlink(file.path)  # noqa: PTH108
-    versions.sort(key=lambda version: version.created)
-    known = any(version.digest == active for version in versions)
-    return Entry(folder.name, tuple(versions), active if known else None) if versions else None
+            elif file.name == DELETED:
+                deleted = True
+            elif file.name.startswith(LEFTOVER) and repair:
+                with contextlib.suppress(OSError):  # it takes a little room, nothing else
+                    os.unlink(file.path)  # noqa: PTH108
+    if deleted:
+        if repair:
+            with contextlib.suppress(OSError):  # deleted it is; `Store.put` tries again
+                clear(Path(folder))
+        return None
+    if not versions and active is None:
+        return None
+    versions.sort(key=_age)
+    if active is None or any(version.digest == active for version in versions):
+        return Entry(task, tuple(versions), active)
+    found_there = f"its file {ACTIVE!r} holds {shown(active)}"
+    if _DIGEST.fullmatch(active):  # nobody activated the other versions
+        return Entry(task, tuple(versions), None, f"{found_there}, a version whose file is gone")
+    if len(versions) != 1:
+        return Entry(task, tuple(versions), None, f"{found_there}, which names no version")
+    # A version was active, and no active one is ever deleted: it is the only one that there is.
+    only = versions[0]
+    problem = f"{found_there}; its only version {only.short} is taken for the active one"
+    return Entry(task, (only,), only.digest, problem)
+
+
+def clear(folder: Path) -> None:
+    """Complete a task's deletion: remove the store's own files, the mark of the deletion last.
+    Raises OSError."""
+    for path in folder.iterdir():
+        if _FILE.fullmatch(path.name) or path.name == ACTIVE or path.name.startswith(LEFTOVER):
+            path.unlink(missing_ok=True)
+    sync_folder(folder)  # before the mark goes: else a power cut might bring a version back
+    (folder / DELETED).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds somebody else's file, which stays
+        folder.rmdir()
+
+
+def _age(version: Version) -> tuple[float, str]:
+    return version.created, version.digest
 
 
 def _content(path: str) -> str:

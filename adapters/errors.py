@@ -1,31 +1,30 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose.
 
     AdaMixError
-    ├── InvalidAdapter          a file or spec breaks the format (docs/adapter-format.md)
+    ├── InvalidAdapter          a file or spec that breaks docs/adapter-format.md
     │   ├── BackboneMismatch    a valid adapter, made for another backbone
-    │   └── InvalidPrompt       a template that breaks the format, or that the backbone has no use
-    for
-    ├── BackboneError           a backbone cannot be found, read or served
-    ├── CannotConvert           a file of another maker that is damaged, or does not compute what
-    ours can
-    ├── CannotUpload            a server that cannot be reached, or does not take a file
-    ├── InvalidText             an input text that no tokeniser should see
+    │   └── InvalidPrompt       a template that breaks the format or does not suit the backbone
+    ├── BackboneError           a backbone that cannot be found, read or served
+    ├── CannotConvert           another library's file that cannot be converted, or the reverse
+    ├── CannotUpload            a server that cannot be reached or refuses a file
+    ├── InvalidText             an input text that no tokeniser can take
     ├── InvalidWindow           a stride, or a pair's shorter text, that leaves a window no room
-    ├── TooManyWindows          a text whose windows are more than the rows that are left to it
+    ├── TooManyWindows          a text with more windows than its request has rows left
     └── StoreError              the store cannot do what was asked
         ├── UnknownTask
         ├── UnknownVersion
         ├── AmbiguousVersion    a prefix that fits several versions
         ├── NoActiveVersion     a task whose versions are all inactive
         ├── VersionIsActive     the active version cannot be deleted by itself
-        └── DamagedAdapter      a stored file no longer has the digest it is named by
+        └── DamagedAdapter      what is stored is not what it was, or cannot be read
 
-Each message is one sentence that names the thing, the value found and the value expected.
+Each message is one sentence that names the thing, the value found and the value expected. It
+quotes at most some 200 characters of what was found.
 """
 
 
 class AdaMixError(Exception):
-    """Root of the tree: catch it to turn any of our refusals into a message."""
+    """The root of the tree. Catch it to turn any of our refusals into a message."""
 
 
 class InvalidAdapter(AdaMixError):
@@ -45,12 +44,12 @@ class BackboneError(AdaMixError):
 
 
 class CannotConvert(AdaMixError):
-    """A file of another maker that is damaged, or does not compute what an adapter file can say; or
-    the other way round."""
+    """Another library's file that is damaged or computes what an adapter file cannot say; or an
+    adapter that the other library cannot load."""
 
 
 class CannotUpload(AdaMixError):
-    """A server that cannot be reached, or does not take a file."""
+    """A server that cannot be reached or refuses a file."""
 
 
 class InvalidText(AdaMixError):
@@ -62,7 +61,7 @@ class InvalidWindow(AdaMixError):
 
 
 class TooManyWindows(AdaMixError):
-    """A text whose windows are more than the rows that are left to it."""
+    """A text with more windows than its request has rows left."""
 
 
 class StoreError(AdaMixError):
@@ -90,4 +89,4 @@ class VersionIsActive(StoreError):
 
 
 class DamagedAdapter(StoreError):
-    """A stored file does not have the digest that it is named by."""
+    """What is stored is not what it was, or cannot be read."""

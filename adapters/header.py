@@ -9,32 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import InvalidAdapter
-from adapters.spec import AdapterSpec, parse_spec, shown
+from adapters.spec import AdapterSpec, parse_spec, shortened, shown
 
 FORMAT = "adamix-adapter/1"
 MAX_HEADER_BYTES = 1 << 20
 DTYPES = ("F32", "F16", "BF16")
 TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
+# How files begin that people take for weights, and what they are.
+LOOKALIKES = {
+    b"version ": "a Git LFS pointer, which `git lfs pull` replaces by the file itself",
+    b"\x1f\x8b": "a gzip archive, which has to be unpacked first",
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"<": "a page of HTML or XML",
+}
 DENSE_HEAD = ("head.dense.weight", "head.dense.bias")
 Entries = dict[str, dict[str, Any]]
+Layout = tuple[Entries, AdapterSpec, int]
 
 
-def read(data: bytes | bytearray) -> tuple[Entries, AdapterSpec, int]:
-    """The tensors' entries, the spec, and where the tensors' bytes begin. Raises InvalidAdapter."""
+def read(data: bytes | bytearray) -> Layout:
+    """Return the tensors' entries, the spec, and the offset at which the tensors' bytes begin.
+    Raises InvalidAdapter."""
     size = _size(data[:8], len(data))
     return *_checked(data[8 : 8 + size]), 8 + size
 
 
 def read_file(path: Path) -> tuple[Entries, AdapterSpec]:
-    """The same of a file of which no tensor is read. Raises InvalidAdapter, or OSError."""
+    """Return the entries and the spec of a file, without reading its tensors. Raises InvalidAdapter
+    or OSError."""
     with path.open("rb") as file:
         start = file.read(8)
         return _checked(file.read(_size(start, path.stat().st_size)))
 
 
 def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a file of this spec may hold, with its shape (docs/adapter-format.md,
-    section 2)."""
+    """Return the name and shape of every tensor that a file with this spec may hold
+    (docs/adapter-format.md, section 2)."""
     layers = spec.backbone.num_layers - spec.first_layer
     d, r, labels = spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
     norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
@@ -51,6 +61,11 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
+def lookalike(start: bytes) -> str | None:
+    """Say what a file is that is no file of weights, by its first eight bytes."""
+    return next((kind for magic, kind in LOOKALIKES.items() if start.startswith(magic)), None)
+
+
 def _checked(data: bytes | bytearray) -> tuple[Entries, AdapterSpec]:
     header = _parsed(data)
     spec = _read_metadata(header.pop("__metadata__", None))
@@ -64,6 +79,8 @@ def _size(start: bytes | bytearray, file_size: int) -> int:
             f"the file has {len(start)} bytes; expected a safetensors file, which has at least 8"
         )
     size: int = struct.unpack("<Q", start)[0]
+    if size > MAX_HEADER_BYTES and (kind := lookalike(bytes(start))) is not None:
+        raise InvalidAdapter(f"the file looks like {kind}; expected a safetensors file")
     if size > MAX_HEADER_BYTES:
         raise InvalidAdapter(
             f"the file's header claims {size} bytes; expected at most {MAX_HEADER_BYTES}, and a"
@@ -81,7 +98,7 @@ def _parsed(data: bytes | bytearray) -> dict[str, Any]:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(
-            f"the file's header is not JSON: {error}; expected a safetensors file"
+            f"the file's header is not JSON: {shortened(error)}; expected a safetensors file"
         ) from None
     if not isinstance(header, dict):
         raise InvalidAdapter(
@@ -91,12 +108,13 @@ def _parsed(data: bytes | bytearray) -> dict[str, Any]:
 
 
 def _check_spec_keys(text: str) -> None:
-    """Pydantic would take the last of two equal keys, another reader perhaps the first."""
+    """Refuse a key that is there twice: pydantic takes the last one, another reader perhaps the
+    first."""
     try:
         json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(
-            f"the adapter's spec is not JSON: {error}; expected an object"
+            f"the adapter's spec is not JSON: {shortened(error)}; expected an object"
         ) from None
 
 
@@ -111,7 +129,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_metadata(metadata: Any) -> AdapterSpec:
     if not isinstance(metadata, dict) or set(metadata) != {"format", "spec"}:
-        found = sorted(metadata) if isinstance(metadata, dict) else "none"
+        found = shown(sorted(metadata)) if isinstance(metadata, dict) else "none"
         raise InvalidAdapter(
             f"the file's metadata keys are {found}; expected exactly 'format' and 'spec'"
         )

@@ -1,5 +1,5 @@
-"""Whether an adapter fits a backbone: the fingerprint, and its probe replayed
-(docs/adapter-format.md, section 5)."""
+"""Check that an adapter fits a backbone, by what its spec says and by its probe
+(docs/adapter-format.md, sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from adapters.errors import BackboneMismatch
 from adapters.file import Adapter
-from adapters.spec import BackboneRef
+from adapters.spec import BackboneRef, BackboneSettings, shown
 
-# How far a logit may be off, relative to the probe's largest (at least 1), by the dtype the
-# backbone runs in.
+# How far a logit may be off, relative to the probe's largest (at least 1), for each dtype that the
+# backbone may run in.
 TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 1e-1}
 
 
 def check_backbone(
     adapter: Adapter, backbone: BackboneRef, *, max_length: int, has_pooler: bool, has_mask: bool
 ) -> None:
-    """Raise BackboneMismatch unless the adapter was trained on that very backbone and asks nothing
-    that it has not."""
+    """Check that the adapter was trained on this very backbone, and needs nothing that it lacks.
+    Costs no forward pass. Raises BackboneMismatch."""
     spec = adapter.spec
     found, wanted = spec.backbone, backbone
     if found.fingerprint != wanted.fingerprint:
@@ -27,6 +27,8 @@ def check_backbone(
             f" {found.fingerprint[:12]}; expected {wanted.name!r} with fingerprint"
             f" {wanted.fingerprint[:12]}"
         )
+    if found.settings is not None and wanted.settings is not None:
+        _check_settings(found.settings, wanted.settings, wanted.name)
     if (found.num_layers, found.hidden_size) != (wanted.num_layers, wanted.hidden_size):
         raise BackboneMismatch(
             f"the adapter has {found.num_layers} layers of {found.hidden_size}; "
@@ -50,8 +52,8 @@ def check_backbone(
 
 
 def check_parity(adapter: Adapter, logits: Sequence[Sequence[float]], dtype: str) -> None:
-    """Raise BackboneMismatch unless `logits` (of the probe's inputs, `[N][C]`) are what the trainer
-    got."""
+    """Check `logits`, those of the probe's inputs as `[N][C]`, against those that the trainer got.
+    Raises BackboneMismatch."""
     wanted = adapter.spec.probe.logits
     scale = max(1.0, max(abs(value) for row in wanted for value in row))
     for i, (found_row, wanted_row) in enumerate(zip(logits, wanted, strict=True)):
@@ -59,8 +61,39 @@ def check_parity(adapter: Adapter, logits: Sequence[Sequence[float]], dtype: str
             if not abs(found - value) <= TOLERANCES[dtype] * scale:
                 raise BackboneMismatch(
                     f"the adapter's probe input {i} gives the logits {_shown(found_row)} here; "
-                    f"expected {_shown(wanted_row)}, which the trainer got"
+                    f"expected {_shown(wanted_row)}, which the trainer got{_doubt(adapter)}"
                 )
+
+
+def unsaid(adapter: Adapter) -> str | None:
+    """What the file does not say about its backbone, so that it can be told by the probe alone."""
+    if adapter.spec.backbone.settings is not None:
+        return None
+    return (
+        "the file does not say how its backbone splits texts or computes a layer, as it was"
+        " written before files did; only its probe tells whether this backbone does so"
+    )
+
+
+def _doubt(adapter: Adapter) -> str:
+    reason = unsaid(adapter)
+    return "" if reason is None else f" ({reason})"
+
+
+def _check_settings(found: BackboneSettings, wanted: BackboneSettings, name: str) -> None:
+    if found.tokenization != wanted.tokenization:
+        raise BackboneMismatch(
+            f"the adapter was made for the weights and the vocabulary of backbone {name!r}, but for"
+            f" a tokeniser that splits texts otherwise: its tokenization is"
+            f" {found.tokenization[:12]}; expected {wanted.tokenization[:12]}"
+        )
+    for field in BackboneSettings.model_fields:
+        here, there = getattr(found, field), getattr(wanted, field)
+        if here != there:
+            raise BackboneMismatch(
+                f"the adapter was made for the weights of backbone {name!r}, but with {field}"
+                f" {shown(here)}; expected {shown(there)}"
+            )
 
 
 def _shown(values: Sequence[float]) -> str:

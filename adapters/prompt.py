@@ -1,8 +1,7 @@
-"""A prompt: a template around the texts with one mask, as the tokens that trainer and server put
-around an input's own.
+"""Tokenise a template, which stands around the texts of an input and holds one mask.
 
-Template and texts are tokenised apart, as LM-BFF does it (Gao et al. 2021): no text can change,
-move or cut off the template's tokens, whatever it holds, a mask token of its own included.
+Template and texts are tokenised apart, as in LM-BFF (Gao et al. 2021). So no text can change, move
+or cut off the template's tokens, even if it holds a mask token itself.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from adapters.spec import MASK, TEXTS, shown
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A template in one tokeniser's terms.
+    """A template as the tokens of one tokeniser.
 
-    `chunks` are its tokens, the row's special ones included; text `order[i]` of an input follows
-    chunk `i`. `spaces[j]` is the white space before text `j`, which is tokenised with it. The mask
-    is token `place` of chunk `masked`.
+    `chunks` are its tokens, the row's special ones included. Text `order[i]` of an input follows
+    chunk `i`. `spaces[j]` is the white space before text `j`, which is tokenised with that text.
+    The mask is token `place` of chunk `masked`.
     """
 
     chunks: tuple[list[int], ...]
@@ -34,15 +33,15 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Tokens of a row that are not the texts'."""
+        """The number of tokens of a row that do not come from the texts."""
         return sum(map(len, self.chunks))
 
     def spaced(self, texts: Sequence[str]) -> list[str]:
-        """The texts of an input as they are tokenised."""
+        """Return the texts of an input with the white space that is tokenised with them."""
         return [space + text for space, text in zip(self.spaces, texts, strict=True)]
 
     def fill(self, texts: Sequence[list[int]]) -> tuple[list[int], int]:
-        """The ids of a row with these texts, and the mask's place among them."""
+        """Return the token ids of a row with these texts, and the position of the mask."""
         ids: list[int] = []
         mask = 0
         for i, chunk in enumerate(self.chunks):
@@ -55,8 +54,8 @@ class Prompt:
 
 
 def fitted(template: str, tokenizer: Tokenizer, mask_token: str | None, max_length: int) -> Prompt:
-    """Tokenise a template that `AdapterSpec` takes. Raises InvalidPrompt where it cannot be used
-    with this backbone."""
+    """Tokenise a template that is valid in an `AdapterSpec`. Raises InvalidPrompt if it cannot be
+    used with this backbone."""
     mask = tokenizer.token_to_id(mask_token) if mask_token is not None else None
     if mask is None or mask_token is None:
         raise InvalidPrompt(
@@ -99,7 +98,7 @@ def fitted(template: str, tokenizer: Tokenizer, mask_token: str | None, max_leng
 
 
 def split(template: str) -> tuple[list[str], list[str]]:
-    """What stands around the texts, one more than they are, and the texts' placeholders in their
-    order."""
+    """Return the parts around the texts, one more than there are texts, and the texts'
+    placeholders in their order."""
     parts = re.split(f"({'|'.join(map(re.escape, TEXTS))})", template)
     return parts[::2], parts[1::2]

@@ -1,4 +1,4 @@
-"""The probe replayed: does an adapter compute on this backbone what its file says?"""
+"""Replay an adapter's probe on a backbone, with the reference model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from adapters.text import encode
 
 
 def replay(adapter: Adapter, backbone: Backbone) -> None:
-    """Raises BackboneMismatch where it does not fit, InvalidAdapter where it computes something
-    else."""
+    """Check that the adapter computes on this backbone what its file says. Raises BackboneMismatch
+    or InvalidPrompt."""
     check_backbone(
         adapter,
         backbone.reference,

@@ -6,9 +6,11 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,8 +24,38 @@ from adapters.errors import InvalidAdapter, InvalidPrompt
 
 TASK_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
+# Limits on what a file may say, because a server repeats it: labels in each answer, names in lists
+# and logs, the training record on its page.
+MAX_LABEL_CHARACTERS = 256
+MAX_LABELS_CHARACTERS = 65_536
+MAX_NAME_CHARACTERS = 1024
+MAX_TRAINING_DEPTH = 32
+MAX_INTEGER = 2**63 - 1
+# C0 and C1 controls, DEL, and the line and paragraph separators.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# The same, but a note or a template may have several lines.
+_CONTROL_BUT_LINES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _printable(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError(f"{shown(text)} holds a control character; expected printable text")
+    return text
+
+
 Task = Annotated[str, StringConstraints(pattern=TASK_PATTERN)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+Label = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_LABEL_CHARACTERS),
+    AfterValidator(_printable),
+]
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS),
+    AfterValidator(_printable),
+]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Pooling = Literal["cls", "mean", "pooler", "mask"]
 
@@ -36,18 +68,32 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class BackboneRef(_Frozen):
-    """The backbone an adapter was trained on; only `fingerprint` decides whether it fits."""
+class BackboneSettings(_Frozen):
+    """What decides, beside weights and vocabulary, what a backbone computes
+    (docs/adapter-format.md, section 4)."""
 
-    name: Text
-    model_type: Text
+    num_attention_heads: int = Field(ge=1, le=16384)
+    hidden_act: Name
+    layer_norm_eps: float = Field(gt=0, lt=1, allow_inf_nan=False)
+    position_embedding_type: Literal["absolute"]
+    first_position: int = Field(ge=0, le=MAX_INTEGER)
+    tokenization: Sha256
+
+
+class BackboneRef(_Frozen):
+    """The backbone that an adapter was trained on. `fingerprint` and `settings` decide whether it
+    fits another; files written before there were `settings` have none."""
+
+    name: Name
+    model_type: Name
     hidden_size: int = Field(ge=1, le=16384)
     num_layers: int = Field(ge=1, le=256)
-    fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Sha256
+    settings: BackboneSettings | None = Field(None, exclude_if=lambda settings: settings is None)
 
 
 class Probe(_Frozen):
-    """A few inputs with the logits the trainer got: a server replays them at upload."""
+    """A few inputs with the logits that the trainer computed; a server replays them at upload."""
 
     inputs: Annotated[
         tuple[tuple[Text, ...], ...], Field(min_length=1, max_length=16, strict=False)
@@ -56,10 +102,10 @@ class Probe(_Frozen):
 
 
 class AdapterSpec(_Frozen):
-    """What an adapter is for and what it fits; immutable."""
+    """What an adapter is for and which backbone it fits. It is immutable."""
 
     task: Task
-    labels: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000, strict=False)]
+    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=1000, strict=False)]
     problem_type: ProblemType
     text_pair: bool
     max_length: int = Field(ge=8, le=8192)
@@ -75,7 +121,12 @@ class AdapterSpec(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels are {list(self.labels)}; expected distinct names")
+            raise ValueError(f"labels are {shown(list(self.labels))}; expected distinct names")
+        if (characters := sum(map(len, self.labels))) > MAX_LABELS_CHARACTERS:
+            raise ValueError(
+                f"labels have {characters} characters together; expected at most"
+                f" {MAX_LABELS_CHARACTERS}"
+            )
         if self.problem_type == "regression" and len(self.labels) != 1:
             raise ValueError(
                 f"a regression task has {len(self.labels)} labels; expected 1, the name of its"
@@ -83,8 +134,8 @@ class AdapterSpec(_Frozen):
             )
         if self.problem_type == "single_label_classification" and len(self.labels) < 2:
             raise ValueError(
-                f"single_label_classification has the label {self.labels[0]!r} only; expected 2 or"
-                " more"
+                f"single_label_classification has the label {shown(self.labels[0])} only;"
+                " expected 2 or more"
             )
         if self.first_layer >= self.backbone.num_layers:
             raise ValueError(
@@ -101,6 +152,8 @@ class AdapterSpec(_Frozen):
             )
         if self.template is not None:
             check_template(self.template, text_pair=self.text_pair)
+        for place, problem in _unfit(self.training, "training", 1):
+            raise ValueError(f"{place} {problem}")
         if len(self.probe.logits) != len(self.probe.inputs):
             raise ValueError(
                 f"the probe has {len(self.probe.logits)} rows of logits for"
@@ -112,15 +165,14 @@ class AdapterSpec(_Frozen):
                 raise ValueError(f"probe.inputs[{i}] holds {len(text)} texts; expected {texts}")
             if len(logits) != len(self.labels) or not all(map(math.isfinite, logits)):
                 raise ValueError(
-                    f"probe.logits[{i}] is {list(logits)}; expected {len(self.labels)} finite"
-                    " numbers"
+                    f"probe.logits[{i}] is {shown(list(logits))};"
+                    f" expected {len(self.labels)} finite numbers"
                 )
         return self
 
 
 def parse_spec(json: str | bytes) -> AdapterSpec:
-    """Read a spec from its JSON; raise InvalidAdapter with a sentence for the first thing wrong
-    with it."""
+    """Read a spec from its JSON. Raises InvalidAdapter with one sentence about the first fault."""
     try:
         return AdapterSpec.model_validate_json(json)
     except ValidationError as error:
@@ -128,12 +180,16 @@ def parse_spec(json: str | bytes) -> AdapterSpec:
 
 
 def check_template(template: str, *, text_pair: bool) -> None:
-    """Raise InvalidPrompt unless the template holds one mask and the task's texts, once each, and
-    no other braces."""
+    """Check that the template holds the mask and the task's texts, once each, and no other braces.
+    Raises InvalidPrompt."""
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise InvalidPrompt(
             f"the template has {len(template)} characters; expected at most"
             f" {MAX_TEMPLATE_CHARACTERS}"
+        )
+    if _CONTROL_BUT_LINES.search(template):
+        raise InvalidPrompt(
+            f"the template {shown(template)} holds a control character; expected printable text"
         )
     for found in re.findall(r"\{[^{}]*\}|[{}]", template):
         if found not in (MASK, *TEXTS):
@@ -156,11 +212,11 @@ def check_template(template: str, *, text_pair: bool) -> None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """One sentence for the first problem pydantic found: where, what was found, what was
-    expected."""
+    """Say in one sentence where pydantic found the first problem, what was found there, and what
+    was expected."""
     problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
+    place = ".".join(_legible(part) for part in problem["loc"])
+    message = shortened(problem["msg"].removeprefix("Value error, "))
     if problem["type"] == "missing":
         return f"{place} is missing; expected it to be there"
     if problem["type"] == "extra_forbidden":
@@ -173,12 +229,42 @@ def first_problem(error: ValidationError) -> str:
 
 
 def shown(value: object) -> str:
-    """What was found, as much of it as a sentence bears: however large it is, and however deep a
-    client nested it."""
+    """Quote what was found, in at most 80 characters, however large or deeply nested it is."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxother = 4, 80, 80
     text = brief.repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def shortened(text: object, most: int = 200) -> str:
+    """Cut a text that others wrote, such as a library's message, to what a sentence can hold."""
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
+
+
+def _unfit(value: JsonValue, place: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Find what the training record may not hold, because JSON or a page cannot repeat it."""
+    if depth > MAX_TRAINING_DEPTH:
+        yield place, f"is nested more deeply than {MAX_TRAINING_DEPTH} levels; expected fewer"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unfit(key, f"the key {shown(key)} of {place}", depth)
+            yield from _unfit(item, shortened(f"{place}.{_legible(key)}", 100), depth + 1)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _unfit(item, shortened(f"{place}.{i}", 100), depth + 1)
+    elif isinstance(value, str) and _CONTROL_BUT_LINES.search(value):
+        yield place, f"is {shown(value)}; expected no control characters"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, f"is {value}; expected a finite number"
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        yield place, f"is an integer of {value.bit_length()} bits; expected at most 63"
+
+
+def _legible(part: object) -> str:
+    """A key or an index as a part of a place's name."""
+    text = shortened(part, 80)
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _expected(message: str) -> str:

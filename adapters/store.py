@@ -1,29 +1,42 @@
-"""Versions of adapters by task, in a folder: put, get, activate, list, delete.
+"""Keep versions of adapters by task in a folder: put, get, activate, list, delete.
 
-    <folder>/<task>/<sha256>.safetensors     one file a version; never changed, only added and
-    deleted
+    <folder>/<task>/<sha256>.safetensors     one file per version; never changed
     <folder>/<task>/active                   the sha256 of the version that requests get
+    <folder>/<task>/deleted                  the task is deleted; its other files go next
+    <folder>/.lock                           locked by the process that may write
+    <folder>/.seeded                         the store was given the shipped adapters once
 
-Every write is a temp file, fsync, rename, fsync of the folder, in that order, and a version's file
-is there before `active` names it: so a reader never sees half a file, and a crash loses nothing
-that a call has returned from.
+A write changes the disk first and memory last. Each step on disk has a step that undoes it; where a
+step fails, those before it are undone, and memory stays as it was. Where that fails too, memory
+becomes what the disk holds. So the answer, memory and disk agree.
+
+A crash loses nothing that a call has returned from: each step is a temporary file, fsync, rename,
+fsync of the folder, and a version's file is there before `active` names it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from rapidfuzz import process
 
+from adapters import disk
 from adapters.cache import AdapterCache
-from adapters.entry import ACTIVE, SUFFIX, Entry, Version, scan
+from adapters.disk import LEFTOVER
+from adapters.entry import ACTIVE, DELETED, SUFFIX, TASK, Entry, Version, clear, scan
 from adapters.errors import (
     AmbiguousVersion,
     DamagedAdapter,
@@ -34,36 +47,78 @@ from adapters.errors import (
     UnknownVersion,
     VersionIsActive,
 )
-from adapters.file import (
-    Adapter,
-    Summary,
-    parse,
-    read_summary,
-    reread,
-    sync_folder,
-    write_atomically,
-)
+from adapters.file import Adapter, Summary, read_summary, reread
 from adapters.spec import shown
 
 DEFAULT_CACHE_BYTES = 512 << 20
+LOCK = ".lock"
+LOCK_SECONDS = 5.0
+LOCK_POLL_SECONDS = 0.05
+SEEDED = ".seeded"
+MIN_PREFIX = 4  # digits, as git has it: clients send versions such as "1" by habit
+_PREFIX = re.compile(f"[0-9a-f]{{{MIN_PREFIX},64}}")
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+Undo = list[Callable[[], None]]
 
 
 class Store:
-    """The adapters of one folder, the least recently used of which is not kept in memory beyond
-    `cache_bytes` of files. Safe to use from several threads; one process writes."""
+    """The adapters of one folder. Safe to use from several threads.
 
-    def __init__(self, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    Parsed adapters stay in memory up to `cache_bytes` of files; the least recently used go first.
+    `check` is called with each adapter before it is kept in memory for the first time; what it
+    raises, `put`, `get` and `activate` raise.
+
+    One process writes to a folder: it holds a lock until `close`, or its end. Where the folder
+    cannot be written, or with `read_only`, the store serves what was there when it was opened, and
+    each write raises StoreError.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        *,
+        read_only: bool = False,
+        lock_seconds: float = LOCK_SECONDS,
+        check: Callable[[Adapter], None] | None = None,
+    ) -> None:
+        """Open a folder, or make it. Raises StoreError if it cannot be read, or if another process
+        holds its lock for `lock_seconds`."""
         self.folder = folder
         self._lock = threading.RLock()
         self._cache = AdapterCache(cache_bytes)
+        self._check = check
+        self._entries: dict[str, Entry] = {}
+        self._unreadable: dict[str, str] = {}
+        self._problems: list[str] = []
+        self._release: Callable[[], object] | None = None
+        self._why_read_only: str | None = "it was opened so" if read_only else None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with self._writing(), os.scandir(folder) as tasks:
-                self._entries = {
-                    entry.task: entry for entry in map(scan, tasks) if entry is not None
-                }
+            if not read_only:
+                self._claim(lock_seconds)
+            self._scan()
         except OSError as error:
             raise StoreError(f"the store {folder} cannot be opened: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write no more, and let another process write. What is stored can still be read."""
+        with self._lock:
+            if self._release is not None:
+                self._release()
+                self._release = None
+                self._why_read_only = "it was closed"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -71,73 +126,91 @@ class Store:
     def __contains__(self, task: str) -> bool:
         return task in self._entries
 
+    @property
+    def why_read_only(self) -> str | None:
+        """Why nothing can be written, if that is so."""
+        return self._why_read_only
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was found wrong when the store was opened, one sentence each, for a log."""
+        return tuple(self._problems)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether `mark_seeded` was called in any process."""
+        return (self.folder / SEEDED).exists()
+
+    def mark_seeded(self) -> None:
+        """Record that the store was given the shipped adapters: deleted ones shall not come back.
+        Raises StoreError."""
+        with self._writing():
+            disk.write_atomically(self.folder / SEEDED, b"")
+
     def entries(self) -> list[Entry]:
-        """Every task, by name. As all that is known without the disk it waits for no writer, who
-        may wait for the disk."""
+        """List every task, by name. Waits for no writer, who may wait for the disk."""
         return sorted(list(self._entries.values()), key=lambda entry: entry.task)  # noqa: C414  # copied in one step
 
     def entry(self, task: str) -> Entry:
-        """One task. Raises UnknownTask with the names that are closest."""
+        """Return one task. Raises UnknownTask with the closest names, or DamagedAdapter for a task
+        whose folder cannot be read."""
         entry = self._entries.get(task)
-        if entry is None:
-            raise UnknownTask(f"there is no task {shown(task)}; {self._closest(task)}")
-        return entry
+        if entry is not None:
+            return entry
+        if task in self._unreadable:
+            raise DamagedAdapter(f"task {task!r} cannot be read: {self._unreadable[task]}")
+        raise UnknownTask(f"there is no task {shown(task)}; {self._closest(task)}")
 
     def find(self, task: str, version: str | None = None) -> Version:
-        """The active version, or the one whose sha256 begins with `version`.
+        """Return the active version, or the one whose sha256 begins with `version`.
 
-        Raises UnknownTask, UnknownVersion, AmbiguousVersion or NoActiveVersion.
+        Raises UnknownTask, UnknownVersion, AmbiguousVersion, NoActiveVersion or DamagedAdapter.
         """
         entry = self.entry(task)
         if version is None:
-            if entry.active_version is None:
-                known = ", ".join(v.short for v in entry.versions)
-                raise NoActiveVersion(
-                    f"task {task!r} has no active version; expected one of {known} to be activated"
-                )
-            return entry.active_version
-        fitting = [v for v in entry.versions if version and v.digest.startswith(version)]
-        if len(fitting) == 1:
-            return fitting[0]
-        known = ", ".join(v.short for v in fitting or entry.versions)
-        if fitting:
-            raise AmbiguousVersion(
-                f"version {version!r} of task {task!r} fits {known}; expected a longer prefix"
+            return self._active(entry)
+        fitting = [v for v in entry.versions if v.digest.startswith(version)]
+        if not _PREFIX.fullmatch(version) or not fitting:
+            raise UnknownVersion(
+                f"task {task!r} has no version {shown(version)}; expected one of"
+                f" {entry.choices()}, by {MIN_PREFIX} digits or more"
             )
-        raise UnknownVersion(
-            f"task {task!r} has no version {shown(version)}; expected one of {known}"
-        )
+        if len(fitting) > 1:
+            raise AmbiguousVersion(
+                f"version {version!r} of task {task!r} fits"
+                f" {', '.join(map(entry.shown, fitting))}; expected a longer prefix"
+            )
+        return fitting[0]
 
     def get(self, task: str, version: str | None = None) -> Adapter:
-        """The parsed adapter. Raises as `find`, or DamagedAdapter if its file rotted."""
+        """Return the parsed adapter. Raises as `find`, as `check`, or DamagedAdapter if its file is
+        damaged."""
         found = self.find(task, version)
-        adapter = self._cache.get(found.digest)
-        if adapter is None:
-            try:
-                adapter = reread(self.read(task, found), found.digest)
-            except InvalidAdapter as error:  # put there by another program, under its true digest
-                raise DamagedAdapter(
-                    f"version {found.short} of task {task!r} is damaged on disk: {error}"
-                ) from None
-            self._cache.put(adapter)
-        return adapter
+        return self._cache.get(found.digest) or self._load(task, found)
 
     def summary(self, task: str, digest: str) -> Summary:
-        """The spec and size of one version, from its file's header; kept once read. Raises
-        DamagedAdapter, or as `find` if it was deleted meanwhile."""
-        summaries = self.entry(task).summaries
-        if digest not in summaries:
-            try:
-                summaries[digest] = read_summary(self.path(task, digest))
-            except (OSError, InvalidAdapter) as error:
-                self.find(task, digest)
-                raise DamagedAdapter(
-                    f"version {digest[:12]} of task {task!r} is damaged on disk: {error}"
-                ) from None
-        return summaries[digest]
+        """Return the spec and size of one version, from its file's header.
+
+        That of the version that lists show is kept in memory. Raises DamagedAdapter, or as `find`
+        if the version was deleted meanwhile.
+        """
+        entry = self.entry(task)
+        known = entry.summaries.get(digest)
+        if known is not None:
+            return known
+        try:
+            summary = read_summary(self.path(task, digest))
+        except (OSError, InvalidAdapter) as error:
+            found = self.find(task, digest)
+            raise DamagedAdapter(
+                f"version {entry.shown(found)} of task {task!r} is damaged on disk: {error}"
+            ) from None
+        if digest == entry.listed_version.digest:
+            entry.summaries[digest] = summary
+        return summary
 
     def read(self, task: str, version: Version) -> bytearray:
-        """A version's file, as its digest says. Raises DamagedAdapter, or as `find` if it was
+        """Read a version's file and check its sha256. Raises DamagedAdapter, or as `find` if it was
         deleted meanwhile."""
         try:
             # Straight into the one buffer that the adapter keeps: a second one of its size would
@@ -160,7 +233,7 @@ class Store:
         return data
 
     def held(self, digest: str) -> Adapter | None:
-        """The parsed adapter, if it is in memory."""
+        """Return the parsed adapter if it is in memory."""
         return self._cache.get(digest)
 
     def cached(self, digest: str) -> bool:
@@ -168,114 +241,263 @@ class Store:
         return digest in self._cache
 
     def path(self, task: str, digest: str) -> Path:
+        """Where a version's file is."""
         return self.folder / task / f"{digest}{SUFFIX}"
 
-    def put(self, data: bytes, *, activate: bool = True) -> tuple[Version, bool]:
-        """Store an adapter file under its spec's task; returns the version and whether it is new.
+    def put(self, adapter: Adapter, *, activate: bool = True) -> tuple[Version, bool]:
+        """Store a parsed adapter's file under its task. Returns the version, and whether it is new.
 
-        Raises InvalidAdapter, and StoreError where the disk does not take it; then nothing has
-        changed.
+        Putting a version again mends its file if that is damaged. Raises StoreError, or as `check`;
+        then nothing has changed.
         """
-        adapter = parse(data)
-        task = adapter.spec.task
-        with self._writing():
-            entry = self._entries.get(task, Entry(task))
-            known = next((v for v in entry.versions if v.digest == adapter.digest), None)
-            version = (
-                known if known and self._holds(task, known, data) else self._write(adapter, data)
-            )
-            if known is None:
-                entry = replace(entry, versions=(*entry.versions, version))
-            if activate and entry.active != adapter.digest:
-                try:
-                    self._point(task, adapter.digest)
-                except OSError:
-                    if known is None:
-                        self.path(task, adapter.digest).unlink(missing_ok=True)
-                    raise
-                entry = replace(entry, active=adapter.digest)
-            entry.summaries[adapter.digest] = Summary(adapter.spec, adapter.parameters)
-            self._entries[task] = entry
+        if self._check is not None:
+            self._check(adapter)
+        task, digest = adapter.spec.task, adapter.digest
+        with self._writing(task) as undo:
+            entry = self._prepare(task, undo)
+            known = entry.version(digest)
+            version = known
+            if version is None:
+                undo.append(partial(disk.remove, self.path(task, digest)))
+                version = self._write(adapter)
+            elif not self._holds(task, version, adapter):
+                version = self._write(adapter, version.created)
+            others = tuple(v for v in entry.versions if v.digest != digest)
+            entry = entry.changed(versions=(*others, version))
+            if activate and (entry.active != digest or entry.problem is not None):
+                self._point(task, digest, undo)
+                entry = entry.changed(active=digest, problem=None)
+            if entry.listed_version.digest == digest:
+                entry.summaries[digest] = Summary(adapter.spec, adapter.parameters)
+            self._remember(entry)
         self._cache.put(adapter)
         return version, known is None
 
     def activate(self, task: str, version: str) -> Version:
-        """Make a version the one that requests get. Raises as `find`."""
-        with self._writing():
+        """Make a version the one that requests get. Raises as `get`, or StoreError."""
+        with self._writing(task) as undo:
             found = self.find(task, version)
-            self._point(task, found.digest)
-            self._entries[task] = replace(self._entries[task], active=found.digest)
+            self._load(task, found)  # from disk: what cannot be served is not activated
+            entry = self._entries[task]
+            if entry.active != found.digest or entry.problem is not None:
+                self._point(task, found.digest, undo)
+                self._remember(entry.changed(active=found.digest, problem=None))
         return found
 
     def delete_task(self, task: str) -> None:
-        """Delete a task with all its versions."""
-        with self._writing():
-            self._delete(self.entry(task))
+        """Delete a task with all its versions. Raises UnknownTask, DamagedAdapter or StoreError."""
+        with self._writing(task) as undo:
+            self._delete(self.entry(task), undo)
 
     def delete_version(self, task: str, version: str) -> Version:
-        """Delete an inactive version. Raises as `find`, or VersionIsActive."""
-        with self._writing():
+        """Delete an inactive version; the last one takes its task along. Raises as `find`,
+        VersionIsActive or StoreError."""
+        with self._writing(task) as undo:
             found = self.find(task, version)
             entry = self._entries[task]
             if entry.active == found.digest:
                 raise VersionIsActive(
-                    f"version {found.short} is the active one of task {task!r}; "
+                    f"version {entry.shown(found)} is the active one of task {task!r}; "
                     "expected another one to be activated first, or the whole task to be deleted"
                 )
             rest = tuple(v for v in entry.versions if v != found)
             if not rest:
-                self._delete(entry)
+                self._delete(entry, undo)
                 return found
-            self.path(task, found.digest).unlink(missing_ok=True)
-            sync_folder(self.folder / task)
-            self._entries[task] = replace(entry, versions=rest)
+            path = self.path(task, found.digest)
+            unneeded = path.with_name(f"{LEFTOVER}{found.digest}")
+            if path.exists():
+                undo.append(partial(_rename_back, unneeded, path))
+                disk.rename(path, unneeded)
+            self._remember(entry.changed(versions=rest))
             self._cache.drop(found.digest)
+            with contextlib.suppress(OSError):  # the next start removes it
+                unneeded.unlink(missing_ok=True)
         return found
 
-    def _delete(self, entry: Entry) -> None:
-        folder = self.folder / entry.task
-        del self._entries[entry.task]
-        (folder / ACTIVE).unlink(missing_ok=True)
-        for version in entry.versions:
-            self.path(entry.task, version.digest).unlink(missing_ok=True)
-            self._cache.drop(version.digest)
-        # somebody put another file there: it is not ours to delete
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        sync_folder(self.folder)
-
-    def _holds(self, task: str, version: Version, data: bytes) -> bool:
-        """Whether a version's file is what it was: uploading it again mends one that rotted."""
+    def _claim(self, seconds: float) -> None:
+        """Lock the folder for this process, or find that it can only be read."""
         try:
-            return self.path(task, version.digest).read_bytes() == data
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE or not self.folder.is_dir():
+                raise
+            self._why_read_only = str(error.strerror)
+            return
+        try:
+            _wait_for_lock(descriptor, self.folder, seconds)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # also when the last reference to the store goes
+        self._release = weakref.finalize(self, _close, descriptor)
+
+    def _scan(self) -> None:
+        """Read every task. One that cannot be read holds up no other."""
+        repair = self._release is not None
+        with os.scandir(self.folder) as folders:
+            for folder in folders:
+                # A name that no task has, such as a volume's `lost+found`, is not the store's.
+                if not TASK.fullmatch(folder.name):
+                    continue
+                try:
+                    entry = (
+                        scan(folder.name, folder.path, repair=repair) if folder.is_dir() else None
+                    )
+                except OSError as error:
+                    self._set_aside(folder.name, str(error.strerror))
+                    continue
+                if entry is not None and entry.problem is not None:
+                    self._problems.append(f"task {entry.task!r}: {entry.problem}")
+                    entry = self._mended(entry) if repair else entry
+                self._adopt(folder.name, entry)
+
+    def _set_aside(self, task: str, reason: str) -> None:
+        self._problems.append(f"task {task!r} cannot be read, and is left out: {reason}")
+        self._entries.pop(task, None)
+        self._unreadable[task] = reason
+
+    def _mended(self, entry: Entry) -> Entry:
+        """Write the `active` that a task must have had, so that a further version does not make it
+        doubtful again."""
+        if entry.active is None:
+            return entry
+        try:
+            disk.write_atomically(self.folder / entry.task / ACTIVE, f"{entry.active}\n".encode())
+        except OSError:  # the next write of `active` mends it
+            return entry
+        return entry.changed(problem=None)
+
+    def _adopt(self, task: str, entry: Entry | None) -> None:
+        """Make memory what the disk holds of a task."""
+        if entry is None:
+            self._entries.pop(task, None)
+            self._unreadable.pop(task, None)
+        elif entry.versions:
+            self._remember(entry)
+        else:
+            self._entries.pop(task, None)
+            self._unreadable[task] = entry.problem or "it has no versions"
+
+    def _remember(self, entry: Entry) -> None:
+        self._unreadable.pop(entry.task, None)
+        self._entries[entry.task] = entry
+
+    def _active(self, entry: Entry) -> Version:
+        if entry.active_version is not None:
+            return entry.active_version
+        if entry.problem is not None:
+            raise DamagedAdapter(
+                f"task {entry.task!r} has no active version: {entry.problem};"
+                f" expected one of {entry.choices()} to be activated"
+            )
+        raise NoActiveVersion(
+            f"task {entry.task!r} has no active version; expected one of {entry.choices()} to be"
+            " activated"
+        )
+
+    def _load(self, task: str, version: Version) -> Adapter:
+        """Read, check and keep one version."""
+        try:
+            adapter = reread(self.read(task, version), version.digest)
+        except InvalidAdapter as error:  # put there by another program, under its true digest
+            raise DamagedAdapter(
+                f"version {version.short} of task {task!r} is damaged on disk: {error}"
+            ) from None
+        if self._check is not None:
+            self._check(adapter)
+        self._cache.put(adapter)
+        entry = self._entries.get(task)
+        if entry is None or entry.version(version.digest) is None:
+            self._cache.drop(version.digest)  # deleted meanwhile
+        return adapter
+
+    def _holds(self, task: str, version: Version, adapter: Adapter) -> bool:
+        """Whether a version's file is what it was."""
+        try:
+            return self.path(task, version.digest).read_bytes() == adapter.data
         except OSError:
             return False
 
-    def _write(self, adapter: Adapter, data: bytes) -> Version:
-        folder = self.folder / adapter.spec.task
+    def _prepare(self, task: str, undo: Undo) -> Entry:
+        """The task's entry, and its folder ready to be written to."""
+        known = self._entries.get(task)
+        if known is not None:
+            return known
+        folder = self.folder / task
+        if (folder / DELETED).exists():
+            clear(folder)
         if not folder.is_dir():
+            undo.append(partial(_remove_folder, folder))
             folder.mkdir()
-            sync_folder(self.folder)
-        path = self.path(adapter.spec.task, adapter.digest)
-        write_atomically(path, data)
-        return Version(adapter.digest, len(data), path.stat().st_mtime)
+            disk.sync_folder(self.folder)
+        return scan(task, str(folder), repair=True) or Entry(task)
 
-    def _point(self, task: str, digest: str) -> None:
-        write_atomically(self.folder / task / ACTIVE, f"{digest}\n".encode())
+    def _write(self, adapter: Adapter, created: float | None = None) -> Version:
+        path = self.path(adapter.spec.task, adapter.digest)
+        time_ns = None if created is None else round(created * 1e9)
+        disk.write_atomically(path, adapter.data, time_ns=time_ns)
+        return Version(adapter.digest, adapter.bytes, path.stat().st_mtime)
+
+    def _point(self, task: str, digest: str, undo: Undo) -> None:
+        """Make `active` name a version."""
+        path = self.folder / task / ACTIVE
+        undo.append(partial(_restore, path, _content(path)))
+        disk.write_atomically(path, f"{digest}\n".encode())
+
+    def _delete(self, entry: Entry, undo: Undo) -> None:
+        """One rename deletes the task, `active`'s if that is there: it takes no room on a full
+        disk."""
+        folder = self.folder / entry.task
+        files = (folder / ACTIVE, *(self.path(entry.task, v.digest) for v in entry.versions))
+        there = next((path for path in files if path.exists()), None)
+        if there is not None:
+            undo.append(partial(_rename_back, folder / DELETED, there))
+            disk.rename(there, folder / DELETED)
+        self._adopt(entry.task, None)
+        for version in entry.versions:
+            self._cache.drop(version.digest)
+        with contextlib.suppress(OSError):  # the next start, or the next upload, completes it
+            clear(folder)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """One writer at a time, among threads and among processes; what the disk refuses becomes a
-        StoreError."""
+    def _writing(self, task: str | None = None) -> Iterator[Undo]:
+        """Let one thread write at a time. If it fails, undo the steps that it lists; what the disk
+        refuses becomes a StoreError."""
         with self._lock:
-            try:
-                with (self.folder / ".lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    yield
-            except OSError as error:
+            if self._release is None:
                 raise StoreError(
-                    f"the store {self.folder} cannot be written: {error.strerror}"
-                ) from None
+                    f"the store {self.folder} is read-only: {self._why_read_only}; expected a"
+                    " folder that this process may write to"
+                )
+            undo: Undo = []
+            try:
+                yield undo
+            except BaseException as error:
+                undone = self._undo(task, undo)
+                if isinstance(error, OSError):
+                    raise StoreError(
+                        f"the store {self.folder} cannot be written: {error.strerror}"
+                        + ("" if undone else "; what was written could not be taken back either")
+                    ) from None
+                raise
+
+    def _undo(self, task: str | None, undo: Undo) -> bool:
+        """Undo steps, the last one first; whether that succeeded.
+
+        It ends at the first step that cannot be undone: a version's file must not go while `active`
+        may name it. Memory then becomes what the disk holds.
+        """
+        try:
+            for step in reversed(undo):
+                step()
+        except OSError:
+            if task is not None:
+                with contextlib.suppress(OSError):
+                    self._adopt(task, scan(task, str(self.folder / task), repair=False))
+            return False
+        return True
 
     def _closest(self, task: str) -> str:
         if not self._entries:
@@ -290,3 +512,50 @@ class Store:
             return f"the closest are {', '.join(map(repr, names))}"
         some = ", ".join(map(repr, sorted(self._entries)[:5]))
         return f"expected one of {some}{'…' if len(self._entries) > 5 else ''}"
+
+
+def _wait_for_lock(descriptor: int, folder: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"the store {folder} is in use by another process, which may write to it;"
+                    " expected one writer for a store: stop that process, or open the store"
+                    " read-only"
+                ) from None
+            time.sleep(LOCK_POLL_SECONDS)
+        else:
+            return
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # the lock is gone either way
+        os.close(descriptor)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    """Give a file the content that it had. One that still has it needs no room on a full disk."""
+    if content is None:
+        disk.remove(path)
+    elif _content(path) != content:
+        disk.write_atomically(path, content)
+
+
+def _rename_back(new: Path, old: Path) -> None:
+    if new.exists():
+        disk.rename(new, old)
+
+
+def _remove_folder(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()

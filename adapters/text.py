@@ -1,5 +1,4 @@
-"""Text → token ids: the one way that the trainer and the server share, so that both see the same
-tokens."""
+"""Tokenise texts. The trainer and the server share this code, so that both see the same tokens."""
 
 from __future__ import annotations
 
@@ -15,24 +14,24 @@ from adapters.prompt import Prompt
 
 TextInput = tuple[str] | tuple[str, str]
 
-# C0 controls and DEL but for tab, line feed, vertical tab, form feed and carriage return. C1
-# controls stay allowed: real corpora hold them (Windows-1252 read as Latin-1), and the tokenisers
-# drop them.
+# C0 controls and DEL, except tab, line feed, vertical tab, form feed and carriage return. C1
+# controls are allowed, because real corpora hold them (Windows-1252 read as Latin-1) and the
+# tokenisers drop them.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# A text is read only as far as it can matter: a million words cost no more than what is kept of
-# them. Eight characters a token are more than any language has on average; the spare tokens keep
-# the place where the text was cut out of sight.
+# A text is tokenised only as far as it can matter, so that a million words cost no more than the
+# tokens that are kept. No language has eight characters per token on average. The spare tokens keep
+# the cut away from the tokens that are kept.
 CHARACTERS_PER_TOKEN = 8
 SPARE_TOKENS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row, special tokens included. `full_length` is what it had before truncation, at least:
-    exactly, if `exact`. `mask` is the place of a prompt's mask."""
+    """One row, special tokens included. `full_length` is its length before truncation, or a lower
+    bound of it unless `exact`. `mask` is the position of a prompt's mask."""
 
     ids: list[int]
     types: list[int]
@@ -42,8 +41,8 @@ class Tokens:
 
 
 def check_text(text: str, name: str) -> None:
-    """What a client may ask: as `check_encodable`, and no control character, which only a broken
-    client sends.
+    """Check a client's text: as `check_encodable`, and that it holds no control character, which
+    only a broken client sends.
 
     `name` says where the text stands ("inputs[3]"). Raises InvalidText.
     """
@@ -52,10 +51,11 @@ def check_text(text: str, name: str) -> None:
 
 
 def check_encodable(text: str, name: str) -> None:
-    """What a tokeniser can take: not empty, no lone surrogate. Raises InvalidText.
+    """Check that a tokeniser can take a text: it is not empty and holds no lone surrogate. Raises
+    InvalidText.
 
-    Real training data hold a stray control character here and there (STS-B does); the tokenisers
-    drop it.
+    Control characters are allowed. Real training data hold some (STS-B does), and the tokenisers
+    drop them.
     """
     if not text.strip():
         raise InvalidText(f"{name} is {'only white space' if text else 'empty'}; expected a text")
@@ -74,11 +74,11 @@ def _refuse(kind: re.Pattern[str], what: str, text: str, name: str) -> None:
 def encode(
     tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt | None = None
 ) -> list[Tokens]:
-    """Tokenise a batch in one call; rows beyond `max_length` tokens are cut: the longer text of a
-    pair first, no prompt.
+    """Tokenise a batch in one call. Cuts rows to `max_length` tokens: of a pair the longer text
+    first, of a prompt nothing.
 
-    `tokenizer` must have neither padding nor truncation set. A row was cut if `full_length >
-    len(ids)`.
+    `tokenizer` must have neither padding nor truncation set. A row was cut if `full_length` is more
+    than `len(ids)`.
     """
     if prompt is not None:
         return _prompted(tokenizer, inputs, max_length, prompt)
@@ -99,7 +99,7 @@ def encode(
 
 
 def _head(text: str, max_length: int) -> str:
-    """As much of a text as `max_length` tokens can need, up to a white space if there is one."""
+    """Return as much of a text as `max_length` tokens can need, up to a space if there is one."""
     limit = CHARACTERS_PER_TOKEN * (max_length + SPARE_TOKENS)
     if len(text) <= limit:
         return text
@@ -109,7 +109,7 @@ def _head(text: str, max_length: int) -> str:
 def _enough(
     encoding: Encoding, text: tuple[str, ...], head: tuple[str, ...], max_length: int
 ) -> bool:
-    """Whether each part that was shortened still has more tokens than a row can keep of it."""
+    """Whether each part that was shortened still gives more tokens than a row can keep of it."""
     counts = Counter(encoding.sequence_ids)
     return all(
         whole == part or counts[i] >= max_length + SPARE_TOKENS // 2
@@ -120,8 +120,8 @@ def _enough(
 def _prompted(
     tokenizer: Tokenizer, inputs: Sequence[TextInput], max_length: int, prompt: Prompt
 ) -> list[Tokens]:
-    """Every text by itself between the template's tokens; one segment, as masked language models
-    read their own input."""
+    """Tokenise each text by itself and put it between the template's tokens, in one segment, as
+    masked language models read their input."""
     parts, whole = read(
         tokenizer, [part for text in inputs for part in prompt.spaced(text)], max_length
     )
@@ -140,8 +140,8 @@ def _prompted(
 def read(
     tokenizer: Tokenizer, texts: Sequence[str], length: int
 ) -> tuple[list[Encoding], list[bool]]:
-    """Each text by itself, without special tokens, as far as its first `length` tokens need it; and
-    whether that is all."""
+    """Tokenise each text by itself, without special tokens, as far as its first `length` tokens
+    need it. Returns the encodings, and for each whether it is the whole text."""
     heads = [_head(text, length) for text in texts]
     parts: list[Encoding] = tokenizer.encode_batch_fast(heads, add_special_tokens=False)
     for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
@@ -154,8 +154,8 @@ def read(
 
 
 def _cut(tokenizer: Tokenizer, text: tuple[str, ...], max_length: int, *, exact: bool) -> Tokens:
-    """The tokenizers library's `longest_first`, without putting a length into the shared
-    tokeniser's state."""
+    """Truncate as the tokenizers library's `longest_first` does, without setting a length in the
+    tokeniser that threads share."""
     parts: list[Encoding] = tokenizer.encode_batch_fast(list(text), add_special_tokens=False)
     special = tokenizer.num_special_tokens_to_add(len(parts) == 2)
     lengths = [len(part.ids) for part in parts]
@@ -166,7 +166,8 @@ def _cut(tokenizer: Tokenizer, text: tuple[str, ...], max_length: int, *, exact:
 
 
 def _kept(lengths: list[int], room: int) -> list[int]:
-    """How many tokens of each text stay, of the longer one of a pair fewer first."""
+    """Return how many tokens of each text are kept; the longer text of a pair loses tokens
+    first."""
     if len(lengths) == 1:
         return [min(lengths[0], room)]
     short, long = sorted(lengths)

@@ -2,35 +2,144 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import ipaddress
+import os
+import ssl
+from dataclasses import dataclass
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
 from adapters.errors import CannotUpload
+from adapters.spec import shortened, shown
 
 SECONDS = 60  # the server replays the probe before it answers
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-def upload(file: Path, url: str, key: str | None, activate: bool) -> bool:
-    """Whether it was new to the server. Raises CannotUpload."""
+def upload(
+    name: str, data: bytes | bytearray | memoryview, url: str, key: str | None, *, activate: bool
+) -> bool:
+    """Upload a file's bytes; returns whether they were new to the server.
+
+    Uses the proxy that the environment names, except for a server on this machine. No message
+    holds the key or a password. Raises CannotUpload.
+    """
+    target = _parsed(url)
+    shown_url = _without_user(target) if target.userinfo else url
+    headers = _authorization(key)
+    proxy = _proxy(target)
     try:
-        answer = httpx2.post(
-            f"{url.rstrip('/')}/adapters",
-            files={"file": (file.name, file.read_bytes())},
-            data={"activate": "true" if activate else "false"},
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=SECONDS,
-        )
-    except UnicodeEncodeError:
-        raise CannotUpload(
-            "the key holds a character that no header takes; expected ASCII"
-        ) from None
+        with _client(target, proxy) as client:
+            answer = client.post(
+                f"{url.rstrip('/')}/adapters",
+                files={"file": (name, bytes(data))},
+                data={"activate": "true" if activate else "false"},
+                headers=headers,
+            )
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise CannotUpload(f"{url} cannot be reached: {error}") from None
+        by = "" if proxy is None else f" by the proxy of {proxy}"
+        doubt = f"; {_certificates()}" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+        raise CannotUpload(
+            f"{shown_url} cannot be reached{by}: {shortened(error)}{doubt}"
+        ) from None
     if answer.status_code not in (200, 201):
         try:
             reason = answer.json()["error"]
         except (ValueError, KeyError, TypeError):
             reason = answer.text[:200]
-        raise CannotUpload(f"{url} answered {answer.status_code}: {reason}")
+        raise CannotUpload(f"{shown_url} answered {answer.status_code}: {shortened(reason, 500)}")
     return answer.status_code == 201
+
+
+@dataclass(frozen=True)
+class _Proxy:
+    """A proxy, and the variable of the environment that names it."""
+
+    variable: str
+    url: str
+
+    def __str__(self) -> str:
+        """Without a password."""
+        try:
+            return f"{self.variable} ({_without_user(httpx2.URL(self.url))})"
+        except httpx2.InvalidURL:
+            return self.variable
+
+
+def _parsed(url: str) -> httpx2.URL:
+    try:
+        target = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise CannotUpload(f"{shortened(url)} cannot be reached: {shortened(error)}") from None
+    if target.scheme not in ("http", "https") or not target.host:
+        raise CannotUpload(
+            f"{shortened(url)} cannot be reached: it is no address; expected http://HOST:PORT"
+        )
+    return target
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    key = (key or "").strip()  # one that was read from a file ends in a newline
+    if not key.isascii() or not key.isprintable():
+        raise CannotUpload(
+            "the key holds a character that no header takes; expected printable ASCII"
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _proxy(target: httpx2.URL) -> _Proxy | None:
+    """The proxy that the environment names for a server, as urllib reads it."""
+    if _is_loopback(target.host) or proxy_bypass(target.host):
+        return None
+    proxies = getproxies()
+    for kind in (target.scheme, "all"):
+        if proxies.get(kind):
+            name = f"{kind}_proxy"
+            variable = name if os.environ.get(name) else name.upper()
+            url = proxies[kind]
+            return _Proxy(variable, url if "://" in url else f"http://{url}")
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _client(target: httpx2.URL, proxy: _Proxy | None) -> httpx2.Client:
+    """A client with what the environment says, of which each fault names its variable."""
+    try:
+        # without TLS no certificates are read, so that wrong variables for them do not matter
+        verify = httpx2.create_ssl_context() if target.scheme == "https" else False
+    except (OSError, ssl.SSLError) as error:
+        raise CannotUpload(
+            f"{_certificates()}, which cannot be read: {shortened(error)}; expected a file of"
+            " certificates, or the variable to be unset"
+        ) from None
+    try:
+        return httpx2.Client(
+            proxy=None if proxy is None else proxy.url,
+            verify=verify,
+            trust_env=False,
+            timeout=SECONDS,
+        )
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise CannotUpload(
+            f"the proxy of {proxy} cannot be used: {shortened(error)}; expected http://HOST:PORT,"
+            f" or NO_PROXY to name {target.host}"
+        ) from None
+
+
+def _certificates() -> str:
+    """Which certificates servers are checked by."""
+    for name in CERTIFICATES:
+        if os.environ.get(name):
+            return f"{name} is {shown(os.environ[name])}"
+    return "SSL_CERT_FILE is unset, so that this machine's certificates are taken"
+
+
+def _without_user(url: httpx2.URL) -> str:
+    return str(url.copy_with(username="", password=""))

@@ -11,6 +11,8 @@ SECONDS_TO_SCRAPE=30
 
 main() {
   check_container
+  check_limits
+  check_service_links
   check_routes
   check_uploads
   check_prometheus
@@ -28,6 +30,51 @@ check_container() {
     "$(in_service python -c 'import importlib.util as i; print("yes" if i.find_spec("sentence_transformers") else "no")')"
   service_log >"$scratch/log"
   expect "lines of the log that are no JSON object" 0 "$(grep -cvE '^\{.*\}$' "$scratch/log" || true)"
+}
+
+check_limits() {
+  local name limit
+  for name in service prometheus; do
+    limit=$(docker inspect --format '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}' "$(docker compose ps --all --quiet $name)")
+    [[ $limit =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "$name's limits of memory and processes: $limit; expected two numbers"
+    pass "$name's limits: $((${limit% *} >> 20)) MiB of memory, ${limit#* } processes"
+  done
+}
+
+# What Kubernetes would tell a container beside a Service called adamix, without and with a port of its own.
+check_service_links() {
+  local said code=0
+  said=$(beside_a_service timeout 60 python -m service 2>&1) || code=$?
+  expect "the exit status beside a Service called adamix" 2 "$code"
+  [[ $said == *"setting ADAMIX_PORT is 'tcp://10.96.12.34:80'"*enableServiceLinks* ]] ||
+    fail "beside a Service called adamix: $said; expected a sentence about ADAMIX_PORT"
+  pass "it says that the Service spoilt ADAMIX_PORT"
+  code=0
+  said=$(beside_a_service env ADAMIX_PORT=8001 ADAMIX_LOG_FORMAT=json timeout --preserve-status 60 python -c '
+import http.client, os, subprocess, sys, time
+service = subprocess.Popen([sys.executable, "-m", "service"])
+while service.poll() is None:
+    try:
+        asked = http.client.HTTPConnection("127.0.0.1", 8001, timeout=5)
+        asked.request("GET", "/ready")
+        status = asked.getresponse().status
+    except OSError:
+        time.sleep(0.2)
+        continue
+    service.terminate()
+    sys.exit(service.wait() or status != 200)
+sys.exit(1)' 2>&1) || code=$?
+  [ "$code" = 0 ] || fail "with ADAMIX_PORT said beside that Service: $said"
+  pass "with ADAMIX_PORT said it is ready beside that Service, and stops"
+}
+
+# In a container of its own, on a store of its own: the running one's has its writer.
+beside_a_service() {
+  docker compose run --rm --no-deps -T --entrypoint "" \
+    -e ADAMIX_STORE=/tmp/store -e ADAMIX_SERVICE_HOST=10.96.12.34 -e ADAMIX_SERVICE_PORT=80 \
+    -e ADAMIX_SERVICE_PORT_HTTP=80 -e ADAMIX_PORT=tcp://10.96.12.34:80 \
+    -e ADAMIX_PORT_80_TCP=tcp://10.96.12.34:80 -e ADAMIX_PORT_80_TCP_PROTO=tcp \
+    -e ADAMIX_PORT_80_TCP_PORT=80 -e ADAMIX_PORT_80_TCP_ADDR=10.96.12.34 service "$@" </dev/null
 }
 
 check_routes() {

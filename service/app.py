@@ -20,8 +20,8 @@ from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
-from adapters.errors import AdaMixError
-from adapters.file import parse
+from adapters.errors import AdaMixError, StoreError
+from adapters.file import load
 from adapters.store import Store
 from service.batcher import Batcher
 from service.engine import quantized
@@ -126,7 +126,9 @@ def build_service(settings: Settings) -> Service:
     backbone = backbones.load(settings.backbone)
     cache = settings.host_cache_bytes
     store = Store(
-        settings.store, min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache
+        settings.store,
+        min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache,
+        read_only=settings.read_only,
     )
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
@@ -276,13 +278,25 @@ def _kept_admin_key(settings: Settings) -> str:
 
 
 def _seed(service: Service, settings: Settings) -> None:
-    """Give an empty store the shipped adapters that fit the backbone."""
-    if len(service.store) or not settings.seed.is_dir():
+    """Give a new store the shipped adapters that fit the backbone, once: deleted ones stay so."""
+    store = service.store
+    for problem in store.problems:
+        log.warning("the store has a fault", reason=problem)
+    if store.why_read_only is not None:
+        log.warning("the store is read-only: it is served as it is now", reason=store.why_read_only)
         return
-    for file in sorted(settings.seed.glob("*.safetensors")):
+    if store.seeded:
+        return
+    if not len(store) and settings.seed.is_dir():
+        for file in sorted(settings.seed.glob("*.safetensors")):
+            try:
+                adapter = load(file)
+                service.check_fits(adapter)
+                store.put(adapter)
+            except (AdaMixError, OSError) as error:
+                log.warning("shipped adapter left out", file=str(file), reason=str(error))
+    if len(store):
         try:
-            data = file.read_bytes()
-            service.check_fits(parse(data))
-            service.store.put(data)
-        except (AdaMixError, OSError) as error:
-            log.warning("shipped adapter left out", file=str(file), reason=str(error))
+            store.mark_seeded()
+        except StoreError as error:
+            log.warning("deleted shipped adapters may come back", reason=str(error))

@@ -19,7 +19,7 @@ from adapters.spec import BackboneRef
 from adapters.store import Store
 from adapters.text import Tokens
 from service.batcher import Batcher, Outcome
-from service.engine.engine import Row
+from service.engine.row import Row
 from service.engine.slots import Slots
 from service.loader import Loader
 from service.predictor import Admitted, Logits, Signature

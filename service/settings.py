@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -39,7 +39,11 @@ class Settings(BaseSettings):
     backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(
-        Path("store"), description="folder whose adapters an empty store starts with"
+        Path("store"),
+        description="folder whose adapters a new store is given, once; none: no adapters",
+    )
+    read_only: bool = Field(
+        False, description="serve the store as it is at the start, beside its one writer"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if there is one"
@@ -122,6 +126,11 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, else JSON"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unspoilt(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: _unspoilt(name, value) for name, value in values.items()}
+
     @property
     def hosts(self) -> list[str] | None:
         """The names that `allowed_hosts` lists, where the service listens on loopback; None where
@@ -138,7 +147,7 @@ class Settings(BaseSettings):
         if key is None:
             return None
         name = str(info.field_name).upper()
-        text = key.get_secret_value().strip()  # a secret made of a file ends in a new line
+        text = key.get_secret_value()
         if len(text) < MIN_KEY_CHARACTERS:
             raise ValueError(
                 f"{name} has {len(text)} characters; expected at least {MIN_KEY_CHARACTERS}, as"
@@ -149,7 +158,7 @@ class Settings(BaseSettings):
                 f"{name} holds white space, a control character or one that is not ASCII; expected"
                 " only characters that a header can carry"
             )
-        return SecretStr(text)
+        return key
 
     @field_validator("root_path")
     @classmethod
@@ -169,6 +178,35 @@ class Settings(BaseSettings):
                 " is true"
             )
         return self
+
+
+# What Docker's links and Kubernetes' service links put into NAME_PORT for each Service called NAME.
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+SECRET = {"api_key", "admin_key"}
+
+
+def _unspoilt(name: str, value: object) -> object:
+    """The value without white space at its ends, which a secret made of a file has. Raises
+    ValueError for what an orchestrator gave in place of a value; a key is not shown."""
+    if not isinstance(value, str):
+        return value
+    stripped = value.strip()
+    variable, found = name.upper(), "" if name in SECRET else f" {stripped!r},"
+    if not stripped:
+        raise ValueError(f"{variable} is white space alone; expected a value, or no such variable")
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'":
+        raise ValueError(
+            f"{variable} is{found} in quotation marks; expected it without them, which Docker's"
+            " --env-file and YAML's own quotation marks keep"
+        )
+    if SERVICE_LINK.fullmatch(stripped) and name not in SECRET:
+        service = f"adamix_{name}".removesuffix("_port").replace("_", "-")
+        raise ValueError(
+            f"{variable} is{found} which Kubernetes tells every pod beside a Service called"
+            f" {service}; expected a value of your own: set ADAMIX_{variable} in the pod, or"
+            " enableServiceLinks to false"
+        )
+    return stripped
 
 
 def read_settings(**overrides: object) -> Settings:

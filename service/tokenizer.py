@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer
 
+from adapters.long_text import windows
 from adapters.prompt import fitted
 from adapters.text import TextInput, Tokens, encode
-from adapters.windows import windows
 from service.refusals import InputTooLong
 
 T = TypeVar("T")

@@ -29,7 +29,11 @@ PREDICTOR = {
     "containerConcurrency": int,
     "timeout": int,
     "canaryTrafficPercent": int,
+    "deploymentStrategy": dict,
 }
+PODS = pytest.mark.parametrize(
+    "pod", [POD, KSERVE["spec"]["predictor"]], ids=["deployment", "kserve"]
+)
 
 
 def validate(manifest: dict[str, Any]) -> None:
@@ -40,7 +44,8 @@ def validate(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["deployment", "service", "persistentvolumeclaim", "horizontalpodautoscaler"]
+    "name",
+    ["deployment", "service", "persistentvolumeclaim", "networkpolicy", "poddisruptionbudget"],
 )
 def test_a_manifest_is_kubernetes(name: str) -> None:
     """Each object of Kubernetes' own fits its schema."""
@@ -87,19 +92,70 @@ def test_kserve_s_predictor_is_a_pod() -> None:
     assert {"name": "PROTOCOL", "value": "v2"} in container["env"]
 
 
-@pytest.mark.parametrize("pod", [POD, KSERVE["spec"]["predictor"]], ids=["deployment", "kserve"])
+@PODS
 def test_the_container_may_little(pod: dict[str, Any]) -> None:
-    """The service runs as the image's user, with a root that it cannot write to and no capability,
-    within limits."""
+    """The service runs as the image's user, with a root that it cannot write to, no capability,
+    the runtime's filter of system calls and no token of the cluster's, within limits of memory,
+    processor and disk."""
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert f"USER {pod['securityContext']['runAsUser']}\n" in (ROOT / "Dockerfile").read_text()
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
     assert container["resources"].keys() == {"requests", "limits"}
+    assert container["resources"]["limits"].keys() == {"cpu", "memory", "ephemeral-storage"}
+    for volume in pod["volumes"]:
+        assert volume.keys() <= {"name", "persistentVolumeClaim", "emptyDir"}
+        assert volume.get("emptyDir", {"sizeLimit": ""}).keys() == {"sizeLimit"}
+
+
+@PODS
+def test_a_service_s_name_does_not_set_the_port(pod: dict[str, Any]) -> None:
+    """Kubernetes adds no variables of Services to the pod, and the port is said: it is the
+    container's."""
+    (container,) = pod["containers"]
+    assert pod["enableServiceLinks"] is False
+    (port,) = container["ports"]
+    assert {"name": "ADAMIX_PORT", "value": str(port["containerPort"])} in container["env"]
+
+
+@PODS
+def test_a_container_has_keys_and_probes(pod: dict[str, Any]) -> None:
+    """Both keys come from the secret, and the three probes ask for readiness and life."""
+    (container,) = pod["containers"]
+    keys = {
+        one["name"]: one["valueFrom"]["secretKeyRef"]["key"]
+        for one in container["env"]
+        if "secretKeyRef" in one.get("valueFrom", {})
+    }
+    assert keys == {"ADAMIX_ADMIN_KEY": "admin-key", "ADAMIX_API_KEY": "api-key"}
+    asked = [
+        container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "readiness", "liveness")
+    ]
+    assert [one["path"].rsplit("/", 1)[1] for one in asked] in (
+        ["ready", "ready", "health"],
+        ["ready", "ready", "live"],
+    )
+    assert {one["port"] for one in asked} == {container["ports"][0]["name"]}
+
+
+def test_one_instance_has_the_volume() -> None:
+    """Neither manifest lets two instances run on one volume, not even while one replaces the
+    other."""
+    assert DEPLOYMENT["spec"]["replicas"] == 1
+    assert DEPLOYMENT["spec"]["strategy"] == {"type": "Recreate"}
+    predictor = KSERVE["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (1, 1)
+    assert predictor["deploymentStrategy"] == {"type": "Recreate"}
+    listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
+    assert not [name for name in listed if "autoscaler" in name]
+    claim = yaml.safe_load((FOLDER / "persistentvolumeclaim.yaml").read_text())
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
 def test_kustomize_builds_the_base() -> None:
@@ -121,6 +177,12 @@ def test_kustomize_builds_the_base() -> None:
         built["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items()
         <= built["Service"]["metadata"]["labels"].items()
     )
+    for kind in ("NetworkPolicy", "PodDisruptionBudget"):
+        spec = built[kind]["spec"]
+        selector = spec.get("podSelector") or spec["selector"]
+        assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    (port,) = built["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
+    assert port["port"] == built["Service"]["spec"]["ports"][0]["targetPort"]
     assert built["Service"]["metadata"]["name"] == "adamix"  # the alerts' job
     assert (
         pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]

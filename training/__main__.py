@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
 from training import config, data, tasks
 from training.errors import TrainingError
+from training.options import as_in_the_paper, with_recipe
 
 app = typer.Typer(
     add_completion=__name__ != "__main__",
@@ -24,18 +25,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _data = functools.partial(typer.Option, rich_help_panel="Task and data")
-_results = functools.partial(typer.Option, rich_help_panel="Results")
-_adapter = functools.partial(typer.Option, rich_help_panel="Adapter")
-_steps = functools.partial(typer.Option, rich_help_panel="Training")
-_few = functools.partial(typer.Option, rich_help_panel="Few-shot and ablations")
-_machine = functools.partial(typer.Option, rich_help_panel="Machine")
+_results = functools.partial(typer.Option, rich_help_panel=config.RESULTS)
+_adapter = functools.partial(typer.Option, rich_help_panel=config.ADAPTER)
+_steps = functools.partial(typer.Option, rich_help_panel=config.STEPS)
+_machine = functools.partial(typer.Option, rich_help_panel=config.MACHINE)
 
 EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2,
 something that you can mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
 
 
 @app.command(epilog=EXIT_CODES)
+@with_recipe
 def main(
+    context: typer.Context,
+    choices: dict[str, Any],
     task: Annotated[str, _data(metavar="NAME", help="What clients will ask for (`?task=…`).")],
     train: Annotated[
         Path | None,
@@ -52,16 +55,16 @@ def main(
         _data(metavar="FILE", help="What the result is evaluated on; it chooses nothing."),
     ] = None,
     glue_dir: Annotated[
-        Path,
+        Path | None,
         _data(
             metavar="FOLDER",
             envvar="GLUE_DIR",
             help=(
-                "Where TASK/train.jsonl and dev.jsonl of a task known by its name lie, or else: on"
-                " the hub."
+                "Where TASK/train.jsonl and dev.jsonl of a task known by its name lie; without it,"
+                " its rows come from the hub."
             ),
         ),
-    ] = tasks.FOLDER,
+    ] = None,
     problem_type: Annotated[
         ProblemType | None,
         _data(
@@ -84,7 +87,7 @@ def main(
         Path | None,
         _results(
             metavar="FILE",
-            help="Where to write the adapter (.safetensors); `adamix` and `adapter` only.",
+            help="Where to write the adapter (.safetensors).",
         ),
     ] = None,
     run_dir: Annotated[
@@ -116,58 +119,16 @@ def main(
         str | None,
         _results(help="The `score` in --scores: `accuracy`, `f1`, `matthews`, `pearson` …"),
     ] = None,
-    positive: Annotated[str | None, _results(help="The label whose F1 is reported.")] = None,
-    method: Annotated[
-        config.Method,
+    paper: Annotated[
+        bool,
         _adapter(
-            metavar="NAME",
-            help=(
-                "`adamix` (routed, then merged), `adapter` (a single one); to compare: `houlsby`"
-                " (two a layer), `lora` "
-                "(its rank matches the adapter's size), `bitfit` (biases), `head` (frozen encoder),"
-                " `full` (full fine-tuning)."
-            ),
+            "--paper",
+            help="The paper's recipe: four experts, one draw for a mini-batch, two random passes.",
         ),
-    ] = "adamix",
+    ] = False,
     backbone: Annotated[
         str, _adapter(help="`embedded`, a folder, or a Hugging Face id.")
     ] = "embedded",
-    experts: Annotated[int, _adapter(help="Experts in each layer's mixture.")] = 4,
-    share_down: Annotated[bool, _adapter(help="One project-down for all experts.")] = False,
-    share_up: Annotated[bool, _adapter(help="One project-up for all experts.")] = True,
-    bottleneck: Annotated[int, _adapter(help="Width of the bottleneck.")] = 16,
-    first_layer: Annotated[
-        int, _adapter(help="Lowest layer with an adapter; tasks share the bare ones below.")
-    ] = 0,
-    pooling: Annotated[
-        Literal["mean", "cls", "pooler"] | None,
-        _adapter(metavar="NAME", help="`mean`, `cls` or `pooler`; by default the backbone's."),
-    ] = None,
-    dense_head: Annotated[
-        bool | None, _adapter(help="A hidden layer in the head; by default the family's.")
-    ] = None,
-    init: Annotated[
-        Path | None,
-        _adapter(
-            metavar="FILE",
-            help=(
-                "An adapter to start from, of another task: same backbone, bottleneck, first layer."
-            ),
-        ),
-    ] = None,
-    consistency: Annotated[
-        float, _adapter(help="Weight of the consistency loss; 0 for none.")
-    ] = 1.0,
-    epochs: Annotated[int, _steps()] = 10,
-    batch_size: Annotated[int, _steps(help="Rows in a mini-batch.")] = 32,
-    learning_rate: Annotated[
-        float, _steps(help="Peak, after the warm-up; `full` wants some 5e-5.")
-    ] = 1e-3,
-    warmup: Annotated[float, _steps(help="Share of all steps.")] = 0.06,
-    weight_decay: Annotated[float, _steps()] = 0.1,
-    clip: Annotated[float, _steps(help="Largest gradient norm.")] = 1.0,
-    max_length: Annotated[int, _steps(help="Tokens; longer texts are cut.")] = 128,
-    seed: Annotated[int, _steps()] = 0,
     seeds: Annotated[
         str | None,
         _steps(
@@ -175,42 +136,6 @@ def main(
             help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.",
         ),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        _few(
-            metavar="TEMPLATE",
-            help=(
-                "Score label words by the backbone's own masked-language-model head, at the mask of"
-                " a template such as "
-                "`{text} It was {mask}.` or, for pairs, `{text}? {mask}, {text_pair}`."
-            ),
-        ),
-    ] = None,
-    words: Annotated[
-        str | None,
-        _few(metavar="LABEL=WORD,…", help="The prompt's word for each label; or a JSON object."),
-    ] = None,
-    shots: Annotated[
-        int | None,
-        _few(help="Few-shot: this many examples in all, drawn by the seed, classes balanced."),
-    ] = None,
-    evaluate: Annotated[
-        config.Evaluation,
-        _few(
-            metavar="NAME",
-            help=(
-                "Of `adamix`: `merged`, or for ablations the mixture by `random` routes (a draw a"
-                " batch), by `fixed` ones "
-                "(the first expert), or the `ensemble` of its experts' logits."
-            ),
-        ),
-    ] = "merged",
-    precision: Annotated[
-        config.Precision, _machine(help="`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")
-    ] = "auto",
-    dtype: Annotated[
-        config.FileDtype, _machine(help="Of the file: `float16`, `bfloat16` or `float32`.")
-    ] = "float16",
     device: Annotated[
         str | None, _machine(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
@@ -240,8 +165,7 @@ def main(
     # wait for
     try:
         from adapters import backbone as backbones
-        from training import start
-        from training import words as label_words
+        from training import label_words, warm_start
         from training.folder import Folders
         from training.hardware import device_of
         from training.processes import join, speaks_for_machine
@@ -257,34 +181,17 @@ def main(
     try:
         processes = join()
         known = tasks.named(task, train, dev)
-        numbers = [seed] if seeds is None else read_seeds(seeds)
-        begun = None if init is None else start.read(init)
+        numbers = [choices["seed"]] if seeds is None else read_seeds(seeds)
+        begun = None if choices["init"] is None else warm_start.read(choices["init"])
+        words = choices["label_words"]
         recipe = config.Recipe(
-            method=method,
-            experts=experts,
-            share_down=share_down,
-            share_up=share_up,
-            bottleneck=bottleneck,
-            first_layer=first_layer,
-            init=None if begun is None else start.name(begun),
-            consistency=consistency,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            clip=clip,
-            max_length=max_length,
-            pooling=pooling,
-            dense_head=dense_head,
-            prompt=prompt,
-            words=None if words is None else label_words.read(words),
-            positive=positive or (known.positive if known else None),
-            evaluate=evaluate,
-            shots=shots,
-            seed=numbers[0],
-            precision=precision,
-            dtype=dtype,
+            **(as_in_the_paper(choices, context) if paper else choices)
+            | {
+                "init": None if begun is None else warm_start.name(begun),
+                "label_words": None if words is None else label_words.read(words),
+                "positive": choices["positive"] or (known.positive if known else None),
+                "seed": numbers[0],
+            }
         )
         columns = data.Columns(text_column, pair_column, label_column, label_separator)
         folders = (
@@ -323,7 +230,7 @@ def _sets(
     task: str,
     train: Path | None,
     dev: Path | None,
-    glue_dir: Path,
+    glue_dir: Path | None,
     columns: data.Columns,
     problem_type: ProblemType | None,
 ) -> tuple[tuple[data.Dataset, data.Dataset], str]:

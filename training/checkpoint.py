@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 from adapters.backbone import Backbone
-from adapters.file import write_atomically
+from adapters.disk import write_atomically
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import CheckpointError
 from training.progress import Progress
 
-FORMAT = "adamix-checkpoint/1"
+FORMAT = "adamix-checkpoint/2"
 # What a recipe says of a run after its training: it may differ when one goes on.
 AFTERWARDS = ("evaluate", "positive", "dtype")
 

@@ -1,84 +1,207 @@
 """Recipe: every choice of one training run, with the paper's settings as defaults where they do not
-depend on the data."""
+depend on the data.
+
+Each choice is declared once: its type, its bounds, its default, and how the command line names and
+explains it (training.options makes the options of these declarations).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
 
 from adapters.spec import Pooling
 from adapters.text import check_encodable
 from training.errors import TrainingError
 
-Method = Literal["adamix", "adapter", "houlsby", "lora", "bitfit", "head", "full"]
+Method = Literal["adamix", "adapter", "adapter-rdrop", "houlsby", "lora", "bitfit", "head", "full"]
 # What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can
 # be exported.
-SERVABLE: tuple[Method, ...] = ("adamix", "adapter")
+SERVABLE: tuple[Method, ...] = ("adamix", "adapter", "adapter-rdrop")
+TWO_PASSES: tuple[Method, ...] = ("adamix", "adapter-rdrop")
+Routing = Literal["batch", "rows"]
+SecondPass = Literal["random", "mean"]
+TaskLoss = Literal["first", "both"]
 Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
 FileDtype = Literal["float16", "bfloat16", "float32"]
+
+ADAPTER, STEPS, FEW, MACHINE = "Adapter", "Training", "Few-shot and ablations", "Machine"
+RESULTS = "Results"
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line shows a choice: its help, its panel, a name for its values, the type
+    that it reads where that is not the field's own. `bounds` are the least and the greatest value
+    that a recipe takes."""
+
+    panel: str
+    help: str | None = None
+    metavar: str | None = None
+    reads: Any = None
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
-    `consistency` is the weight of the consistency regularisation (0 switches its second forward
-    pass off). `first_layer` is the lowest one with an adapter: the bare ones below are a trunk that
-    tasks can share. `positive` names the label whose F1 is reported. `evaluate` says what of a
-    mixture is judged: what it merges into, or its experts at random, one, or all. `shots` draws so
-    many training examples in all, by the seed; None takes all. `pooling` and `dense_head` of None
-    mean what the backbone's family does. `init` names the adapter, task@version, that every expert
-    starts as. `prompt` is a template with a mask, `words` has each label's word there: then the
-    frozen head is the backbone's own.
+    Files from before version 0.2 have `consistency`, the weight of a consistency loss that was a
+    sum over the mini-batch, where there is `consistency_weight` now, the weight of a mean; and
+    `shots` and `words`, which are `few_shot` and `label_words` now.
     """
 
-    method: Method = "adamix"
-    experts: int = 4
-    share_down: bool = False
-    share_up: bool = True
-    bottleneck: int = 16
-    first_layer: int = 0
-    init: str | None = None
-    consistency: float = 1.0
-    epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup: float = 0.06
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    max_length: int = 128
-    pooling: Pooling | None = None
-    dense_head: bool | None = None
-    prompt: str | None = None
-    words: dict[str, str] | None = None
-    positive: str | None = None
-    evaluate: Evaluation = "merged"
-    shots: int | None = None
-    seed: int = 0
-    precision: Precision = "auto"
-    dtype: FileDtype = "float16"
+    method: Annotated[
+        Method,
+        Option(
+            ADAPTER,
+            "`adamix` (routed, then merged), `adapter` (a single one), `adapter-rdrop` (a single"
+            " one, two passes); to compare: `houlsby` (two a layer), `lora` (its rank matches the"
+            " adapter's size), `bitfit` (biases), `head` (frozen encoder), `full` (full"
+            " fine-tuning).",
+            "NAME",
+        ),
+    ] = "adamix"
+    experts: Annotated[int, Option(ADAPTER, "Experts in each layer's mixture.", bounds=(1, 64))] = 4
+    share_down: Annotated[bool, Option(ADAPTER, "One project-down for all experts.")] = False
+    share_up: Annotated[bool, Option(ADAPTER, "One project-up for all experts.")] = True
+    bottleneck: Annotated[int, Option(ADAPTER, "Width of the bottleneck.", bounds=(1, 256))] = 16
+    first_layer: Annotated[
+        int,
+        Option(
+            ADAPTER,
+            "Lowest layer with an adapter; tasks share the bare ones below.",
+            bounds=(0, 255),
+        ),
+    ] = 0
+    # The adapter, task@version, that every expert starts as.
+    init: Annotated[
+        str | None,
+        Option(
+            ADAPTER,
+            "An adapter to start from, of another task: same backbone, bottleneck, first layer.",
+            "FILE",
+            reads=Path | None,
+        ),
+    ] = None
+    routing: Annotated[
+        Routing,
+        Option(
+            ADAPTER,
+            "`batch`: one draw of experts for a mini-batch; `rows`: its rows spread over them.",
+            "NAME",
+        ),
+    ] = "batch"
+    second_pass: Annotated[
+        SecondPass,
+        Option(ADAPTER, "Through `random` experts again, or through the experts' `mean`.", "NAME"),
+    ] = "random"
+    task_loss: Annotated[
+        TaskLoss, Option(ADAPTER, "On the `first` pass alone, or on `both`.", "NAME")
+    ] = "first"
+    consistency_weight: Annotated[
+        float, Option(ADAPTER, "Weight of the consistency loss; 0 for none.", bounds=(0, 1e6))
+    ] = 1.0
+    head_first: Annotated[
+        bool, Option(ADAPTER, "Fit the head by logistic regression before anything is trained.")
+    ] = False
+    epochs: Annotated[int, Option(STEPS, bounds=(1, 10_000))] = 10
+    batch_size: Annotated[int, Option(STEPS, "Rows in a mini-batch.", bounds=(1, 65_536))] = 32
+    learning_rate: Annotated[
+        float,
+        Option(STEPS, "Peak, after the warm-up; `full` wants some 5e-5.", bounds=(1e-9, 10)),
+    ] = 1e-3
+    warmup: Annotated[float, Option(STEPS, "Share of all steps.", bounds=(0, 1))] = 0.06
+    weight_decay: Annotated[float, Option(STEPS, bounds=(0, 10))] = 0.1
+    clip: Annotated[float, Option(STEPS, "Largest gradient norm.", bounds=(1e-6, 1e6))] = 1.0
+    max_length: Annotated[int, Option(STEPS, "Tokens; longer texts are cut.", bounds=(8, 8192))] = (
+        128
+    )
+    pooling: Annotated[
+        Pooling | None,
+        Option(
+            ADAPTER,
+            "`mean`, `cls` or `pooler`; by default the backbone's.",
+            "NAME",
+            reads=Literal["mean", "cls", "pooler"] | None,
+        ),
+    ] = None
+    dense_head: Annotated[
+        bool | None, Option(ADAPTER, "A hidden layer in the head; by default the family's.")
+    ] = None
+    prompt: Annotated[
+        str | None,
+        Option(
+            FEW,
+            "Score label words by the backbone's own masked-language-model head, at the mask of a"
+            " template such as `{text} It was {mask}.` or, for pairs, `{text}? {mask},"
+            " {text_pair}`.",
+            "TEMPLATE",
+        ),
+    ] = None
+    label_words: Annotated[
+        dict[str, str] | None,
+        Option(
+            FEW,
+            "The prompt's word for each label; or a JSON object.",
+            "LABEL=WORD,…",
+            reads=str | None,
+        ),
+    ] = None
+    positive: Annotated[str | None, Option(RESULTS, "The label whose F1 is reported.")] = None
+    evaluate: Annotated[
+        Evaluation,
+        Option(
+            FEW,
+            "Of `adamix`: `merged`, or for ablations the mixture by `random` routes (a draw a"
+            " batch), by `fixed` ones (the first expert), or the `ensemble` of its experts'"
+            " logits.",
+            "NAME",
+        ),
+    ] = "merged"
+    few_shot: Annotated[
+        int | None,
+        Option(
+            FEW,
+            "This many examples in all, drawn by the seed, classes balanced.",
+            bounds=(1, 2**31),
+        ),
+    ] = None
+    seed: Annotated[int, Option(STEPS, bounds=(0, 2**63 - 1))] = 0
+    precision: Annotated[
+        Precision, Option(MACHINE, "`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU.")
+    ] = "auto"
+    dtype: Annotated[
+        FileDtype, Option(MACHINE, "Of the file: `float16`, `bfloat16` or `float32`.")
+    ] = "float16"
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step."""
+        two = self.consistency_weight > 0 or self.task_loss == "both"
+        return 2 if two and self.method in TWO_PASSES else 1
 
     def __post_init__(self) -> None:
-        bounds: dict[str, tuple[float, float]] = {
-            "experts": (1, 64),
-            "bottleneck": (1, 256),
-            "first_layer": (0, 255),
-            "consistency": (0, 1e6),
-            "epochs": (1, 10_000),
-            "batch_size": (1, 65_536),
-            "learning_rate": (1e-9, 10),
-            "warmup": (0, 1),
-            "weight_decay": (0, 10),
-            "clip": (1e-6, 1e6),
-            "max_length": (8, 8192),
-            "seed": (0, 2**63 - 1),
-            "shots": (1, 2**31),
-        }
-        for name, (low, high) in bounds.items():
+        if self.method == "adapter-rdrop":  # R-Drop's own; set here, so that a file's recipe has it
+            object.__setattr__(self, "task_loss", "both")
+        self._check_bounds()
+        self._check_mixture()
+        self._check_passes()
+        self._check_servable_choices()
+        self._check_prompt()
+
+    def _check_bounds(self) -> None:
+        for name, option in OPTIONS.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is None or option.bounds is None:
+                continue
+            low, high = option.bounds
+            if not low <= value <= high:
                 raise TrainingError(f"{name} is {value}; expected {low} to {high}")
+
+    def _check_mixture(self) -> None:
         if self.method == "adamix" and self.share_down and self.share_up and self.experts > 1:
             raise TrainingError(
                 f"share_down and share_up are both true, so that {self.experts} experts would be"
@@ -88,36 +211,80 @@ class Recipe:
             raise TrainingError(
                 f"experts is {self.experts}, but method is {self.method!r}; expected adamix with it"
             )
-        if self.evaluate != "merged" and self.method != "adamix":
+        for name in ("routing", "second_pass", "evaluate"):
+            if self.method != "adamix" and getattr(self, name) != getattr(Recipe, name):
+                raise TrainingError(
+                    f"{name} is {getattr(self, name)!r}, which needs a mixture, but method is"
+                    f" {self.method!r}; expected adamix"
+                )
+
+    def _check_passes(self) -> None:
+        if self.task_loss == "both" and self.method not in TWO_PASSES:
             raise TrainingError(
-                f"evaluate is {self.evaluate!r}, which needs a mixture, but method is"
-                f" {self.method!r}; expected adamix"
+                f"task_loss is 'both', but a step of method {self.method!r} has one pass; expected"
+                f" {' or '.join(TWO_PASSES)}"
             )
-        if self.first_layer and self.method not in SERVABLE:
+        if self.second_pass == "mean" and self.experts == 1:
             raise TrainingError(
-                f"first_layer is {self.first_layer}, but method is {self.method!r}; expected"
-                f" {' or '.join(SERVABLE)} with it"
+                "second_pass is 'mean', but experts is 1, whose mean is itself; expected 2 experts"
+                " or more, or method adapter-rdrop, which is that"
             )
-        if self.init is not None and self.method not in SERVABLE:
+        if self.second_pass == "mean" and self.passes == 1:
             raise TrainingError(
-                f"init is {self.init!r}, but method is {self.method!r}; expected"
-                f" {' or '.join(SERVABLE)} with it"
+                "second_pass is 'mean', but there is no second pass: consistency_weight is 0 and"
+                " task_loss 'first'; expected a weight above 0, or task_loss both"
             )
-        for text in (self.prompt, *(self.words or {}).values()):
+
+    def _check_servable_choices(self) -> None:
+        for name in ("first_layer", "init"):
+            if self.method not in SERVABLE and getattr(self, name) != getattr(Recipe, name):
+                raise TrainingError(
+                    f"{name} is {getattr(self, name)!r}, but method is {self.method!r}; expected"
+                    f" {' or '.join(SERVABLE)} with it"
+                )
+
+    def _check_prompt(self) -> None:
+        for text in (self.prompt, *(self.label_words or {}).values()):
             if text is not None:
                 check_encodable(text, "the prompt or one of its words")
-        if (self.prompt is None) != (self.words is None):
-            alone = "prompt" if self.words is None else "words"
+        if (self.prompt is None) != (self.label_words is None):
+            alone = "prompt" if self.label_words is None else "label_words"
             raise TrainingError(
                 f"{alone} stands alone; expected a prompt and its label words, or neither"
             )
-        if self.prompt is not None and (self.pooling is not None or self.dense_head is not None):
+        if self.prompt is None:
+            return
+        if self.pooling is not None or self.dense_head is not None:
             raise TrainingError(
                 "a prompt brings its own head and pooling; expected neither pooling nor dense_head"
                 " with it"
             )
-        if self.prompt is not None and self.method == "head":
+        if self.method == "head":
             raise TrainingError(
                 "method is 'head', but a prompt's head is frozen; expected a method that trains"
                 " more"
             )
+        if self.head_first:
+            raise TrainingError(
+                "head_first is true, but a prompt's head is frozen; expected one of them"
+            )
+
+
+OPTIONS: dict[str, Option] = {
+    name: next(part for part in hint.__metadata__ if isinstance(part, Option))
+    for name, hint in get_type_hints(Recipe, include_extras=True).items()
+}
+
+# The paper's recipe and its released code's (arXiv 2205.12410; roberta_large_mnli_expert_soup.sh),
+# but for what depends on the data and the backbone.
+PAPER: dict[str, Any] = {
+    "method": "adamix",
+    "experts": 4,
+    "share_down": False,
+    "share_up": True,
+    "routing": "batch",
+    "second_pass": "random",
+    "task_loss": "first",
+    "consistency_weight": 1.0,
+    "head_first": False,
+}

@@ -1,30 +1,31 @@
-"""The loop: steps over mini-batches, with random routes and consistency where there is a
-mixture."""
+"""The training loop: steps over mini-batches, each of one or two passes."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
-from adapters.bottleneck import draw_routes
-from adapters.classifier import Classifier, collate
+from adapters.classifier import Batch, Classifier, collate
 from adapters.text import Tokens
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, Stateful
 from training.config import Recipe
 from training.data import Dataset
 from training.dropout import CpuDropout
 from training.errors import CheckpointError, NonFiniteLoss
-from training.loss import consistency_loss, target_tensor, task_loss
-from training.processes import current
+from training.loss import step_loss, target_tensor
+from training.processes import Processes, current
 from training.progress import Progress
+from training.routing import Pass, Router
 
 # a bucket's rows are sorted within this many batches: enough for even lengths, few enough to
 # shuffle
@@ -42,91 +43,147 @@ def fit(
     """Train in place whatever of `model` requires gradients, the encoder's dropout on.
 
     The first Ctrl-C ends it early. With a `checkpoint`, it goes on from what that holds, and stores
-    into it now and then, at an early end and at the end.
+    into it now and then, at an early end and at the end. Raises NonFiniteLoss or CheckpointError.
     """
-    device = next(model.parameters()).device
     rng = random.Random(recipe.seed)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
-    optimizer = _optimizer(parameters, recipe)
-    warmup = round(recipe.warmup * steps)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]  # unannotated
-    autocast = _autocast(device, recipe)
-    consistent = bool(recipe.consistency) and recipe.method == "adamix"
-    state = {"optimizer": optimizer, "schedule": schedule}
-    processes = current()
-    progress = Progress(0, steps, float("nan"), 0, 0.0)
-    if checkpoint is not None:
-        progress = checkpoint.restore(model, state) or progress
-        if processes.sum(progress.step) != processes.count * progress.step:
+    trainer = _Trainer.of(model, data, rows, recipe)
+    processes, progress = trainer.processes, trainer.begin(checkpoint)
+    began, started = progress.step, time.monotonic() - progress.seconds
+    with _interruptible() as interrupted, _training_mode(model), trainer.dropout_context():
+        for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
+            routes = trainer.router.draw(rng, len(indices))
+            if number <= began:  # done before the checkpoint: only its draws are repeated
+                continue
+            rate = trainer.schedule.get_last_lr()[0]
+            loss = trainer.step(number, indices, routes)
+            tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
+            seconds = time.monotonic() - started
+            progress = Progress(number, trainer.steps, loss, tokens, seconds, rate)
+            report(progress)
+            stopping = processes.sum(interrupted()) > 0 or number == trainer.steps
+            due = stopping or (checkpoint is not None and number % checkpoint.every == 0)
+            if checkpoint is not None and processes.main and due:
+                checkpoint.store(model, trainer.state, progress)
+            if stopping:
+                break
+    return progress
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What the steps of one run share."""
+
+    model: Classifier
+    data: Dataset
+    rows: list[Tokens]
+    recipe: Recipe
+    steps: int
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    router: Router
+    processes: Processes
+    dropout: CpuDropout | None
+
+    @classmethod
+    def of(cls, model: Classifier, data: Dataset, rows: list[Tokens], recipe: Recipe) -> _Trainer:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
+        optimizer = _optimizer(parameters, recipe)
+        processes = current()
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        return cls(
+            model=model,
+            data=data,
+            rows=rows,
+            recipe=recipe,
+            steps=steps,
+            parameters=parameters,
+            optimizer=optimizer,
+            schedule=transformers.get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]  # unannotated
+                optimizer, round(recipe.warmup * steps), steps
+            ),
+            router=Router(model.sites, recipe),
+            processes=processes,
+            dropout=CpuDropout(processes.seed(recipe.seed)) if on_cpu else None,
+        )
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps beside the weights."""
+        return {"optimizer": self.optimizer, "schedule": self.schedule}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def begin(self, checkpoint: Checkpoint | None) -> Progress:
+        """Where the run is: at its start, or where the checkpoint has it."""
+        begin = Progress(0, self.steps, float("nan"), 0, 0.0)
+        if checkpoint is None:
+            return begin
+        progress = checkpoint.restore(self.model, self.state) or begin
+        if self.processes.sum(progress.step) != self.processes.count * progress.step:
             raise CheckpointError(
                 f"{checkpoint.path} is not the same to all processes; expected a folder that they"
                 " share"
             )
-    began, started = progress.step, time.monotonic() - progress.seconds
-    dropout = CpuDropout(processes.seed(recipe.seed)) if device.type == "cpu" else None
+        return progress
 
-    with (
-        _interruptible() as interrupted,
-        _training_mode(model),
-        dropout or contextlib.nullcontext(),
-    ):
-        for number, indices in enumerate(_epochs(rows, recipe, rng), 1):
-            if number <= began:  # done before the checkpoint: only its draws are repeated
-                for _ in range(1 + consistent):
-                    draw_routes(model.sites, rng)
-                continue
-            if dropout is not None:
-                dropout.begin(number)
-            elif not processes.main:
-                # from the step's number too: a checkpoint keeps the main one's random numbers alone
-                torch.manual_seed(
-                    random.Random(f"{processes.seed(recipe.seed)} {number}").getrandbits(63)
-                )
-            part, share = processes.share(indices)
-            batch = collate([rows[i] for i in part], device)
-            target = target_tensor(
-                data.problem_type, [data.targets[i] for i in part], len(data.labels), device
+    def dropout_context(self) -> contextlib.AbstractContextManager[object]:
+        return self.dropout or contextlib.nullcontext()
+
+    def step(self, number: int, indices: list[int], routes: list[Pass]) -> float:
+        """One step over a mini-batch of row indices; its loss, all processes together."""
+        self._seed_dropout(number)
+        places, share = self.processes.share(len(indices))
+        batch, target = self._collate([indices[place] for place in places])
+        with _autocast(self.device, self.recipe):
+            logits = self._passes(batch, routes, places)
+            # a mean of the processes' means, weighted by their rows
+            loss = share * step_loss(self.data.problem_type, logits, target, self.recipe)
+        value = self._checked(number, self.processes.sum(loss.item()))
+        self._update(loss)
+        return value
+
+    def _seed_dropout(self, number: int) -> None:
+        """From the step's number, so that a resumed run drops what it would have dropped. On a GPU
+        a checkpoint keeps the main process's random numbers; the others' follow from this."""
+        if self.dropout is not None:
+            self.dropout.begin(number)
+        elif not self.processes.main:
+            seed = f"{self.processes.seed(self.recipe.seed)} {number}"
+            torch.manual_seed(random.Random(seed).getrandbits(63))
+
+    def _collate(self, part: list[int]) -> tuple[Batch, Tensor]:
+        batch = collate([self.rows[i] for i in part], self.device)
+        targets = [self.data.targets[i] for i in part]
+        labels = len(self.data.labels)
+        return batch, target_tensor(self.data.problem_type, targets, labels, self.device)
+
+    def _passes(self, batch: Batch, routes: list[Pass], places: list[int]) -> list[Tensor]:
+        logits = []
+        for routes_of_pass in routes:
+            self.router.use(routes_of_pass, places)
+            logits.append(self.model(batch))
+        return logits
+
+    def _checked(self, number: int, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss is {loss} at step {number} of {self.steps} (learning rate"
+                f" {self.recipe.learning_rate}); expected a finite number: try a lower"
+                " --learning-rate"
             )
-            with autocast:
-                draw_routes(model.sites, rng)
-                first = model(batch)
-                # a mean of means, weighted by their rows
-                loss = share * task_loss(data.problem_type, first, target)
-                if consistent:
-                    draw_routes(model.sites, rng)
-                    # a sum: whoever has no rows adds nothing
-                    weight = recipe.consistency * (share > 0)
-                    loss = loss + weight * consistency_loss(data.problem_type, first, model(batch))
-            value = processes.sum(loss.item())
-            if value != value or value in (float("inf"), float("-inf")):
-                raise NonFiniteLoss(
-                    f"the loss is {value} at step {progress.step + 1} of {steps} (learning rate"
-                    f" {recipe.learning_rate}); expected a finite number: try a lower"
-                    " --learning-rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-            processes.add_gradients(parameters)
-            nn.utils.clip_grad_norm_(parameters, recipe.clip)
-            rate = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
-            progress = Progress(
-                progress.step + 1, steps, value, tokens, time.monotonic() - started, rate
-            )
-            report(progress)
-            stopping = processes.sum(interrupted()) > 0 or number == steps
-            if (
-                checkpoint is not None
-                and processes.main
-                and (stopping or number % checkpoint.every == 0)
-            ):
-                checkpoint.store(model, state, progress)
-            if stopping:
-                break
-    return progress
+        return loss
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        self.processes.add_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        self.optimizer.step()
+        self.schedule.step()
 
 
 def _epochs(rows: list[Tokens], recipe: Recipe, rng: random.Random) -> Iterator[list[int]]:

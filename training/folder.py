@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.backbone import Backbone
-from adapters.file import LEFTOVER, write_atomically
+from adapters.disk import LEFTOVER, write_atomically
 from training.checkpoint import Checkpoints, check_same, identity
 from training.config import Recipe
 from training.data import Dataset

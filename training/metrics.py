@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
-from adapters.file import write_atomically
+from adapters.disk import write_atomically
 from training.errors import TrainingError
+from training.jsonl import append, recorded
 from training.progress import Progress
-from training.record import append, recorded
 
 
 class Metrics:

@@ -36,11 +36,11 @@ class Processes:
         """Whether this is the one that tells and writes."""
         return self.rank == 0
 
-    def share(self, batch: list[int]) -> tuple[list[int], float]:
-        """This process's rows of a mini-batch and which part of it they are; if none are left, one
-        row that counts for 0."""
-        rows = batch[self.rank :: self.count]
-        return (rows, len(rows) / len(batch)) if rows else (batch[:1], 0.0)
+    def share(self, rows: int) -> tuple[list[int], float]:
+        """The places of this process's rows in a mini-batch of `rows`, and which part of it they
+        are; if none are left, one row that counts for 0."""
+        places = list(range(self.rank, rows, self.count))
+        return (places, len(places) / rows) if places else ([0], 0.0)
 
     def seed(self, seed: int) -> int:
         """A seed of this process's own, for what need not be alike in all: dropout."""

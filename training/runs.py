@@ -16,29 +16,30 @@ from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
-from training import progress, shots
+from training import few_shot, progress
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate import main_metric
 from training.folder import Folders
+from training.jsonl import append, check_appendable, recorded
 from training.processes import current
 from training.progress import Progress
-from training.record import append, check_appendable, record, recorded
+from training.record import record
 from training.train import Measured, Trained, check_servable, measure, train
 
 
 @dataclass(frozen=True)
 class Runs:
     """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders`
-    everything of each run. They begin as `start`, if there is one."""
+    everything of each run. They begin as `warm_start`, if there is one."""
 
     task: str
     out: Path | None
     scores: Path | None
     metric: str | None
     folders: Folders | None
-    start: Adapter | None = None
+    warm_start: Adapter | None = None
 
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
         """Find out before the training, not after it, what could not be written. Raises
@@ -74,8 +75,9 @@ class Runs:
         `subset` says what the data lack of the published ones.
         """
         metric = main_metric(sets[0].problem_type, recipes[0].positive, self.metric)
-        if recipes[0].shots is not None:
-            shots.check(sets[0], recipes[0].shots)
+        if recipes[0].few_shot is not None:
+            few_shot.check(sets[0], recipes[0].few_shot)
+        _say_where_experts_lack_rows(recipes[0], recipes[0].few_shot or len(sets[0].texts))
         lines: list[dict[str, Any]] = []
         for recipe in recipes:
             measured, version = self._one(backbone, sets, recipe, subset)
@@ -99,7 +101,7 @@ class Runs:
         self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe, subset: str
     ) -> tuple[Measured, str | None]:
         """The run, and the version of the adapter that it wrote."""
-        labels, rows = sets[0].labels, recipe.shots or len(sets[0].texts)
+        labels, rows = sets[0].labels, recipe.few_shot or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
         typer.echo(
             f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named};"
@@ -126,12 +128,14 @@ class Runs:
                 show(at)  # so what is shown is written
 
             if outs:
-                trained = train(self.task, backbone, *sets, recipe, report, checkpoints, self.start)
+                trained = train(
+                    self.task, backbone, *sets, recipe, report, checkpoints, self.warm_start
+                )
                 measured = trained.measured
             else:
                 trained, measured = (
                     None,
-                    measure(backbone, *sets, recipe, report, checkpoints, self.start),
+                    measure(backbone, *sets, recipe, report, checkpoints, self.warm_start),
                 )
             if metrics is not None:
                 metrics.scores(measured.done.step, recipe.evaluate, measured.scores)
@@ -162,6 +166,17 @@ def read_seeds(text: str) -> list[int]:
     return numbers
 
 
+def _say_where_experts_lack_rows(recipe: Recipe, rows: int) -> None:
+    size = min(recipe.batch_size, rows)
+    smallest = rows % size or size
+    if recipe.method == "adamix" and recipe.routing == "rows" and smallest < recipe.experts:
+        few = "a mini-batch has" if size == smallest else "the last mini-batch of an epoch has"
+        typer.echo(
+            f"{few} {smallest} row{'s' if smallest > 1 else ''} for {recipe.experts} experts: some"
+            " get no row there"
+        )
+
+
 def _servable(recipe: Recipe) -> bool:
     try:
         check_servable(recipe)
@@ -183,7 +198,8 @@ def _check_out(out: Path) -> None:
 def _judged(recipe: Recipe) -> str:
     """What the scores are of, in words."""
     if recipe.method != "adamix":
-        return "single adapter" if recipe.method == "adapter" else recipe.method
+        single = recipe.method in ("adapter", "adapter-rdrop")
+        return "single adapter" if single else recipe.method
     return {
         "merged": "merged adapter",
         "random": "random routes",

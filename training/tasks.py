@@ -20,7 +20,6 @@ from training import data
 from training.data import Dataset
 from training.errors import DataError, TrainingError
 
-FOLDER = Path("../shared/data")  # where a checkout of this repository's makers has them
 GLUE = "nyu-mll/glue"
 PAIR = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -104,19 +103,19 @@ def named(name: str, train: Path | None, dev: Path | None) -> Task | None:
 
 
 def read(
-    name: str, folder: Path, columns: data.Columns, problem_type: ProblemType | None
+    name: str, folder: Path | None, columns: data.Columns, problem_type: ProblemType | None
 ) -> tuple[tuple[Dataset, Dataset], str]:
     """A known task's two sets and where they are from: files if `folder` has the task, else the
     hub. Raises DataError."""
-    files = folder / name
-    if files.is_dir():
-        return data.read(files / "train.jsonl", files / "dev.jsonl", columns, problem_type), str(
-            files
-        )
+    files = folder / name if folder is not None else None
+    if files is not None and files.is_dir():
+        sets = data.read(files / "train.jsonl", files / "dev.jsonl", columns, problem_type)
+        return sets, str(files)
+    missing = "GLUE_DIR is not set" if files is None else f"{files} is no folder"
     task = TASKS[name]
     configuration = name if task.repository == GLUE else None
     source = " ".join(filter(None, [task.repository, configuration]))
-    typer.echo(f"{name}: {files} is no folder, so the Hugging Face hub is asked for {source}")
+    typer.echo(f"{name}: {missing}, so the Hugging Face hub is asked for {source}")
     parts: list[data.Part] = []
     for split in ("train", task.dev):
         try:
@@ -125,14 +124,14 @@ def read(
             )
         except ImportError:
             raise DataError(
-                f"{files} is no folder, and the library `datasets`, which would look for {source}"
+                f"{missing}, and the library `datasets`, which would look for {source}"
                 " on the Hugging Face hub, is not installed; expected GLUE_DIR/TASK/train.jsonl"
                 " and dev.jsonl, or the extra `hub`"
             ) from None
         except Exception as error:
             # whatever datasets and the libraries below it raise on a hub or a file
             raise DataError(
-                f"{files} is no folder, and {source} ({split}) cannot be had from the Hugging Face"
+                f"{missing}, and {source} ({split}) cannot be had from the Hugging Face"
                 f" hub: {str(error).strip().partition(chr(10))[0].rstrip('.')}; expected either"
             ) from None
         parts.append((f"{source} ({split})", _rows(rows, task)))

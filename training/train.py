@@ -19,8 +19,7 @@ from adapters.file import Adapter
 from adapters.merge import merge
 from adapters.spec import AdapterSpec, Probe, check_template
 from adapters.text import Tokens, encode
-from training import shots, words
-from training.baselines import build, trained_parameters
+from training import few_shot, label_words
 from training.checkpoint import Checkpoints
 from training.config import SERVABLE, Recipe
 from training.data import Dataset
@@ -28,8 +27,10 @@ from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged, scores
 from training.fit import fit
 from training.hardware import hardware
+from training.head_first import fit_head
+from training.methods import build, trained_parameters
 from training.progress import Progress
-from training.start import start_from
+from training.warm_start import begin_as
 
 PROBE_ROWS = 4
 
@@ -48,14 +49,16 @@ class Trained:
 class Measured:
     """A run by any method: the model as it was trained, what was judged of it, and how.
 
-    `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `scores`
-    are those of the recipe's `evaluate`. `parameters` are those beyond the frozen backbone's that
-    inference needs, the head left out; `rows` are those trained on.
+    `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `logits`
+    `[N, C]` are the dev set's, `scores` theirs, by the recipe's `evaluate`. `parameters` are those
+    beyond the frozen backbone's that inference needs, the head left out; `rows` are those trained
+    on.
     """
 
     model: Classifier
     judged: Classifier
     done: Progress
+    logits: Tensor
     scores: dict[str, float]
     parameters: int
     rows: int
@@ -69,17 +72,17 @@ def train(
     recipe: Recipe,
     report: Callable[[Progress], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
-    start: Adapter | None = None,
+    warm_start: Adapter | None = None,
 ) -> Trained:
-    """One run, from examples to a merged adapter, which begins as `start` if given. Ctrl-C ends the
-    training early; what it has is merged all the same.
+    """One run, from examples to a merged adapter, which begins as `warm_start` if given.
+    Ctrl-C ends the training early; what it has is merged all the same.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
     check_servable(recipe)
     dev_rows = _rows(backbone, dev_set, recipe)
     probed = _probe_rows(dev_rows)
-    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, start)
+    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, warm_start)
     judged = measured.judged
     spec = AdapterSpec(
         task=task,
@@ -123,7 +126,7 @@ def measure(
     recipe: Recipe,
     report: Callable[[Progress], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
-    start: Adapter | None = None,
+    warm_start: Adapter | None = None,
 ) -> Measured:
     """Train by whatever method and score it on the dev set; a merged adapter is scored as its file
     would hold it.
@@ -135,13 +138,17 @@ def measure(
         raise TrainingError(
             f"positive is {recipe.positive!r}; expected one of {', '.join(train_set.labels)}"
         )
-    if recipe.shots is not None:
-        train_set = shots.draw(train_set, recipe.shots, recipe.seed)
+    if recipe.few_shot is not None:
+        train_set = few_shot.draw(train_set, recipe.few_shot, recipe.seed)
     rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
 
-    model = build(backbone, len(train_set.labels), recipe, words.head(backbone, recipe, train_set))
-    if start is not None:
-        start_from(model, start, backbone, train_set.labels, recipe)
+    model = build(
+        backbone, len(train_set.labels), recipe, label_words.head(backbone, recipe, train_set)
+    )
+    if warm_start is not None:
+        begin_as(model, warm_start, backbone, train_set.labels, recipe)
+    if recipe.head_first:
+        fit_head(model, backbone, train_set, rows)
     checkpoint = checkpoints.of(backbone, train_set, recipe) if checkpoints is not None else None
     done = fit(model, train_set, rows, recipe, report, checkpoint)
 
@@ -157,6 +164,7 @@ def measure(
         model=model,
         judged=judged,
         done=done,
+        logits=logits,
         scores=scores(dev_set, logits, recipe.positive),
         parameters=trained_parameters(judged if recipe.evaluate == "merged" else model),
         rows=len(rows),

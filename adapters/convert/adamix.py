@@ -1,9 +1,9 @@
-"""The checkpoints of AdaMix's authors (microsoft/AdaMix, `pytorch_model_*_expert_soup.bin`): all
-experts and the head.
+"""Read the checkpoints of AdaMix's authors (microsoft/AdaMix, `pytorch_model_*_expert_soup.bin`),
+which hold all experts and the head.
 
-`ExpertSoup.MoA_A` projects down and `MoA_B` up; a projection that the experts share is a mixture of
-one. The authors' code merges by the softmax of `expert_score_weight`, which their training leaves
-at zero: the mean.
+`ExpertSoup.MoA_A` projects down and `MoA_B` projects up. A projection that the experts share is a
+mixture of one. The authors' code merges by the softmax of `expert_score_weight`; their training
+leaves these at zero, so that the merge is the mean.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MODELS = {
     "bert": (bert_head, ("bert",)),
     "roberta": (roberta_head, ("roberta", "xlm-roberta", "camembert")),
 }
-# of old versions of transformers: counters, no weights
+# Old versions of transformers saved these counters, which are no weights.
 BUFFERS = (".position_ids", ".token_type_ids")
 
 
 def read(file: Path) -> Foreign:
-    """A checkpoint, alone or with the backbone's weights → one merged adapter. Raises
-    CannotConvert, or OSError."""
+    """Read a checkpoint, with or without the backbone's weights, and merge its experts. Raises
+    CannotConvert or OSError."""
     weights = read_weights(file)
     mixtures: dict[int, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     prefixes = set()
@@ -111,7 +111,8 @@ def _merge(mixture: dict[str, dict[str, Tensor]], layer: int) -> dict[str, Tenso
 
 
 def _experts(layers: list[dict[str, dict[str, Tensor]]]) -> dict[str, JsonValue]:
-    """How many experts each side has, the same in every layer. Raises CannotConvert."""
+    """Count the experts of each projection, which must be the same in every layer. Raises
+    CannotConvert."""
     for i, layer in enumerate(layers):
         for side in SIDES:
             found, expected = _count(layer[side]), _count(layers[0][side])
@@ -124,7 +125,7 @@ def _experts(layers: list[dict[str, dict[str, Tensor]]]) -> dict[str, JsonValue]
 
 
 def _count(tensors: dict[str, Tensor]) -> int:
-    """How many experts a mixture has, by the highest number in it."""
+    """Count the experts of a mixture by the highest number in it."""
     return 1 + max(
         (int(found[1]) for name in tensors if (found := EXPERT.fullmatch(name))), default=-1
     )

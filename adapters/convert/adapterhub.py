@@ -1,7 +1,7 @@
-"""Folders of AdapterHub's `adapters` library, as `save_adapter` writes them.
+"""Read folders that `save_adapter` of AdapterHub's `adapters` library wrote.
 
-Its bottleneck stands behind the feed-forward's output projection and dropout. Which of its many
-configurations compute what ours does is said by `NEEDED`; docs/convert.md has the reasons.
+Its bottleneck comes after the output projection and the dropout of the feed-forward network.
+`NEEDED` lists the configurations that compute what ours does; docs/convert.md has the reasons.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from adapters.convert.foreign import (
 )
 from adapters.convert.weights import read_weights, refuse_rest, take
 from adapters.errors import CannotConvert
-from adapters.spec import Pooling, ProblemType, shown
+from adapters.header import lookalike
+from adapters.spec import Pooling, ProblemType, shortened, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", ("model_head.safetensors", "pytorch_model_head.bin")
 
-# What each field must be for `y = x + U·gelu(D·x + b_D) + b_U` before residual and LayerNorm. The
-# first value is also what AdapterHub takes for a field that is not there, but for those of
+# The values that each field must have for `y = x + U·gelu(D·x + b_D) + b_U` before residual and
+# LayerNorm. The first value is also AdapterHub's default for a missing field, except for those in
 # `REQUIRED`.
 NEEDED: dict[str, tuple[Any, ...]] = {
     "architecture": (None,),
@@ -52,8 +53,8 @@ NEEDED: dict[str, tuple[Any, ...]] = {
     "non_linearity": ("gelu", "gelu_python"),
 }
 REQUIRED = ("mh_adapter", "output_adapter", "non_linearity")
-# Fields that say how it was trained or initialised, or that mean something only beside another
-# value of the above.
+# Fields about training or initialisation, and fields that mean something only with other values of
+# the fields above.
 WITHOUT_EFFECT = {
     *(
         "adapter_residual_before_ln",
@@ -81,8 +82,8 @@ WITHOUT_EFFECT = {
         "shared_phm_rule",
     ),
 }
-# In folders without a version, which are older, these words meant something else; AdapterHub's
-# loader renames them likewise.
+# In older folders, which have no version, these words meant something else. AdapterHub's loader
+# renames them as well.
 OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 HEAD_TYPES = ("classification", "multilabel_classification")
 STATIC_HEADS = {
@@ -93,8 +94,8 @@ STATIC_HEADS = {
 
 
 def read(folder: Path) -> Foreign:
-    """An adapter's folder, head included → the same in our terms, exactly. Raises CannotConvert, or
-    OSError."""
+    """Read a folder with an adapter and its head, without changing what they compute. Raises
+    CannotConvert or OSError."""
     config = _read_json(folder / CONFIG)
     _check_config(config)
     weights = read_weights(_first(folder, WEIGHTS))
@@ -146,6 +147,12 @@ def read(folder: Path) -> Foreign:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
+    if "peft_type" in config:
+        raise CannotConvert(
+            f"{CONFIG} is that of a PEFT adapter ({shown(config['peft_type'])}), which has the same"
+            " name and computes something else; expected a folder that AdapterHub's save_adapter"
+            " wrote"
+        )
     fields = config.get("config")
     if not isinstance(fields, dict):
         raise CannotConvert(
@@ -254,10 +261,16 @@ def _read_json(path: Path) -> dict[str, Any]:
             " save_adapter wrote"
         )
     try:
-        value = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
+        if (kind := lookalike(content[:8])) is not None:
+            raise CannotConvert(
+                f"{path.name} looks like {kind}; expected what AdapterHub's save_adapter writes"
+            ) from None
         raise CannotConvert(
-            f"{path.name} is not JSON: {error}; expected what AdapterHub's save_adapter writes"
+            f"{path.name} is not JSON: {shortened(error)}; expected what AdapterHub's"
+            " save_adapter writes"
         ) from None
     if not isinstance(value, dict):
         raise CannotConvert(f"{path.name} is a JSON {type(value).__name__}; expected an object")

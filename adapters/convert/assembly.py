@@ -1,5 +1,5 @@
-"""What was read + what the user says + the backbone → an adapter file: fit, labels, and a probe
-with its logits."""
+"""Make an adapter file of what was read, what the user says, and the backbone: check the fit, find
+the labels, compute the probe's logits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adapters.convert.foreign import Foreign
 from adapters.convert.probe import neutral_probe
 from adapters.errors import CannotConvert
 from adapters.header import expected_shapes
-from adapters.spec import AdapterSpec, ProblemType, parse_spec
+from adapters.spec import AdapterSpec, ProblemType, parse_spec, shown
 from adapters.text import TextInput, encode
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What another maker's file does not say; `None`: what it says, if it does."""
+    """What another library's file may not say. `None` stands for what the file says."""
 
     task: str
     labels: tuple[str, ...] | None
@@ -35,8 +35,8 @@ class Wanted:
 def assemble(
     foreign: Foreign, backbone: Backbone, wanted: Wanted
 ) -> tuple[AdapterSpec, dict[str, Tensor]]:
-    """The spec, with a true probe, and the tensors of an adapter file. Raises CannotConvert or
-    another AdaMixError."""
+    """Return the spec, with a probe computed on the backbone, and the tensors of an adapter file.
+    Raises CannotConvert or another AdaMixError."""
     _check_fit(foreign, backbone)
     if wanted.max_length > backbone.max_length:
         raise CannotConvert(
@@ -81,7 +81,7 @@ def _check_fit(foreign: Foreign, backbone: Backbone) -> None:
     found, reference = foreign.tensors["down.weight"].shape, backbone.reference
     if reference.model_type not in foreign.model_types:
         raise CannotConvert(
-            f"the file is for a {' or '.join(map(repr, foreign.model_types))} backbone; "
+            f"the file is for a {' or '.join(map(shown, foreign.model_types))} backbone; "
             f"expected {reference.model_type!r}, as {backbone.name!r} is"
         )
     if (found[0], found[-1]) != (reference.num_layers, reference.hidden_size):

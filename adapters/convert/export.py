@@ -1,4 +1,4 @@
-"""Our adapter file → a folder from which AdapterHub's `load_adapter` makes the same adapter and
+"""Write an adapter as a folder from which AdapterHub's `load_adapter` makes the same adapter and
 head."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adapters.errors import CannotConvert
 from adapters.file import Adapter
 from adapters.spec import AdapterSpec
 
-VERSION = "adapters.1.3.0"  # whose layout this is
+VERSION = "adapters.1.3.0"  # the version whose layout is written
 MODELS = {  # prefix of the tensors' names, and class, by model type
     "bert": ("bert", "BertAdapterModel"),
     "roberta": ("roberta", "RobertaAdapterModel"),
@@ -35,8 +35,8 @@ MODELS = {  # prefix of the tensors' names, and class, by model type
 
 
 def write(adapter: Adapter, folder: Path) -> None:
-    """Write `folder`, whole or not at all; it must not be there yet, or be empty. Raises
-    CannotConvert, or OSError."""
+    """Write `folder` completely or not at all. It must be absent or empty. Raises CannotConvert or
+    OSError."""
     spec = adapter.spec
     if spec.backbone.model_type not in MODELS:
         raise CannotConvert(
@@ -84,7 +84,8 @@ def write(adapter: Adapter, folder: Path) -> None:
 
 
 def _config(spec: AdapterSpec) -> dict[str, Any]:
-    """AdapterHub's bottleneck is ⌊hidden size / reduction_factor⌋."""
+    """Return the adapter's configuration. AdapterHub's bottleneck is ⌊hidden size /
+    reduction_factor⌋."""
     d, r = spec.backbone.hidden_size, spec.bottleneck
     fields = {name: values[0] for name, values in NEEDED.items() if name != "architecture"}
     return {**fields, "reduction_factor": d // r if d % r == 0 else d / (r + 0.5)}
@@ -106,7 +107,7 @@ def _head_config(spec: AdapterSpec, dense: bool) -> dict[str, Any]:
 def _sites(tensors: Mapping[str, Tensor], prefix: str, task: str) -> dict[str, Tensor]:
     sides = {"down": "adapter_down.0", "up": "adapter_up"}
     return {
-        # a slice would be saved with all layers
+        # without `clone`, a slice would be saved with all layers
         f"{prefix}.{i}.output.adapters.{task}.{sides[side]}.{kind}": layer.clone()
         for side in sides
         for kind in ("weight", "bias")
@@ -115,7 +116,8 @@ def _sites(tensors: Mapping[str, Tensor], prefix: str, task: str) -> dict[str, T
 
 
 def _head(tensors: Mapping[str, Tensor], name: str, dense: bool) -> dict[str, Tensor]:
-    """A head is a sequence in which dropout and tanh have numbers, too."""
+    """Name the head's tensors. AdapterHub's head is a sequence in which dropout and tanh have
+    numbers, too."""
     numbers = {"dense": 1, "out": 4} if dense else {"out": 1}
     return {
         f"{name}.{number}.{kind}": tensors[f"head.{layer}.{kind}"]

@@ -1,4 +1,5 @@
-"""What was read from another maker's file, in our terms: the common middle of every conversion."""
+"""An adapter that was read from another library's file, in the terms of our format; every
+conversion passes through it."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from adapters.spec import Pooling, ProblemType
 
 @dataclass(frozen=True, eq=False)
 class Foreign:
-    """An adapter and its head, before it is known what task and which backbone they are for.
+    """An adapter and its head, whose task and backbone are not known yet.
 
     `tensors` are named and shaped as in docs/adapter-format.md, in float32; `encoder` holds the
-    backbone's weights, if the file has them; `provenance` says where all this came from.
+    backbone's weights, if the file has them; `provenance` says where the adapter came from.
     """
 
     tensors: Mapping[str, Tensor]
@@ -32,8 +33,8 @@ class Foreign:
 
 
 def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Each layer's `down.weight`, `down.bias`, `up.weight`, `up.bias` → all layers' in one. Raises
-    CannotConvert."""
+    """Stack each layer's `down.weight`, `down.bias`, `up.weight` and `up.bias` into one tensor for
+    all layers. Raises CannotConvert."""
     stacked = {}
     for name, first in layers[0].items():
         for i, layer in enumerate(layers):
@@ -47,7 +48,8 @@ def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def in_order(layers: Mapping[int, object], what: str) -> range:
-    """The numbers of the layers, 0 to the last one. Raises CannotConvert if one lacks."""
+    """Return the numbers of the layers, from 0 to the last. Raises CannotConvert if one is
+    missing."""
     numbers = range(max(layers) + 1)
     if len(layers) != len(numbers):
         missing = next(i for i in numbers if i not in layers)
@@ -74,12 +76,12 @@ def roberta_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling
 
 
 def linear(weights: dict[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
-    """Take one linear layer under our name. Raises CannotConvert."""
+    """Take one linear layer and give it our name. Raises CannotConvert."""
     return {
         f"{ours}.{kind}": take(weights, f"{theirs}.{kind}").float() for kind in ("weight", "bias")
     }
 
 
 def problem_type(rows: int) -> ProblemType:
-    """What transformers takes a head of that many rows for."""
+    """Return the problem type that transformers assumes for a head with so many rows."""
     return "regression" if rows == 1 else "single_label_classification"

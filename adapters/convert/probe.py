@@ -1,4 +1,4 @@
-"""The texts of a converted adapter's probe: the user's, or neutral ones."""
+"""Choose the texts of a converted adapter's probe: the user's, or neutral ones."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from adapters.errors import CannotConvert
-from adapters.spec import shown
+from adapters.spec import shortened, shown
 from adapters.text import TextInput, check_encodable
 
 MAX_ROWS = 8
 
-# Said of nothing in particular, long and short.
+# Long and short texts about nothing in particular.
 NEUTRAL_PAIRS = (
     ("The meeting starts at nine o'clock.", "It begins in the morning."),
     ("She put the book back on the shelf.", "The shelf is empty."),
@@ -24,12 +24,13 @@ NEUTRAL_PAIRS = (
 
 
 def neutral_probe(text_pair: bool) -> tuple[TextInput, ...]:
+    """Return the neutral texts, as pairs if `text_pair`."""
     return tuple(pair if text_pair else pair[:1] for pair in NEUTRAL_PAIRS)
 
 
 def read_probe(path: Path, text_pair: bool) -> tuple[TextInput, ...]:
-    """The first rows of a file of JSON lines; what else they hold (labels) does not matter. Raises
-    CannotConvert or InvalidText, or OSError."""
+    """Read the first rows of a file of JSON lines. Other keys, such as labels, are ignored. Raises
+    CannotConvert, InvalidText or OSError."""
     keys = ("text", "text_pair") if text_pair else ("text",)
     rows: list[TextInput] = []
     with path.open("rb") as file:
@@ -51,7 +52,7 @@ def _row(line: bytes, keys: tuple[str, ...], where: str) -> TextInput:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise CannotConvert(
-            f"{where} is not JSON: {error}; expected an object with {' and '.join(keys)}"
+            f"{where} is not JSON: {shortened(error)}; expected an object with {' and '.join(keys)}"
         ) from None
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
         raise CannotConvert(

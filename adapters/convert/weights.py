@@ -1,5 +1,4 @@
-"""A file of weights: safetensors or PyTorch's own, whoever wrote it; nothing that it holds is ever
-run."""
+"""Read a file of weights, safetensors or PyTorch's own, without running anything that it holds."""
 
 from __future__ import annotations
 
@@ -13,16 +12,19 @@ import torch
 from torch import Tensor
 
 from adapters.errors import CannotConvert
+from adapters.header import lookalike
 from adapters.spec import shown
 
-# of protocol 2 and later; the files of torch.save are zip archives, but for those of old versions
+# The start of a pickle of protocol 2 or later. torch.save writes zip archives, except in old
+# versions.
 PICKLE = b"\x80"
-# a number that its pickles begin with
+ZIP = b"PK"
+# the number with which the pickles of old versions start
 TORCH_BEFORE_1_6 = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be
+    """Read the tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be
     read."""
     loaded = _load(path)
     if not isinstance(loaded, dict):
@@ -43,22 +45,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def take(weights: dict[str, Tensor], name: str) -> Tensor:
-    """Take a matrix (`….weight`) or a vector out; what is left over at the end is what nobody knew.
-    Raises CannotConvert."""
+    """Remove a matrix (`….weight`) or a vector from `weights` and return it. What is left at the
+    end is what nobody knows. Raises CannotConvert."""
     if name not in weights:
-        raise CannotConvert(f"the tensor {name!r} is missing; expected it to be there")
+        raise CannotConvert(f"the tensor {shown(name)} is missing; expected it to be there")
     tensor = weights.pop(name)
     dimensions = 2 if name.endswith(".weight") else 1
     if not tensor.is_floating_point() or tensor.ndim != dimensions:
         found = f"{tensor.dtype} of shape {list(tensor.shape)}"
         raise CannotConvert(
-            f"the tensor {name!r} is {found}; expected floating point of {dimensions} dimensions"
+            f"the tensor {shown(name)} is {found}; expected floating point of {dimensions}"
+            " dimensions"
         )
     return tensor
 
 
 def refuse_rest(weights: dict[str, Tensor], known: str) -> None:
-    """Raise CannotConvert if a tensor was not taken: something would be lost."""
+    """Raise CannotConvert if a tensor was not taken, because it would be lost."""
     if weights:
         raise CannotConvert(
             f"the tensor {shown(min(weights))} is not understood; expected only {known}"
@@ -69,6 +72,11 @@ def _load(path: Path) -> object:
     with path.open("rb") as file:
         head = file.read(32)
     safe = head[8:9] == b"{"  # safetensors begins with a length of eight bytes and a JSON object
+    kind = lookalike(head[:8])
+    if not safe and kind is not None and not head.startswith(ZIP):
+        raise CannotConvert(
+            f"{path.name} looks like {kind}; expected a PyTorch or safetensors file"
+        )
     if not safe and head.startswith(PICKLE) and TORCH_BEFORE_1_6 not in head:
         raise CannotConvert(
             f"{path.name} is a plain pickle, which is a program, and was not opened; expected what"

@@ -33,9 +33,10 @@ from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
 from adapters.text import encode
 from benchmarks.glue.data import read, sample
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
 from service.engine.linear import Prepacked
 from service.engine.quantized import Quantized
+from service.engine.row import Row
 from service.engine.slots import Slots
 from training import evaluate
 from training.data import Dataset

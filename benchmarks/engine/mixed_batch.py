@@ -43,7 +43,8 @@ from adapters.backbone import Backbone
 from adapters.file import parse
 from adapters.text import encode
 from benchmarks.stores import MAX_LENGTH, random_file
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.row import Row
 from service.engine.slots import Slots
 from training.hardware import hardware
 
@@ -130,7 +131,7 @@ class Systems:
     @torch.inference_mode()
     def bare(self, batch: Batch) -> Any:
         packed = self.engine.encoder.pack([(row.ids, row.types) for row in self.rows(batch)])
-        hidden = self.engine.encoder.forward(packed, lambda _layer, _x: None)
+        hidden = self.engine.encoder.forward(packed)
         return self.engine.encoder.pool_mean(hidden, packed).tolist()
 
     @torch.inference_mode()
@@ -153,7 +154,7 @@ class Systems:
     def encoder(self, batch: Batch) -> Any:
         """The encoder alone, on ready ids: what is held against the matmul rate."""
         packed = self.packed(batch)
-        return Timed(lambda: self.engine.encoder.forward(packed, lambda _layer, _x: None))
+        return Timed(lambda: self.engine.encoder.forward(packed))
 
     @torch.inference_mode()
     def matmul(self, batch: Batch) -> Any:
@@ -182,7 +183,7 @@ class Systems:
         rows = self.rows(batch)
         packed = self.engine.encoder.pack([(row.ids, row.types) for row in rows])
         with torch.inference_mode():
-            hidden = self.engine.encoder.forward(packed, lambda _layer, _x: None)
+            hidden = self.engine.encoder.forward(packed)
             for row, start in zip(rows, packed.starts.tolist(), strict=True):
                 wanted = self.models[0].bert(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
                 found = hidden[start : start + len(row.ids)]

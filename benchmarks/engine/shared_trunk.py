@@ -36,7 +36,8 @@ from adapters.file import Adapter, parse
 from benchmarks import plot
 from benchmarks.contest import summary, turns
 from benchmarks.stores import random_file
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.row import Row
 from service.engine.slots import Slots
 from training.hardware import hardware
 

@@ -1,59 +1,41 @@
-"""The tasks of the table (what they are judged by stands in training.tasks), what is spent on them,
-and their rows."""
+"""The rows of a cell: which ones are trained on and which ones it is judged by."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.glue.protocol import HELD_OUT, Cell
 from training import data, tasks
 from training.data import Dataset
 
 
-@dataclass(frozen=True)
-class Budget:
-    """`epochs` and `cap` (training rows at most) are chosen for two cores."""
-
-    epochs: int
-    cap: int | None = None
-
-
-BUDGETS = {
-    "rte": Budget(4),
-    "mrpc": Budget(5),
-    "stsb": Budget(5),
-    "cola": Budget(5),
-    "sst2": Budget(4, cap=8000),
-    "subj": Budget(3),
-    "mpqa": Budget(5),
-    "qnli": Budget(3),
-    "mnli": Budget(6),
-    "qqp": Budget(2),
-}
+def sets_of(cell: Cell, folder: Path | None) -> tuple[Dataset, Dataset]:
+    """What a cell is trained on and judged by: rows drawn by its seed, at random and so unbalanced,
+    the same for all methods; judged by dev, or in a search by training rows held out. Raises
+    DataError."""
+    (train, dev), _ = tasks.read(cell.task, folder, data.Columns(), None)
+    if cell.rate is not None:
+        return search_sets(train, cell)
+    rng = random.Random(f"{cell.task} {cell.rows} {cell.seed}")
+    return sample(train, cell.rows, rng), dev
 
 
-def read(folder: Path, task: str, rows: int | None) -> tuple[Dataset, Dataset]:
-    """A task's files, or the hub's rows, capped; which rows a cap keeps depends on nothing else.
-    Raises DataError."""
-    (train, dev), _ = tasks.read(task, folder, data.Columns(), None)
-    caps = [cap for cap in (rows, BUDGETS[task].cap) if cap is not None]
-    return sample(train, min(caps, default=len(train.texts))), sample(dev, rows or len(dev.texts))
+def search_sets(train: Dataset, cell: Cell) -> tuple[Dataset, Dataset]:
+    """Training rows to learn from and others to choose by; no row of dev is among them."""
+    order = list(range(len(train.texts)))
+    random.Random(f"search {cell.task}").shuffle(order)
+    held = min(HELD_OUT, len(order) // 3)
+    assert cell.rows is not None
+    return take(train, order[held : held + cell.rows]), take(train, order[:held])
 
 
-def held_out(train: Dataset, rows: int) -> tuple[Dataset, Dataset]:
-    """Training rows to learn from, `rows` at most, and a fifth of all to choose by."""
-    order = random.Random(1).sample(range(len(train.texts)), len(train.texts))
-    cut = len(order) // 5
-    return take(train, order[cut : cut + rows]), take(train, order[:cut])
-
-
-def sample(dataset: Dataset, rows: int) -> Dataset:
-    if rows >= len(dataset.texts):
+def sample(dataset: Dataset, rows: int | None, rng: random.Random) -> Dataset:
+    if rows is None or rows >= len(dataset.texts):
         return dataset
-    return take(dataset, random.Random(0).sample(range(len(dataset.texts)), rows))
+    return take(dataset, rng.sample(range(len(dataset.texts)), rows))
 
 
 def take(dataset: Dataset, rows: Iterable[int]) -> Dataset:

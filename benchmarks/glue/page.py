@@ -1,252 +1,215 @@
-"""docs/results.md and its plots, made from the cells alone: the same cells give the same page."""
+"""docs/results.md and its plot, made from the cells alone: the same cells give the same page."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.glue import cells as stored
 from benchmarks.glue import plots
 from benchmarks.glue.cells import Cells
-from training.tasks import TASKS, lacking
+from benchmarks.glue.contrasts import Contrast, contrast
+from benchmarks.glue.protocol import ABLATIONS, COMPARED, RATES, SEARCH_TASKS, STAGES, TASKS
+from training.tasks import TASKS as KNOWN
 
-MAIN = ("full", "adamix", "adapter", "lora", "houlsby", "bitfit", "head")
+SIZES: tuple[int | None, ...] = (1000, 300, 100, 30, None)
+ALPHA = 0.05
 INTRO = """# Results
 
-Made by `python -m benchmarks.glue render` from the cells in `benchmarks/results/`, each of them one training run;
-`python -m benchmarks.glue run --precision PRECISION` fills them in, and its top says what is the same for all methods.
-Scores are on the dev set, of the model after its last epoch (nothing is chosen by them): accuracy, but Matthews correlation
-for cola and Pearson correlation for stsb, all times 100. After a mean stands the standard deviation over the seeds (n - 1),
-and in brackets the number of seeds. Seconds are wall time, the median, and other work may have run beside. subj and mpqa
-were published in one piece: their dev sets are 2,000 rows of it.
+Made by `python -m benchmarks.glue render` from the cells in `benchmarks/results/glue/cells.jsonl`. A
+cell is one training run. `python -m benchmarks.glue run` goes on with the first one that lacks.
 """
-SEARCHED = """### Learning rates
-
-Chosen by the mean score on a fifth of the training rows held out, seed 0; dev was not looked at. AdaMix alone had a choice
-more, before: its consistency loss weighs 0.03 here, and not 1.
-"""
-FEW = """Each seed draws its own examples, as many of each class as there can be, the same for all methods. The number of
-epochs is fixed, and the learning rates are those of the whole sets: with so few examples there is nothing to choose by.
-"""
+HERE = Path(__file__).parent
 
 
-def write(
-    out: Path,
-    cells: Cells,
-    tasks: list[str],
-    methods: list[str],
-    grid: dict[str, tuple[float, ...]],
-) -> None:
+def write(out: Path, cells: Cells) -> None:
     """The page, section by section; ValueError if there is nothing to show."""
-    final = [cell for cell in cells if cell["search"] is None]
-    if not final:
+    if not any(cell["search"] is None for cell in cells):
         raise ValueError("there are no cells yet; expected some: python -m benchmarks.glue run")
-    groups: dict[tuple[str, int | None, int | None], Cells] = {}
-    for cell in final:
-        groups.setdefault((cell["backbone"], cell["cap"], cell["shots"]), []).append(cell)
-    parts = [INTRO]
-    for backbone, cap, shots in sorted(groups, key=lambda key: (key[0], key[1] or 0, key[2] or 0)):
-        few, few_name = (
-            ("", "") if shots is None else (f", {shots} training examples", f"-{shots}-shots")
-        )
-        capped = "" if cap is None else f", at most {cap} rows of each file: a look, no result"
-        name = f"{out.stem}-{Path(backbone).name}{'' if cap is None else f'-{cap}'}{few_name}"
-        parts.append(f"## Backbone {backbone}{few}{capped}\n")
-        if shots is not None:
-            parts.append(FEW)
-        parts += _group(groups[backbone, cap, shots], tasks, methods, out, name)
-        if shots is None:
-            parts.append(_search(cells, backbone, cap, grid))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(parts), encoding="utf-8")
-
-
-def _group(group: Cells, tasks: list[str], methods: list[str], out: Path, name: str) -> list[str]:
-    """All that was measured on one backbone, under one cap of rows, with as many examples."""
-    shown = [task for task in tasks if any(cell["task"] == task for cell in group)]
-    ran = [method for method in methods if any(cell["method"] == method for cell in group)]
-    main = [method for method in ran if method in MAIN]
-    seeds = ", ".join(map(str, sorted({cell["seed"] for cell in group})))
-    hardware, precision = (
-        "; ".join(sorted(kinds)) for kinds in ({c["hardware"] for c in group}, _precisions(group))
-    )
-    parts = [
-        f"Seeds {seeds}; hardware: {hardware}; precision: {precision}.\n",
-        _table(group, shown, main),
-        *(
-            f"† {task}: {_lacking(group, task)}, so its scores are no measure of the published"
-            " task."
-            for task in shown
-            if _lacking(group, task)
-        ),
-        "",
-        _paired(group, main),
-        _variants(group, shown, ran),
-        _unmerged(group, shown),
+    parts = [INTRO, _state(cells)]
+    for size in SIZES:
+        own = stored.of_rows(cells, size)
+        if any(cell["method"] in COMPARED for cell in own):
+            parts += [f"## {_named(size)}\n", _table(own), _contrasts(own)]
+    parts += [
+        _plot(cells, out),
+        _ablations(stored.of_rows(cells, 1000)),
+        (HERE / "protocol.md").read_text(encoding="utf-8"),
+        _search(cells),
+        _every_cell(cells),
+        (HERE / "earlier.md").read_text(encoding="utf-8"),
     ]
-    for kind, draw in plots.PLOTS.items():
-        file = out.parent / f"{name}-{kind}.svg"
-        caption = draw(group, shown, main, file)
-        if caption:
-            parts.append(f"![{caption}]({file.name})\n\n{caption}\n")
-    return parts
+    out.write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
-def _precisions(group: Cells) -> set[str]:
-    return {cell["recipe"]["precision"] for cell in group}
+def _state(cells: Cells) -> str:
+    """How much of the protocol has been run, and on what."""
+    there = {tuple(cell[name] for name in stored.KEY[:-1]) for cell in cells}
+    lines = ["| stage of the protocol | cells there | of |", "|---|---|---|"]
+    for stage in STAGES:
+        keys = [tuple(cell.key[name] for name in stored.KEY[:-1]) for cell in stage.cells()]
+        lines.append(f"| {stage.name} | {sum(key in there for key in keys)} | {len(keys)} |")
+    hardware = ", ".join(sorted({cell["hardware"] for cell in cells}))
+    precision = ", ".join(sorted({cell["recipe"]["precision"] for cell in cells}))
+    backbone = ", ".join(sorted({cell["backbone"] for cell in cells}))
+    said = f"Backbone: {backbone}. Hardware: {hardware}. Precision: {precision}."
+    return "\n".join([said, "", *lines, ""])
 
 
-def _table(group: Cells, tasks: list[str], methods: list[str]) -> str:
-    """Methods × tasks, and averages of the same tasks."""
-    common = stored.common(group, tasks, methods)
-    head = [
-        "method",
-        "parameters",
-        "s a run",
-        *(_heading(group, task) for task in tasks),
-        f"average of {len(common)}",
-    ]
+def _named(size: int | None) -> str:
+    return "All training rows" if size is None else f"{size:,} labelled rows"
+
+
+def _table(own: Cells) -> str:
+    """Methods × tasks; a mean, the standard deviation over the seeds and their number."""
+    tasks = [task for task in TASKS if any(cell["task"] == task for cell in own)]
+    head = ["method", "parameters", *(f"{task} {KNOWN[task].metric}" for task in tasks)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for method in methods:
-        own = [cell for cell in group if cell["method"] == method]
-        seconds = statistics.median(cell["seconds"] for cell in own)
-        row = [
-            method,
-            f"{own[0]['parameters']:,}",
-            f"{seconds:,.0f}",
-            *(_spread(stored.scores(own, task)) for task in tasks),
-        ]
-        lines.append("| " + " | ".join([*row, _spread(stored.averages(own, common))]) + " |")
-    said = ", ".join(common) or "no task, for none has cells of the methods it is made for"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            (
-                f"The average is over {said}. Parameters are those inference needs beyond the"
-                " backbone's, heads left out."
-            ),
-            "",
-        ]
+    for method in COMPARED:
+        parameters = {cell["parameters"] for cell in own if cell["method"] == method}
+        if parameters:
+            scores = [_spread(stored.scores(own, method, task)) for task in tasks]
+            row = [method, " ".join(f"{count:,}" for count in sorted(parameters)), *scores]
+            lines.append("| " + " | ".join(row) + " |")
+    note = (
+        "Scores × 100: mean ± standard deviation over the seeds (number of seeds). Parameters are"
+        " those that inference needs beyond the backbone's, heads left out.\n"
     )
+    return "\n".join([*lines, "", note])
 
 
-def _paired(group: Cells, methods: list[str]) -> str:
-    """AdaMix's cells less each other method's, the same task and seed."""
-    scores = {(cell["method"], cell["task"], cell["seed"]): cell["score"] for cell in group}
-    lines = []
-    for method in methods:
-        pairs = [
-            (score, scores.get((method, task, seed)))
-            for (of, task, seed), score in scores.items()
-            if of == "adamix"
+def _contrasts(own: Cells) -> str:
+    """AdaMix less each of the others, in the protocol's fixed sequence."""
+    head = [
+        "difference, points", "mean", "95 % over seeds", "95 % over seeds and dev rows", "p",
+        "interquartile mean", "P(improvement)", "by task", "seeds",
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    others = [*COMPARED[1:-1], "adamix-paper"]
+    found = [contrast(own, "adamix", other, list(TASKS)) for other in others]
+    lines += [_contrast_row(one) for one in found if one is not None]
+    if len(lines) == 2:
+        return ""
+    return "\n".join([*lines, "", _verdict(found[:-1]), ""])
+
+
+def _contrast_row(one: Contrast) -> str:
+    by_task = ", ".join(f"{task} {gain:+.1f}" for task, gain in one.by_task.items())
+    return "| " + " | ".join(
+        [
+            f"{one.method} − {one.other}",
+            f"{one.mean:+.2f}",
+            _interval(one.over_seeds) if len(one.seeds) > 1 else "–",
+            _interval(one.over_rows),
+            f"{one.p:.3f}" if len(one.seeds) > 1 else "–",
+            f"{one.middle:+.2f}",
+            f"{one.improved:.2f}",
+            by_task,
+            str(len(one.seeds)),
         ]
-        gains = [score - other for score, other in pairs if other is not None]
-        if method != "adamix" and gains:
-            better = sum(gain > 0 for gain in gains)
-            lines.append(
-                f"- {method}: {100 * statistics.mean(gains):+.1f} points, better in {better} of"
-                f" {len(gains)} cells"
+    ) + " |"  # fmt: skip
+
+
+def _verdict(sequence: Iterable[Contrast | None]) -> str:
+    """The fixed sequence, in words: it ends at the first comparison that is not significant."""
+    said = []
+    for one in sequence:
+        if one is None:
+            said.append("The next comparison of the sequence has not been run.")
+            break
+        tasks, seeds = ", ".join(one.tasks), len(one.seeds)
+        if one.p >= ALPHA:
+            least = "" if seeds > 5 else f" (with {seeds} seeds p cannot be below {2 / 2**seeds:g})"
+            said.append(
+                f"Against `{one.other}` the difference is not significant: p = {one.p:.3f} over"
+                f" {seeds} seed{'s' if seeds > 1 else ''} of {tasks}{least}."
+                " The sequence ends here; what stands below it in the table is description."
             )
+            break
+        word = "better" if one.mean > 0 else "worse"
+        said.append(
+            f"AdaMix is {word} than `{one.other}`: {one.mean:+.2f} points, p = {one.p:.3f} over"
+            f" {seeds} seeds of {tasks}."
+        )
+    return " ".join(said)
+
+
+def _plot(cells: Cells, out: Path) -> str:
+    sizes = [
+        size
+        for size in sorted(size for size in SIZES if size is not None)
+        if stored.of_rows(cells, size)
+    ]
+    common = [
+        task
+        for task in TASKS
+        if all(stored.averages(stored.of_rows(cells, size), "adamix", [task]) for size in sizes)
+    ]
+    file = out.parent / f"{out.stem}-by-rows.svg"
+    caption = plots.by_rows(cells, sizes, common, file) if common else ""
     return (
-        "\n".join(["AdaMix against each, cell by cell (the same task and seed):\n", *lines, ""])
-        if lines
+        f"## Score against labelled rows\n\n![{caption}]({file.name})\n\n{caption}\n"
+        if caption
         else ""
     )
 
 
-def _variants(group: Cells, tasks: list[str], methods: list[str]) -> str:
-    """Rows with one thing changed, each under the method it was changed from, on the tasks and
-    seeds that it has."""
-    lines: list[str] = []
-    for method in [method for method in methods if method not in MAIN]:
-        own = [cell for cell in group if cell["method"] == method]
-        cells = {(cell["task"], cell["seed"]) for cell in own}
-        of = own[0]["recipe"]["method"]
-        unchanged = [
-            cell for cell in group if cell["method"] == of and (cell["task"], cell["seed"]) in cells
-        ]
-        lines += [_row(of, unchanged, tasks), _row(method, own, tasks)]
-    if not lines:
+def _ablations(own: Cells) -> str:
+    """AdaMix with one thing changed, each less AdaMix itself on the same tasks and seeds."""
+    variants = [*ABLATIONS, "adapter-rdrop"]
+    tasks = [
+        task for task in TASKS if any(c["task"] == task and c["method"] in ABLATIONS for c in own)
+    ]
+    lines = ["| variant | less `adamix`, points | " + " | ".join(tasks) + " | seeds |"]
+    lines.append("|---" * (len(tasks) + 3) + "|")
+    for variant in variants:
+        one = contrast(own, variant, "adamix", tasks)
+        if one is not None:
+            name = f"{variant} (one expert)" if variant == "adapter-rdrop" else variant
+            gains = [f"{one.by_task[t]:+.1f}" if t in one.by_task else "–" for t in tasks]
+            row = [name, f"{one.mean:+.2f}", *gains, str(len(one.seeds))]
+            lines.append("| " + " | ".join(row) + " |")
+    if len(lines) == 2:
         return ""
-    said = (
-        "One thing changed, below the same method unchanged, on the same tasks and seeds (`-long`:"
-        " four times the epochs).\n"
-    )
-    return "\n".join(
-        [
-            said,
-            "| variant | " + " | ".join(tasks) + " |",
-            "|---" * (len(tasks) + 1) + "|",
-            *lines,
-            "",
-        ]
-    )
+    note = "Below 0, what was changed costs points. Each takes the learning rate of `adamix`.\n"
+    return "\n".join(["## Ablations, 1,000 labelled rows\n", *lines, "", note])
 
 
-def _row(name: str, own: Cells, tasks: list[str]) -> str:
-    return "| " + " | ".join([name, *(_spread(stored.scores(own, task)) for task in tasks)]) + " |"
+def _search(cells: Cells) -> str:
+    lines = ["### Learning rates found\n"]
+    for backbone in sorted({cell["backbone"] for cell in cells}):
+        for method, grid in RATES.items():
+            found = stored.rates(cells, backbone, method)
+            means = {
+                rate: statistics.mean(scores.values())
+                for rate, scores in found.items()
+                if set(SEARCH_TASKS) <= set(scores)
+            }
+            if set(grid) <= set(means):
+                best = max(means, key=means.__getitem__)
+                shown = ", ".join(f"{rate:g}: {100 * mean:.1f}" for rate, mean in means.items())
+                lines.append(f"- `{method}`: **{best:g}** of {shown}")
+    return "\n".join([*lines, ""]) if len(lines) > 1 else ""
 
 
-def _heading(group: Cells, task: str) -> str:
-    of = next(cell for cell in group if cell["task"] == task)
-    return (
-        f"{task}{'†' if _lacking(group, task) else ''} {of['metric']} (train {of['rows']:,}, dev"
-        f" {of['dev_rows']:,})"
-    )
-
-
-def _lacking(group: Cells, task: str) -> str:
-    of = next(cell for cell in group if cell["task"] == task)
-    return lacking(
-        task, of["rows"] if of["shots"] is None else TASKS[task].official[0], of["dev_rows"]
-    )
-
-
-def _unmerged(group: Cells, tasks: list[str]) -> str:
-    """The same mixtures merged, under random and fixed routing and as an ensemble."""
-    routed = [cell for cell in group if cell["method"] == "adamix" and "routing" in cell]
-    if not routed:
-        return ""
-    lines = ["| adamix, judged as | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
-    kinds = {
-        "merged": lambda cell: cell["score"],
-        "random routing, mean of the draws": lambda cell: statistics.mean(
-            cell["routing"]["random"]
-        ),
-        "fixed routing": lambda cell: cell["routing"]["fixed"],
-        "ensemble of the experts' logits": lambda cell: cell["routing"]["ensemble"],
-    }
-    for kind, value in kinds.items():
-        row = [_spread([value(cell) for cell in routed if cell["task"] == task]) for task in tasks]
-        lines.append(f"| {kind} | " + " | ".join(row) + " |")
-    return "\n".join([*lines, ""])
-
-
-def _search(
-    cells: Cells, backbone: str, cap: int | None, grid: dict[str, tuple[float, ...]]
-) -> str:
-    lines = [SEARCHED]
-    ran = {
-        cell["recipe"]["method"]
-        for cell in cells
-        if (cell["backbone"], cell["cap"]) == (backbone, cap)
-    }
-    for method, tried in grid.items():
-        if method not in ran:
-            continue
-        found = stored.rates(cells, backbone, cap, method)
-        if found:
-            means = {rate: statistics.mean(scores.values()) for rate, scores in found.items()}
-            over = ", ".join(sorted(next(iter(found.values()))))
-            best = max(means, key=means.__getitem__)
-            shown = ", ".join(f"{rate:g}: {mean:.4f}" for rate, mean in means.items())
-            lines.append(f"- {method}: **{best:g}** of {shown} (on {over})")
-        else:
-            lines.append(
-                f"- {method}: not searched; the middle of"
-                f" {', '.join(f'{rate:g}' for rate in tried)}"
-            )
+def _every_cell(cells: Cells) -> str:
+    """Each judged cell's score, seed by seed, losses included."""
+    lines = [
+        "## Every cell\n",
+        "| rows | task | method | scores × 100, seed by seed |",
+        "|---|---|---|---|",
+    ]
+    for size in SIZES:
+        own = stored.of_rows(cells, size)
+        for task in TASKS:
+            for method in (*COMPARED, *ABLATIONS):
+                scores = stored.scores(own, method, task)
+                if scores:
+                    shown = " ".join(f"{100 * score:.1f}" for score in scores)
+                    rows = "all" if size is None else f"{size:,}"
+                    lines.append(f"| {rows} | {task} | {method} | {shown} |")
     return "\n".join([*lines, ""])
 
 
@@ -255,3 +218,7 @@ def _spread(values: list[float]) -> str:
         return "–"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread} ({len(values)})"
+
+
+def _interval(of: tuple[float, float]) -> str:
+    return f"{of[0]:+.2f} to {of[1]:+.2f}"

@@ -1,114 +1,43 @@
-"""The plots of docs/results.md; each returns its caption, or nothing where there is nothing to
-draw."""
+"""The plot of docs/results.md: a method's average score against its labelled rows."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import plot
-from benchmarks.glue import cells
-from benchmarks.glue.cells import Cells
+from benchmarks.glue.cells import Cells, averages, of_rows
+from benchmarks.glue.contrasts import over_seeds
+from benchmarks.glue.protocol import COMPARED
 
 
-def _methods_plot(group: Cells, tasks: list[str], methods: list[str], file: Path) -> str:
-    """Methods by their average, with error bars."""
-    common = cells.common(group, tasks, methods)
-    averages = {
-        m: cells.averages([cell for cell in group if cell["method"] == m], common) for m in methods
-    }
-    averages = {method: values for method, values in averages.items() if values}
-    if not averages:
-        return ""
+def by_rows(cells: Cells, sizes: list[int], tasks: list[str], file: Path) -> str:
+    """A line a method, with its 95 % interval over the seeds; its caption, or nothing where fewer
+    than two sizes have a method's cells on all of `tasks`."""
     figure, axes = plot.figure()
-    order = sorted(averages, key=lambda method: statistics.mean(averages[method]))
-    means, spreads = ([100 * f(averages[m]) for m in order] for f in (statistics.mean, _deviation))
-    axes.errorbar(means, order, xerr=spreads, fmt="o", capsize=4)
-    axes.set_xlabel(_named(common))
+    drawn = False
+    for number, method in enumerate(COMPARED):
+        values = {size: averages(of_rows(cells, size), method, tasks) for size in sizes}
+        points = {size: 100 * np.array(found) for size, found in values.items() if found}
+        if len(points) < 2:
+            continue
+        drawn = True
+        at = [size * (1 + 0.03 * (number - 2)) for size in points]  # apart, so that all are seen
+        means = [found.mean() for found in points.values()]
+        ends = [over_seeds(found) for found in points.values()]
+        error = [[mean - low for mean, (low, _) in zip(means, ends, strict=True)]]
+        error.append([high - mean for mean, (_, high) in zip(means, ends, strict=True)])
+        axes.errorbar(at, means, yerr=error, fmt="o-", capsize=3, label=method)
+    if drawn:
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.set_xlabel("labelled rows")
+        axes.set_ylabel(f"average of {', '.join(tasks)}, × 100")
+        axes.legend()
     plot.save(figure, file)
-    return (
-        f"Methods by their average, mean and standard deviation over {_count(averages.values())}."
-    )
-
-
-def _routing_plot(group: Cells, tasks: list[str], _methods: list[str], file: Path) -> str:
-    """The paper's violins: random routing's scores, each less that of the adapter that the same run
-    was merged into."""
-    routed = [cell for cell in group if cell["method"] == "adamix" and "routing" in cell]
-    shown = [task for task in tasks if any(cell["task"] == task for cell in routed)]
-    if not shown:
+    if not drawn:
+        file.unlink()
         return ""
-    figure, axes = plot.figure()
-    own = [[cell for cell in routed if cell["task"] == task] for task in shown]
-    gains = [
-        [100 * (draw - cell["score"]) for cell in of for draw in cell["routing"]["random"]]
-        for of in own
-    ]
-    axes.violinplot(gains, positions=range(len(shown)), showmedians=True, showextrema=False)
-    axes.axhline(0, color="tab:red", label="merged")
-    axes.set_xticks(range(len(shown)), shown)
-    axes.set_ylabel("points above the merged adapter")
-    axes.legend()
-    plot.save(figure, file)
-    per = len(routed[0]["routing"]["random"])
-    seeds = _count([cells.scores(of, task) for of, task in zip(own, shown, strict=True)])
-    return (
-        f"Random routing ({per} draws a run, the violins) against the merged adapter of the same"
-        f" run; {seeds}."
-    )
-
-
-def _experts_plot(group: Cells, tasks: list[str], _methods: list[str], file: Path) -> str:
-    """Score against the number of experts, of each number on the same tasks and seeds."""
-    names = {1: "adamix-1-experts", 2: "adamix-2-experts", 4: "adamix", 8: "adamix-8-experts"}
-    own = {n: [cell for cell in group if cell["method"] == name] for n, name in names.items()}
-    own = {n: found for n, found in own.items() if found}
-    if len(own) < 2:
-        return ""
-    there = set.intersection(
-        *({(cell["task"], cell["seed"]) for cell in found} for found in own.values())
-    )
-    common = [task for task in tasks if any(of == task for of, _ in there)]
-    values = {
-        n: cells.averages([c for c in found if (c["task"], c["seed"]) in there], common)
-        for n, found in own.items()
-    }
-    if not all(values.values()):
-        return ""
-    figure, axes = plot.figure()
-    means, spreads = (
-        [100 * f(of) for of in values.values()] for f in (statistics.mean, _deviation)
-    )
-    axes.errorbar(list(values), means, yerr=spreads, fmt="o-", capsize=4)
-    axes.set_xticks(list(values))
-    axes.set_xlabel("experts")
-    axes.set_ylabel(_named(common))
-    plot.save(figure, file)
-    return (
-        "AdaMix by its number of experts, mean and standard deviation over"
-        f" {_count(values.values())}."
-    )
-
-
-def _named(tasks: list[str]) -> str:
-    return f"{tasks[0]} × 100" if len(tasks) == 1 else f"average of {', '.join(tasks)}, × 100"
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _count(groups: Iterable[list[float]]) -> str:
-    counts = sorted({len(values) for values in groups})
-    return (
-        f"{' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))}"
-        f" seed{'s' if counts[-1] > 1 else ''}"
-    )
-
-
-PLOTS: dict[str, Callable[[Cells, list[str], list[str], Path], str]] = {
-    "methods": _methods_plot,
-    "routing": _routing_plot,
-    "experts": _experts_plot,
-}
+    return "Average score against labelled rows; bars are 95 % bootstrap intervals over the seeds."

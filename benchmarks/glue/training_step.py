@@ -43,12 +43,12 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.classifier import Batch, Classifier, collate
 from adapters.text import Tokens, encode
-from training.baselines import build
 from training.config import Recipe
 from training.data import Dataset
 from training.fit import fit
 from training.hardware import hardware
 from training.loss import target_tensor, task_loss
+from training.methods import build
 
 MAX_LENGTH = 128
 RATIOS = (
@@ -116,8 +116,8 @@ class Contest:
         self.recipe = recipe
         self.width = min(MAX_LENGTH, backbone.max_length)
         self.plain = build(backbone, 2, recipe)
-        routed = Recipe(**{**vars(recipe), "method": "adamix", "consistency": 0.0})
-        consistent = Recipe(**{**vars(recipe), "method": "adamix", "consistency": 1.0})
+        routed = Recipe(**{**vars(recipe), "method": "adamix", "consistency_weight": 0.0})
+        consistent = Recipe(**{**vars(recipe), "method": "adamix", "consistency_weight": 1.0})
         self.runs: dict[str, Callable[[Dataset, list[Tokens]], float]] = {
             "adapter": Fitted(build(backbone, 2, recipe), recipe),
             "routed": Fitted(build(backbone, 2, routed), routed),

@@ -17,7 +17,7 @@ from functools import partial
 from service.__main__ import serve
 from service.app import create_app
 from service.batcher import Batcher
-from service.engine.engine import Row
+from service.engine.row import Row
 from service.predictor import Logits
 from service.settings import read_settings
 from service.telemetry import logs

@@ -1,5 +1,9 @@
 """Scaled dot-product attention of every row with itself, over rows laid end to end: `[T, 3d]` →
-`[T, d]`."""
+`[T, d]`.
+
+All tokens of a row see each other, in every layer. A family whose layers have a window gives it to
+these functions; one with relative positions adds its bias to the scores here.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ from torch import Tensor
 from service.engine.packed import Group, Packed
 
 Attention = Callable[[Tensor, Packed, int], Tensor]
-"""Queries, keys and values side by side, the batch, the number of heads. What tokens of no row get
-is up to it."""
+"""Queries, keys and values side by side, the batch, the number of heads. What it gives for tokens
+that belong to no row is arbitrary."""
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
-    """The fastest there is: flash attention knows half precision on GPUs alone."""
+    """The fastest that the device has. Flash attention needs a GPU and half precision."""
     return (
         by_bounds
         if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
@@ -27,8 +31,7 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
 
 
 def by_groups(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
-    """Rows of one length in one call, so that nothing is padded and no row waits for a call of its
-    own."""
+    """One call per row length: nothing is padded, and rows of one length share a call."""
     width = qkv.shape[1] // 3
     out = qkv.new_empty(qkv.shape[0], width)
     out[batch.tokens :] = 0
@@ -48,12 +51,12 @@ def by_bounds(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
 
     q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # 3 × [T, H, D]
     attended = varlen_attn(q, k, v, batch.bounds, batch.bounds, batch.longest, batch.longest)
-    assert isinstance(attended, Tensor), "more comes back only where it is asked for"
+    assert isinstance(attended, Tensor), "a tuple is returned only on request"
     return attended.reshape(len(qkv), -1)
 
 
 def groups_of(lengths: list[int], index: Callable[[list[int]], Tensor]) -> tuple[Group, ...]:
-    """The rows by their lengths; `index` brings places to the device."""
+    """The rows grouped by length; `index` copies token indices to the device."""
     rows_of: dict[int, list[int]] = defaultdict(list)
     starts = [0]
     for row, length in enumerate(lengths):

@@ -1,7 +1,8 @@
-"""The packed encoder: a frozen BERT/RoBERTa encoder over rows laid end to end, without padding.
+"""The packed encoder: a frozen backbone over rows laid end to end, without padding.
 
-It computes what transformers' `BertModel`, `RobertaModel`, … compute in eval mode (tests hold it to
-1e-5), with query, key and value fused into one projection and each row attending to itself alone.
+It computes what transformers' model of the backbone's family computes in eval mode (tests hold it
+to 1e-5). It knows the family by its `Architecture` alone. Query, key and value are one product, and
+each row attends to itself.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from types import MappingProxyType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from adapters.backbone import Backbone, position_offset
+from adapters.backbone import Backbone
+from service.engine.activations import ACTIVATIONS
+from service.engine.architecture import Layer, check_supported
 from service.engine.attention import Attention, attention_for, by_groups, groups_of
+from service.engine.families.registry import describe
 from service.engine.linear import (
     ROUND,
     FeedForward,
@@ -31,20 +33,23 @@ from service.engine.linear import (
     prepacks,
 )
 from service.engine.outliers import largest_inputs
-from service.engine.packed import Adapt, Packed, Split
+from service.engine.packed import Packed, Split
 from service.engine.quantized import Quantized, QuantizedTable
+from service.engine.resident import Pair
+from service.engine.sites import BARE, Adaptation, Add, Branch, Site
 
-# The least that an activation gives, where that is near 0.
-LOWEST = {"gelu": -0.17, "gelu_new": -0.1701, "relu": 0.0}
+QKV: tuple[Site, ...] = ("query", "key", "value")  # in this order side by side in one product
 
 
 @dataclass(frozen=True)
 class _Layer:
+    """A layer's weights on the device."""
+
     qkv: Linear  # d → 3d
     attention_out: Linear  # d → d
-    attention_norm: tuple[Tensor, Tensor]
-    feed_forward: Linear  # d → 4d → d
-    out_norm: tuple[Tensor, Tensor]
+    attention_norm: Pair
+    feed_forward: FeedForward  # d → inner → d
+    feed_forward_norm: Pair
 
 
 class PackedEncoder:
@@ -57,15 +62,15 @@ class PackedEncoder:
         dtype: torch.dtype,
         attention: Attention | None = None,
     ) -> None:
-        """With int8 the layers' linear weights and the embeddings of words are int8, all else is
-        float32."""
+        """With int8 the linear layers and the table of words are int8, all else is float32. Raises
+        BackboneError for a backbone that the engine cannot compute."""
+        architecture = describe(backbone)
+        positions = check_supported(architecture)
         self.device = device
         self.dtype = torch.float32 if dtype == torch.int8 else dtype
-        self._linear: type[Plain | Prepacked | Quantized] = (
-            Quantized if dtype == torch.int8 else Plain
-        )
-        if device.type == "cpu" and dtype == torch.float32 and prepacks():
-            self._linear = Prepacked
+        self._int8 = dtype == torch.int8
+        self._prepacked = device.type == "cpu" and dtype == torch.float32 and prepacks()
+        self._blocked = self._int8 or self._prepacked
         self.attention = attention or attention_for(device, self.dtype)
         self._add_norm = _add_norm
         if device.type == "cuda":
@@ -73,25 +78,23 @@ class PackedEncoder:
             from service.engine.gpu import kernels
 
             self._add_norm = kernels.add_norm
-        self.config = backbone.config
-        self._heads: int = self.config.num_attention_heads
-        self.eps: float = self.config.layer_norm_eps
-        self._offset = position_offset(self.config)
-        encoder: Any = backbone.encoder
-        words = self._on_device(encoder.embeddings.word_embeddings.weight)
-        self._words = QuantizedTable(words) if dtype == torch.int8 else Table(words)
-        self._positions = self._on_device(encoder.embeddings.position_embeddings.weight)
-        self._types = self._on_device(encoder.embeddings.token_type_embeddings.weight)
-        self._embedding_norm = self._pair(encoder.embeddings.LayerNorm)
-        project = getattr(encoder, "embeddings_project", None)  # ELECTRA's small embeddings
-        self._project = self._pair(project) if project is not None else None
-        self._pooler = self._pair(encoder.pooler.dense) if backbone.has_pooler else None
-        seen = (
-            largest_inputs(backbone) if dtype == torch.int8 else [{} for _ in encoder.encoder.layer]
-        )
-        self._layers = tuple(
-            self._layer(*each) for each in zip(encoder.encoder.layer, seen, strict=True)
-        )
+        self.width = architecture.width
+        self.eps = architecture.norm_eps
+        self._heads = architecture.heads
+        self._numbering = architecture.numbering
+
+        embeddings, pooler = architecture.embeddings, architecture.pooler
+        words = self._on_device(embeddings.words.weight)
+        self._words = QuantizedTable(words) if self._int8 else Table(words)
+        self._positions = self._on_device(positions.table.weight)
+        types, projection = embeddings.types, embeddings.projection
+        self._types = None if types is None else self._on_device(types.weight)
+        self._embedding_norm = self._pair(embeddings.norm)
+        self._projection = None if projection is None else self._pair(projection)
+        self._pooler = None if pooler is None else self._pair(pooler)
+        layers = architecture.layers
+        largest = largest_inputs(backbone, layers) if self._int8 else [{} for _ in layers]
+        self._layers = tuple(self._layer(*each) for each in zip(layers, largest, strict=True))
 
     @property
     def bytes(self) -> int:
@@ -101,18 +104,19 @@ class PackedEncoder:
     def pack(
         self, rows: Sequence[tuple[list[int], list[int]]], masks: list[int] | None = None
     ) -> Packed:
-        """(ids, type ids) of each row → the packed batch on the device; `masks` only if a row has a
-        prompt's."""
+        """(ids, type ids) of each row → the packed batch on the device. `masks` are the places of
+        the prompts' masks, if any row has a prompt."""
         lengths = [len(ids) for ids, _ in rows]
         bounds = list(accumulate(lengths, initial=0))
         tokens = bounds[-1]
-        typed = self._types.shape[0] > 1  # RoBERTa has one type only, whatever its tokeniser says
-        spare = 0 if self._linear is Plain else -tokens % ROUND
+        # RoBERTa has one type only, whatever its tokeniser says
+        typed = self._types is not None and len(self._types) > 1
+        spare = -tokens % ROUND if self._blocked else 0
         padding = [0] * spare
         parts = [
             [i for ids, _ in rows for i in ids] + padding,
             [t if typed else 0 for _, types in rows for t in types] + padding,
-            [p for ids, _ in rows for p in self._row_positions(ids)] + padding,
+            [p for ids, _ in rows for p in self._numbering.of(ids)] + padding,
             bounds,
             lengths,
             masks or [],
@@ -123,7 +127,7 @@ class PackedEncoder:
         )
         return Packed(
             tokens=tokens,
-            blocks=[slice(0, tokens)] if self._linear is Plain else blocks(tokens + spare),
+            blocks=blocks(tokens + spare) if self._blocked else [slice(0, tokens)],
             ids=ids,
             types=types,
             positions=positions,
@@ -136,29 +140,36 @@ class PackedEncoder:
         )
 
     def filled(self, tokens: int, rows: int) -> Packed:
-        """A batch of a size, for buffers that others' numbers are copied into: rows of any length
-        have room in it."""
+        """A batch of that size, as buffers for other batches' numbers: rows of any length fit."""
         length = tokens // rows
         batch = self.pack([([0] * length, [0] * length)] * rows)
         return replace(batch, longest=min(tokens, len(self._positions)))
 
     def forward(
-        self, batch: Packed, adapt: Adapt, splits: Mapping[int, Split] = MappingProxyType({})
+        self,
+        batch: Packed,
+        adaptation: Adaptation = BARE,
+        splits: Mapping[Branch, Split] = MappingProxyType({}),
     ) -> Tensor:
-        """The last hidden state of every row's tokens, `[tokens, d]`; `splits[i]` comes before
-        layer i's adapters."""
+        """The last hidden state of every row's tokens, `[tokens, d]`. Each of `splits` takes place
+        right before the adapters that it is named for."""
         x = self._embed(batch)
         for i, layer in enumerate(self._layers):
-            attended = self.attention(in_blocks(layer.qkv, x, batch.blocks), batch, self._heads)
-            y = in_blocks(layer.attention_out, attended, batch.blocks)
+            if split := splits.get(Branch(i, late=False)):
+                batch, adaptation, x = split.batch, split.adaptation, x[split.tokens]
+            sites = adaptation.at(i)
+            # `check_supported` lets norms after the residual pass alone; a family with norms before
+            # it gives `_attend` and `_feed_forward` the normalised x here.
+            y = self._attend(layer, x, batch, sites)
             x = self._add_norm(y, x, *layer.attention_norm, self.eps)
-            y = in_blocks(layer.feed_forward, x, batch.blocks)
-            if i in splits:
-                split = splits[i]
-                batch, adapt = split.batch, split.adapt
+            y = self._feed_forward(layer.feed_forward, x, batch, sites)
+            if split := splits.get(Branch(i, late=True)):
+                batch, adaptation = split.batch, split.adaptation
                 x, y = x[split.tokens], y[split.tokens]
-            adapt(i, y)
-            x = self._add_norm(y, x, *layer.out_norm, self.eps)
+                sites = adaptation.at(i)
+            if "feed_forward" in sites:
+                sites["feed_forward"](x, y)
+            x = self._add_norm(y, x, *layer.feed_forward_norm, self.eps)
         return x[: batch.tokens]
 
     def pool_first(self, hidden: Tensor, batch: Packed) -> Tensor:
@@ -167,9 +178,8 @@ class PackedEncoder:
 
     def pool_mean(self, hidden: Tensor, batch: Packed) -> Tensor:
         """`[B, d]`: the mean over each row's tokens, in float32."""
-        return torch.segment_reduce(
-            hidden.float(), "mean", lengths=batch.lengths, unsafe=True
-        )  # else it waits for a GPU, to check
+        # `unsafe`: the check of the lengths would wait for the GPU
+        return torch.segment_reduce(hidden.float(), "mean", lengths=batch.lengths, unsafe=True)
 
     def pool_pooler(self, hidden: Tensor, batch: Packed) -> Tensor:
         """`[B, d]`: the backbone's own dense + tanh over each row's first token."""
@@ -179,92 +189,99 @@ class PackedEncoder:
         return torch.tanh(F.linear(self.pool_first(hidden, batch), *self._pooler))
 
     def pool_mask(self, hidden: Tensor, batch: Packed) -> Tensor:
-        """`[B, d]`: the token at each prompt's mask; of rows without a prompt, any."""
+        """`[B, d]`: the token at each prompt's mask; for rows without a prompt, an arbitrary
+        one."""
         assert batch.masks is not None, "a batch that has a prompt is packed with its masks"
         return hidden[batch.starts + batch.masks]
 
-    def _embed(self, batch: Packed) -> Tensor:
-        x = self._words(batch.ids)
-        x = x.add_(F.embedding(batch.types, self._types)).add_(
-            F.embedding(batch.positions, self._positions)
-        )
-        x = self._norm(x, self._embedding_norm)
-        return x if self._project is None else F.linear(x, *self._project)
-
-    def _row_positions(self, ids: list[int]) -> Sequence[int]:
-        """From the offset on. RoBERTa's padding token, which a text may spell, is not counted and
-        stands at its own id."""
-        # BERT and ELECTRA count every token: here it is -1, which is no token's id
-        padding = self._offset - 1
-        if padding not in ids:
-            return range(self._offset, self._offset + len(ids))
-        counted = accumulate(token != padding for token in ids)
-        return [
-            padding if token == padding else padding + n
-            for token, n in zip(ids, counted, strict=True)
-        ]
-
-    def _norm(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], *weights, self.eps)
-
-    def _layer(self, layer: Any, largest: dict[str, Tensor]) -> _Layer:
-        attention = layer.attention.self
-        parts = (attention.query, attention.key, attention.value)
-        weight, bias = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias")
-        )
-        qkv = self._on_device(weight), self._on_device(bias)
-        up, down = self._pair(layer.intermediate.dense), self._pair(layer.output.dense)
-        return _Layer(
-            qkv=Quantized(*qkv, largest=largest["qkv"])
-            if self._linear is Quantized
-            else self._linear(*qkv),
-            attention_out=self._linear(*self._pair(layer.attention.output.dense)),
-            attention_norm=self._pair(layer.attention.output.LayerNorm),
-            feed_forward=self._feed_forward(up, down, largest.get("up")),
-            out_norm=self._pair(layer.output.LayerNorm),
-        )
-
-    def _feed_forward(
-        self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], largest: Tensor | None
-    ) -> FeedForward:
-        name = self.config.hidden_act
-        if self._linear is Prepacked and name == "gelu":
-            return FeedForward(Prepacked(*up, gelu=True), None, Prepacked(*down))
-        if self._linear is Quantized:
-            return FeedForward(
-                Quantized(*up, largest=largest),
-                ACT2FN[name],
-                Quantized(*down, lowest=LOWEST.get(name)),
-            )
-        return FeedForward(self._linear(*up), ACT2FN[name], self._linear(*down))
-
-    def _tensors(self) -> list[Tensor]:
-        found = [*self._words.tensors, self._positions, self._types]
-        found += [*self._embedding_norm, *(self._project or ()), *(self._pooler or ())]
-        for layer in self._layers:
-            found += [*layer.attention_norm, *layer.out_norm]
-            for linear in (layer.qkv, layer.attention_out, layer.feed_forward):
-                found += linear.tensors
-        return found
-
-    def _pair(self, module: nn.Module) -> tuple[Tensor, Tensor]:
-        return self._on_device(module.weight), self._on_device(module.bias)
-
-    def _on_device(self, tensor: Any) -> Tensor:
-        # Copied where matrices are laid out anew: one tensor still in the checkpoint's file would
-        # keep all of it mapped.
-        moved: Tensor = (
-            tensor.detach().to(self.device, self.dtype, copy=self._linear is not Plain).contiguous()
-        )
-        return moved
-
     def index(self, values: list[int]) -> Tensor:
-        """Places, as this device takes them; a GPU takes them while we go on."""
+        """Indices on the device; a GPU copies them while the host goes on."""
         pinned = self.device.type == "cuda"
         return torch.tensor(values, dtype=torch.long, pin_memory=pinned).to(
             self.device, non_blocking=True
         )
+
+    def _embed(self, batch: Packed) -> Tensor:
+        x = self._words(batch.ids)
+        if self._types is not None:
+            x = x.add_(F.embedding(batch.types, self._types))
+        x = x.add_(F.embedding(batch.positions, self._positions))
+        x = F.layer_norm(x, x.shape[-1:], *self._embedding_norm, self.eps)
+        return x if self._projection is None else F.linear(x, *self._projection)
+
+    def _attend(self, layer: _Layer, x: Tensor, batch: Packed, sites: Mapping[Site, Add]) -> Tensor:
+        qkv = in_blocks(layer.qkv, x, batch.blocks)
+        for i, site in enumerate(QKV):
+            if site in sites:
+                sites[site](x, qkv.view(len(qkv), len(QKV), -1)[:, i])
+        # Rotary positions would turn queries and keys here, by `batch.positions`.
+        attended = self.attention(qkv, batch, self._heads)
+        return _adapted("attention_out", layer.attention_out, attended, batch, sites)
+
+    def _feed_forward(
+        self, layer: FeedForward, x: Tensor, batch: Packed, sites: Mapping[Site, Add]
+    ) -> Tensor:
+        if "up" not in sites and "down" not in sites:
+            # by blocks as a whole: the inner layer's rows stay in the cache
+            return in_blocks(layer, x, batch.blocks)
+        inner = layer.activation.function(_adapted("up", layer.up, x, batch, sites))
+        return _adapted("down", layer.down, inner, batch, sites)
+
+    def _layer(self, layer: Layer, largest: Mapping[str, Tensor]) -> _Layer:
+        """`largest` are the inputs that int8 is told of."""
+        pairs = [self._pair(module) for module in (layer.query, layer.key, layer.value)]
+        weight, bias = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        activation = ACTIVATIONS[layer.activation]
+        return _Layer(
+            qkv=self._linear((weight, bias), largest=largest.get("qkv")),
+            attention_out=self._linear(self._pair(layer.attention_out)),
+            attention_norm=self._pair(layer.attention_norm),
+            feed_forward=FeedForward(
+                self._linear(self._pair(layer.up), largest=largest.get("up")),
+                activation,
+                self._linear(self._pair(layer.down), lowest=activation.lowest),
+            ),
+            feed_forward_norm=self._pair(layer.feed_forward_norm),
+        )
+
+    def _linear(
+        self, pair: Pair, *, lowest: float | None = None, largest: Tensor | None = None
+    ) -> Linear:
+        """`lowest` and `largest` matter to int8 alone."""
+        if self._int8:
+            return Quantized(*pair, lowest=lowest, largest=largest)
+        return Prepacked(*pair) if self._prepacked else Plain(*pair)
+
+    def _tensors(self) -> list[Tensor]:
+        found = [*self._words.tensors, self._positions, *self._embedding_norm]
+        found += [] if self._types is None else [self._types]
+        found += [*(self._projection or ()), *(self._pooler or ())]
+        for layer in self._layers:
+            found += [*layer.attention_norm, *layer.feed_forward_norm]
+            for linear in (layer.qkv, layer.attention_out, layer.feed_forward):
+                found += linear.tensors
+        return found
+
+    def _pair(self, module: nn.Linear | nn.LayerNorm) -> Pair:
+        """Weight and bias on the device; zeros for a bias that the module lacks."""
+        weight = self._on_device(module.weight)
+        bias: Tensor | None = module.bias
+        return weight, weight.new_zeros(len(weight)) if bias is None else self._on_device(bias)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        # Copied where matrices are laid out anew: one tensor that still lies in the checkpoint's
+        # file would keep all of it mapped.
+        return tensor.detach().to(self.device, self.dtype, copy=self._blocked).contiguous()
+
+
+def _adapted(
+    site: Site, linear: Linear, x: Tensor, batch: Packed, sites: Mapping[Site, Add]
+) -> Tensor:
+    """A linear module's output, and what the adapters at that site add to it."""
+    y = in_blocks(linear, x, batch.blocks)
+    if site in sites:
+        sites[site](x, y)
+    return y
 
 
 def _add_norm(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -11,49 +10,31 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.file import Adapter
 from adapters.spec import Pooling
-from service.engine.adaptation import Adaptation
+from service.engine.adaptation import adaptation_of
 from service.engine.attention import by_bounds
 from service.engine.encoder import PackedEncoder
-from service.engine.heads import Segment, classify
-from service.engine.packed import Adapt, Packed, Split
-from service.engine.slots import Resident, Slots
+from service.engine.heads import classify
+from service.engine.kinds.registry import ON_CPU
+from service.engine.packed import Packed, Split
+from service.engine.resident import Resident, Segment
+from service.engine.row import Row
+from service.engine.sites import Adaptation
+from service.engine.slots import Slots
 from service.engine.trunks import stages
 
 if TYPE_CHECKING:
     from service.engine.gpu.graphs import Graphs
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One text of one task: the adapter it was admitted with, its token and type ids, and where a
-    prompt's mask is."""
-
-    adapter: Adapter
-    ids: list[int]
-    types: list[int]
-    mask: int | None = None
-
-    @property
-    def task(self) -> str:
-        return self.adapter.spec.task
-
-    @property
-    def adapter_key(self) -> str:
-        return self.adapter.digest
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
-
-    @property
-    def first_layer(self) -> int:
-        return self.adapter.spec.first_layer
-
-
 class Engine:
-    """The packed encoder, the slots, and the one forward pass that uses both."""
+    """The packed encoder, the slots, and the forward pass over both.
+
+    A row's logits do not depend on what the other rows of its batch say: no number of theirs enters
+    its sums. Their number and lengths can change its last bits, because the libraries order a sum
+    by the size of the whole product. In float32 that is below 1e-5. In int8 and half precision it
+    can tip a rounding, so that logits differ by a step of that precision.
+    """
 
     def __init__(
         self,
@@ -65,8 +46,9 @@ class Engine:
         graphs: bool = True,
         recorded: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> None:
-        """On a GPU in half precision short batches are replayed from CUDA `graphs`, if those are
-        wanted; `recorded` is told how many are ready, of how many."""
+        """With `graphs`, short batches on a GPU in half precision are replayed from CUDA graphs;
+        `recorded` is called with the number recorded so far and the number in all. Raises
+        BackboneError for a backbone that the engine cannot compute."""
         self.encoder = PackedEncoder(backbone, device, dtype)
         self.slots = slots
         self._poolings: dict[Pooling, Callable[[Tensor, Packed], Tensor]] = {
@@ -75,14 +57,14 @@ class Engine:
             "pooler": self.encoder.pool_pooler,
             "mask": self.encoder.pool_mask,
         }
-        self._adaptation: Callable[[Sequence[Segment], int], Adapt] = Adaptation
+        self._combine = ON_CPU
         self._heads = classify
         if device.type == "cuda":
             # it needs Triton, which torch brings for GPUs alone
             from service.engine.gpu import fused
 
-            fused.compile_all(self.encoder.config.hidden_size, dtype, device)
-            self._adaptation, self._heads = fused.FusedAdaptation, fused.fused_classify
+            fused.compile_all(self.encoder.width, dtype, device)
+            self._combine, self._heads = fused.ON_GPU, fused.fused_classify
         self._graphs: Graphs | None = None
         if graphs and self.encoder.attention is by_bounds:
             from service.engine.gpu.graphs import Graphs
@@ -91,7 +73,7 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[list[float]]:
-        """The logits of each row, in the rows' order; a row's do not depend on its batch mates."""
+        """The logits of each row, in the rows' order."""
         order = sorted(range(len(rows)), key=lambda i: (rows[i].adapter_key, rows[i].tokens))
         sorted_rows = [rows[i] for i in order]
         residents = self.slots.acquire(row.adapter for row in sorted_rows)
@@ -103,12 +85,13 @@ class Engine:
         return result
 
     def _encode(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Tensor, Packed]:
-        """The last hidden state of every token, `[T, d]`, and how the rows lie in it. Rows of one
-        text share its trunk."""
-        first, *later = stages(rows)
-        start, adapt = self._pack([rows[i] for i in first.rows], residents)
+        """The last hidden state of every token, `[T, d]`, and how the rows lie in it. Rows of the
+        same tokens share their first layers."""
+        branches = [residents[row.adapter_key].weights.branch for row in rows]
+        first, *later = stages(rows, branches)
+        start, adaptation = self._pack([rows[i] for i in first.rows], residents)
         if self._graphs is not None and not later:
-            hidden = self._graphs.forward(start, adapt)
+            hidden = self._graphs.forward(start, adaptation)
             if hidden is not None:
                 return hidden, start
         splits = {}
@@ -116,14 +99,15 @@ class Engine:
         for stage in later:
             batch, its_own = self._pack([rows[i] for i in stage.rows], residents)
             spare = [0] * (len(batch.ids) - batch.tokens)
-            splits[stage.layer] = Split(batch, self.encoder.index(stage.tokens + spare), its_own)
-        return self.encoder.forward(start, adapt, splits), batch
+            splits[stage.branch] = Split(batch, self.encoder.index(stage.tokens + spare), its_own)
+        return self.encoder.forward(start, adaptation, splits), batch
 
-    def _pack(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Packed, Adapt]:
+    def _pack(self, rows: list[Row], residents: dict[str, Resident]) -> tuple[Packed, Adaptation]:
         prompted = any(row.adapter.spec.pooling == "mask" for row in rows)
         masks = [row.mask or 0 for row in rows] if prompted else None
         batch = self.encoder.pack([(row.ids, row.types) for row in rows], masks)
-        return batch, self._adaptation(_segments(rows, residents), len(batch.ids))
+        segments = _segments(rows, residents)
+        return batch, adaptation_of(segments, len(batch.ids), self._combine)
 
     def _classify(
         self, hidden: Tensor, batch: Packed, segments: list[Segment]

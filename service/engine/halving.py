@@ -1,41 +1,34 @@
-"""Batches too large for the device's memory are run in halves, and those that follow are
-smaller."""
+"""A batch too large for the device's memory is run in two halves, and later batches are smaller."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
+from service.batcher import Row
 from service.refusals import DeviceOutOfMemory
-
-
-class Row(Protocol):
-    """What a sentence says of a row."""
-
-    @property
-    def tokens(self) -> int: ...
-
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
 
 class Halving(Generic[R, T]):
-    """`run`, but a batch for which the device lacks memory is tried once more, in two halves."""
+    """Calls `run`. If the device lacks memory, tries the batch once more in two halves."""
 
     def __init__(self, run: Callable[[list[R]], Sequence[T]], lacked: Callable[[], None]) -> None:
-        """`lacked` is told each time, to count it and to make the batches that follow smaller."""
+        """`lacked` is called each time memory runs out, to count it and to make later batches
+        smaller."""
         self._run, self._lacked = run, lacked
 
     def __call__(self, rows: list[R]) -> list[T]:
-        """A result a row. Raises DeviceOutOfMemory if there is too little for a half too."""
+        """One result per row. Raises DeviceOutOfMemory if there is too little even for a half."""
         try:
             return [*self._run(rows)]
         except torch.OutOfMemoryError:
             self._lacked()
-        # Not in the `except`, whose error keeps the failed pass's tensors alive.
+        # Not within the `except`: its error keeps the failed pass's tensors alive.
         torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
         try:

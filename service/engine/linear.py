@@ -1,9 +1,8 @@
-"""The backbone's weights as a device holds them: in its dtype, or laid out for a CPU's matrix
-kernels."""
+"""Linear layers as a device holds them: in its dtype, or laid out for a CPU's matrix kernels. Those
+in int8 are in `service.engine.quantized`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine.activations import Activation
+
 # oneDNN compiles a kernel for every number of rows that it meets: a third of a millisecond and half
-# a megabyte each. So it meets these alone, and multiples of ROUND below the smallest. 256 rows of a
-# feed-forward's inner layer also fit a cache.
+# a megabyte each. So it is given these numbers alone, and multiples of ROUND below the smallest.
+# 256 rows of a feed-forward's inner layer also fit a cache.
 BLOCKS = (256, 128, 64)
 ROUND = 8
 
@@ -22,6 +23,9 @@ class Linear(Protocol):
     """`x·Wᵀ + b`, `[n, inputs]` → `[n, outputs]`, written to `out` if that is given."""
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor: ...
+
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        """The same, then the activation."""
 
     @property
     def outputs(self) -> int: ...
@@ -34,7 +38,7 @@ class Linear(Protocol):
 @dataclass(frozen=True)
 class Plain:
     """The weights as they are, by torch's own product: on GPUs, in half precision, and on CPUs
-    unknown to us."""
+    that `prepacks` does not know."""
 
     weight: Tensor
     bias: Tensor
@@ -48,30 +52,41 @@ class Plain:
         return self.weight, self.bias
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        assert out is None, "only layers that work in blocks are given where to write"
+        assert out is None, "only layers that work in blocks are told where to write"
         return F.linear(x, self.weight, self.bias)
+
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        return activation.function(self(x))
 
 
 class Prepacked:
     """float32 in the layout of oneDNN's kernels, by the operators that torch.compile's `freezing`
-    emits; 8 to 16 % faster than `F.linear`, which lays the weights out anew in every call. Exact
-    GELU costs next to nothing if it is fused."""
+    emits. 8 to 16 % faster than `F.linear`, which lays the weights out anew in every call. An
+    activation that oneDNN can fuse costs next to nothing."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.outputs = weight.shape[0]
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCKS[0])
         self._bias = bias
-        self._after = "gelu" if gelu else "none"
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self._weight, self._bias
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, self._after, [], "none"
-        )
+        y = self._product(x, "none")
         return y if out is None else out.copy_(y)
+
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        if activation.fused is None:
+            return activation.function(self(x))
+        return self._product(x, activation.fused)
+
+    def _product(self, x: Tensor, then: str) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, then, [], "none"
+        )
+        return y
 
 
 @dataclass(frozen=True)
@@ -90,10 +105,10 @@ class Table:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Up, activation (if it is not fused into `up`), down."""
+    """Up, activation, down: `[n, d]` → `[n, d]`."""
 
     up: Linear
-    activation: Callable[[Tensor], Tensor] | None
+    activation: Activation
     down: Linear
 
     @property
@@ -105,19 +120,27 @@ class FeedForward:
         return *self.up.tensors, *self.down.tensors
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        inner = self.up(x)
-        return self.down(inner if self.activation is None else self.activation(inner), out)
+        return self.down(self.up.activated(x, self.activation), out)
+
+
+class Blockwise(Protocol):
+    """What `in_blocks` runs: a linear layer or a whole feed-forward."""
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor: ...
+
+    @property
+    def outputs(self) -> int: ...
 
 
 def prepacks() -> bool:
-    """Whether this CPU is one that `Prepacked` is known to pay on."""
+    """Whether `Prepacked` is known to be faster on this CPU."""
     built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     return built_in and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def blocks(rows: int) -> list[slice]:
-    """Slices of so few different sizes that their kernels are soon all there; `rows` is a multiple
-    of ROUND."""
+    """Slices of at most ten different sizes, so that all their kernels are soon compiled; `rows` is
+    a multiple of ROUND."""
     cuts = []
     start = 0
     for size in BLOCKS:
@@ -127,7 +150,7 @@ def blocks(rows: int) -> list[slice]:
     return [*cuts, slice(start, rows)] if start < rows else cuts
 
 
-def in_blocks(layer: Linear, x: Tensor, parts: list[slice]) -> Tensor:
+def in_blocks(layer: Blockwise, x: Tensor, parts: list[slice]) -> Tensor:
     """The layer on each part of the rows."""
     if len(parts) == 1:
         return layer(x)

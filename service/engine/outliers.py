@@ -1,16 +1,18 @@
-"""Which inputs of a backbone's layers are far larger than the others: what int8 has to be told."""
+"""Which inputs of a backbone's layers are far larger than the others: int8 must know them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from service.engine.architecture import Layer
 
-# Whatever the texts are, the same few channels stand out: they are the backbone's. Several kinds,
-# for a measure of all.
+# Whatever the texts are, the same few channels stand out: they belong to the backbone. Several
+# kinds of text, so that each such channel is seen.
 TEXTS = (
     "It is one of the most charming films of the year, and the plot was awful.",
     "The company said on Friday that its shares fell 3.2 percent in the third quarter.",
@@ -24,23 +26,22 @@ TEXTS = (
 
 
 @torch.no_grad()
-def largest_inputs(backbone: Backbone) -> tuple[dict[str, Tensor], ...]:
-    """Of each layer, the largest magnitude that each input of `qkv` and `up` has on some texts:
-    `[d]`, `[d]`."""
-    layers: Any = backbone.encoder.get_submodule("encoder.layer")
-    found: tuple[dict[str, Tensor], ...] = tuple({} for _ in layers)
+def largest_inputs(backbone: Backbone, layers: Sequence[Layer]) -> list[dict[str, Tensor]]:
+    """For each of the backbone's layers, the largest magnitude that each input of query, key and
+    value (`qkv`) and of `up` has on some texts: `[d]`, `[d]`."""
+    found: list[dict[str, Tensor]] = [{} for _ in layers]
 
-    def watch(site: dict[str, Tensor], name: str) -> Any:
+    def watch(largest: dict[str, Tensor], name: str) -> Any:
         def see(_module: Any, inputs: tuple[Tensor, ...]) -> None:
             seen = inputs[0].abs().flatten(0, 1).amax(dim=0)
-            site[name] = torch.maximum(site[name], seen) if name in site else seen
+            largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
 
         return see
 
     handles = []
-    for layer, site in zip(layers, found, strict=True):
-        handles.append(layer.attention.self.query.register_forward_pre_hook(watch(site, "qkv")))
-        handles.append(layer.intermediate.dense.register_forward_pre_hook(watch(site, "up")))
+    for layer, largest in zip(layers, found, strict=True):
+        handles.append(layer.query.register_forward_pre_hook(watch(largest, "qkv")))
+        handles.append(layer.up.register_forward_pre_hook(watch(largest, "up")))
     try:
         for text in TEXTS:
             ids = backbone.tokenizer.encode(text).ids[: backbone.max_length]

@@ -1,14 +1,12 @@
-"""A batch of rows laid end to end, and where rows that share their first layers part."""
+"""A batch of rows laid end to end, and the batch that it becomes where rows stop sharing layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-Adapt = Callable[[int, Tensor], None]
-"""Applies the adapters of layer `i` in place to the feed-forward's output `[T, d]`."""
+from service.engine.sites import Adaptation
 
 
 @dataclass(frozen=True)
@@ -23,30 +21,26 @@ class Group:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows end to end: `ids`, `types` and `positions` are `[T]`, `starts` and `lengths` are `[B]`,
-    `bounds`, `[B + 1]` of int32, where each begins and the last one ends; `masks`, `[B]`, are the
-    places of the prompts' masks in their rows, if there are prompts. Of the T tokens the last few
-    may belong to no row: `tokens` do. `blocks` are what the linear layers take at once. `groups`
-    are there where attention goes by them."""
+    """Rows end to end, B of them with T tokens in all, of which `tokens` belong to a row: the last
+    few may be spare."""
 
     tokens: int
-    blocks: list[slice]
-    ids: Tensor
-    types: Tensor
-    positions: Tensor
-    starts: Tensor
-    lengths: Tensor
-    bounds: Tensor
+    blocks: list[slice]  # what the linear layers take at once
+    ids: Tensor  # [T]
+    types: Tensor  # [T]
+    positions: Tensor  # [T]
+    starts: Tensor  # [B]
+    lengths: Tensor  # [B]
+    bounds: Tensor  # [B + 1], int32: where each row begins, and where the last one ends
     longest: int
-    groups: tuple[Group, ...]
-    masks: Tensor | None
+    groups: tuple[Group, ...]  # empty unless attention goes by groups
+    masks: Tensor | None  # [B]: each prompt's mask, counted from its row's start; None: no prompts
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where rows that were one row so far part: the batch from there on, of each of its tokens the
-    place before, and its adapters."""
+    """Rows that were computed as one row so far become rows of their own."""
 
-    batch: Packed
-    tokens: Tensor  # [T]
-    adapt: Adapt
+    batch: Packed  # from here on
+    tokens: Tensor  # [T]: for each of its tokens the place in the batch before
+    adaptation: Adaptation  # from here on

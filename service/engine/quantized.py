@@ -1,15 +1,17 @@
-"""int8 weights: of linear layers, whose activations become int8 row by row as they come, and of the
-table of words."""
+"""int8: linear layers whose inputs are quantised row by row as they come, and the table of
+words."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-STEPS = 127  # of a weight or a signed activation, from 0 to the largest magnitude
+from service.engine.activations import Activation
+
+STEPS = 127  # of a weight or a signed input, from 0 to the largest magnitude
 BYTE = 255
 TINY = 1e-30  # a row of zeros must not be divided by zero
-# Added to a float32 it leaves the whole part, rounded, in the lowest bits: far quicker than torch's
+# Added to a float32, it leaves the rounded whole part in the lowest bits: far faster than torch's
 # conversion to bytes.
 WHOLE = float(2**23)
 
@@ -18,8 +20,8 @@ class Quantized:
     """A linear layer in int8 by oneDNN, as torch.compile makes it of a quantised model; input and
     output are float32.
 
-    A row's scale is that of its own largest activation, so what it becomes does not depend on the
-    rows beside it.
+    Each row of the input has its own scale, from its own largest magnitude, and the products are
+    sums of whole numbers: a row's output does not depend on the rows beside it, to the bit.
     """
 
     def __init__(
@@ -30,22 +32,21 @@ class Quantized:
         lowest: float | None = None,
         largest: Tensor | None = None,
     ) -> None:
-        """`weight` is `[outputs, inputs]` in float32. Where no activation is below `lowest` (which
-        is 0 or less), nearly all of a byte is for what is above 0; else half of it. `largest`,
-        `[inputs]`, is how large each input is apt to be: large ones, which would leave few steps to
-        the rest of their row, are made smaller and their weights larger (SmoothQuant, arXiv
-        2211.10438)."""
+        """`weight` is `[outputs, inputs]` in float32. If no input is below `lowest` (0 or less),
+        nearly all of a byte is for inputs above 0; else half of it. `largest`, `[inputs]`, is how
+        large each input tends to be: large ones, which would leave few steps to the rest of their
+        row, are made smaller and their weights larger (SmoothQuant, arXiv 2211.10438)."""
         self.outputs, inputs = weight.shape
         self._smooth = None if largest is None else _smoothing(largest, weight)
         whole, scales = _quantized(weight if self._smooth is None else weight / self._smooth)
-        self._floor: float | None  # the largest activation of a row counts as no less than this
+        self._floor: float | None  # a row's largest input counts as no less than this
         self._zero, self._floor = (STEPS + 1, None) if lowest is None else _low_zero(lowest)
         self._steps = STEPS if lowest is None else BYTE - self._zero
         self._weight = torch.ops.onednn.qlinear_prepack(whole, None)
         self._scales = scales.squeeze(1)
         self._zeros = torch.zeros(self.outputs, dtype=torch.int32)
-        # What the bytes' zero adds to every product, taken off again: quicker than as oneDNN's own
-        # zero point.
+        # What the bytes' zero adds to every product, to take it off again: faster than oneDNN's
+        # own zero point.
         self._excess = whole.sum(dim=1, dtype=torch.int32).mul(-self._zero) * self._scales
         self._bias = bias
         self._offset = torch.full((inputs,), WHOLE + self._zero)
@@ -91,6 +92,9 @@ class Quantized:
         )
         return torch.addcmul(self._bias, product, largest.div_(self._steps), out=out)
 
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        return activation.function(self(x))
+
 
 class QuantizedTable:
     """Rows of a table in int8, each with its scale: `[n]` ids → `[n, d]` in float32."""
@@ -107,7 +111,7 @@ class QuantizedTable:
 
 
 def lacking(device: torch.device) -> str | None:
-    """What int8 would need and is not there; None if it can be had."""
+    """What int8 needs and the device lacks, as half a sentence; None if it lacks nothing."""
     if device.type != "cpu":
         return f"the device is {device.type!r}; expected cpu"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it unannotated
@@ -135,8 +139,8 @@ def _smoothing(largest: Tensor, weight: Tensor) -> Tensor:
 
 
 def _low_zero(lowest: float) -> tuple[int, float]:
-    """The byte that stands for 0, an eleventh of the way up, and the largest activation that a row
-    must count as having for the bytes to reach down to `lowest`."""
+    """The byte that stands for 0, an eleventh of the way up, and the largest input that a row must
+    count as having so that the bytes reach down to `lowest`."""
     if lowest == 0:
         return 0, TINY
     zero = 23

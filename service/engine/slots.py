@@ -1,4 +1,4 @@
-"""Adapters resident on the device: at most so many, the least recently used one makes room."""
+"""Adapters resident on the device: at most `capacity`, the least recently used is evicted first."""
 
 from __future__ import annotations
 
@@ -6,46 +6,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from adapters.file import Adapter
-from adapters.spec import AdapterSpec
-
-
-@dataclass(frozen=True, eq=False)
-class Resident:
-    """One adapter's tensors on the device, in the backbone's dtype; the head's in float32.
-
-    `down` and `up` are transposed for `x @ w`: `[L, d, r]` and `[L, r, d]`, of L layers from
-    `first_layer` on.
-    """
-
-    spec: AdapterSpec
-    down: Tensor
-    down_bias: Tensor
-    up: Tensor
-    up_bias: Tensor
-    dense: tuple[Tensor, Tensor] | None
-    norm: tuple[Tensor, Tensor] | None
-    out: tuple[Tensor, Tensor]
-
-    @cached_property
-    def layers(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Each adapted layer's down, its bias, up, its bias: views that all batches share."""
-        return list(
-            zip(
-                *(x.unbind() for x in (self.down, self.down_bias, self.up, self.up_bias)),
-                strict=True,
-            )
-        )
+from service.engine.kinds import registry
+from service.engine.resident import Head, Pair, Resident
 
 
 class Slots:
-    """Which adapters are on the device, by their files' digests. One thread runs the batches and
+    """The adapters on the device, by their files' digests. One thread runs the batches and
     acquires; any other may prefetch, or ask whether one is `resident`."""
 
     def __init__(
@@ -58,76 +29,79 @@ class Slots:
         evicted: Callable[[], None] = lambda: None,
         failed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`loaded` is told the seconds of each load, `evicted` of each adapter that made room,
-        `failed` of each load that raised."""
+        """`loaded` is called with the seconds of each load, `evicted` after each eviction, `failed`
+        after each load that raised."""
         self._capacity, self._device, self._dtype = capacity, device, dtype
         self._loaded, self._evicted, self._failed = loaded, evicted, failed
         self._residents: OrderedDict[str, Resident] = OrderedDict()
-        self._running: set[str] = set()  # pinned: the last batch's, which may still run
-        self._ahead: set[str] = set()  # brought in before their batch, which has not come yet
+        self._running: set[str] = set()  # of the last batch, which may still run: never evicted
+        self._prefetched: set[str] = set()  # and not yet used by a batch
         self._stream: torch.cuda.Stream | None = None
-        # one comes in at a time, so there are never more than slots
+        # one load at a time, so there are never more adapters than slots
         self._loading = threading.Lock()
-        self._choosing = threading.Lock()  # held for no longer than it takes to look who is where
+        self._choosing = threading.Lock()  # guards the sets above; never held during a load
 
     @property
     def apart(self) -> bool:
-        """Whether the device has a memory of its own, and takes copies while it works."""
+        """Whether the device has its own memory, and can copy while it computes."""
         return self._device.type != "cpu"
 
     def resident(self, digest: str) -> bool:
         return digest in self._residents
 
     def acquire(self, adapters: Iterable[Adapter]) -> dict[str, Resident]:
-        """All of a batch's adapters, on the device; there must be no more of them than slots. They
-        stay until the next."""
+        """All of a batch's adapters, on the device; there must be no more of them than slots. None
+        is evicted before the next call."""
         wanted = {adapter.digest: adapter for adapter in adapters}
         assert len(wanted) <= self._capacity, (
             "the batcher keeps a batch's adapters within the slots"
         )
         with self._choosing:
             self._running = set(wanted)
-            self._ahead -= self._running
+            self._prefetched -= self._running
             for digest in wanted.keys() & self._residents.keys():
                 self._residents.move_to_end(digest)
         for digest in wanted.keys() - self._residents.keys():
             with self._loading:
-                if digest in self._residents:  # it came while this thread waited
+                if digest in self._residents:  # prefetched while this thread waited
                     continue
                 with self._choosing:
-                    self._make_room(self._running)
+                    self._evict_for_one(self._running)
                 self._residents[digest] = self._put(wanted[digest])
         return {digest: self._residents[digest] for digest in wanted}
 
     def prefetch(self, adapter: Adapter) -> None:
-        """Bring one in before its batch, which brings in itself what it does not find. None makes
-        room here that runs or was brought in so: a long queue would chase out what it waits for."""
+        """Load an adapter before its batch. If that is not possible, its batch loads it.
+
+        Never evicts a running or prefetched adapter; otherwise a long queue would evict what it
+        waits for.
+        """
         digest = adapter.digest
         with self._loading:
             if digest in self._residents:
                 return
             with self._choosing:
-                if not self._make_room(self._running | self._ahead):
+                if not self._evict_for_one(self._running | self._prefetched):
                     return
             try:
                 resident = self._put(adapter)
             except Exception:
-                # counted; the device is out of memory, say: its batch meets that too, and answers
+                # counted; its batch meets the same error, such as too little memory, and reports it
                 return
             with self._choosing:
                 self._residents[digest] = resident
                 if digest not in self._running:
-                    self._ahead.add(digest)
+                    self._prefetched.add(digest)
 
-    def _make_room(self, kept: set[str]) -> bool:
-        """Whether there is a slot, now that the least recently used one beside those `kept` has
-        made room."""
+    def _evict_for_one(self, kept: set[str]) -> bool:
+        """Evict the least recently used adapter that is not in `kept`, if no slot is free. Whether
+        one is free now."""
         while len(self._residents) >= self._capacity:
             oldest = next((digest for digest in self._residents if digest not in kept), None)
             if oldest is None:
                 return False
             del self._residents[oldest]
-            self._ahead.discard(oldest)
+            self._prefetched.discard(oldest)
             self._evicted()
         return True
 
@@ -135,7 +109,7 @@ class Slots:
         started = time.monotonic()
         try:
             resident = self._load(adapter)
-        except Exception:  # the device is out of memory, say
+        except Exception:  # such as too little memory
             self._failed()
             raise
         self._loaded(time.monotonic() - started)
@@ -143,8 +117,9 @@ class Slots:
 
     def _load(self, adapter: Adapter) -> Resident:
         if self._device.type == "cuda":
-            # Beside the batch that runs, not behind it. No batch uses the memory that this takes:
-            # what makes room was not pinned, and every earlier batch has given its answers.
+            # On a stream of its own, so as not to wait for the running batch. No batch uses the
+            # memory that this takes: running adapters are not evicted, and every earlier batch has
+            # given its answers.
             self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             with torch.cuda.stream(self._stream):
                 tensors = self._on_device(adapter)
@@ -152,25 +127,7 @@ class Slots:
         else:
             tensors = self._on_device(adapter)
 
-        def pair(name: str) -> tuple[Tensor, Tensor] | None:
-            return (
-                (tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-                if f"{name}.weight" in tensors
-                else None
-            )
-
-        out = pair("head.out")
-        assert out is not None, "the file's header was checked"
-        return Resident(
-            spec=adapter.spec,
-            down=tensors["down.weight"].transpose(1, 2),
-            down_bias=tensors["down.bias"],
-            up=tensors["up.weight"].transpose(1, 2),
-            up_bias=tensors["up.bias"],
-            dense=pair("head.dense"),
-            norm=pair("head.norm"),
-            out=out,
-        )
+        return Resident(adapter.spec, registry.load(adapter.spec, tensors), _head(tensors))
 
     def _on_device(self, adapter: Adapter) -> dict[str, Tensor]:
         tensors = _moved(adapter.tensors, self._device, self._dtype)
@@ -182,11 +139,21 @@ class Slots:
         return tensors
 
 
+def _head(tensors: Mapping[str, Tensor]) -> Head:
+    def pair(name: str) -> Pair | None:
+        weight, bias = (tensors.get(f"head.{name}.{kind}") for kind in ("weight", "bias"))
+        return None if weight is None or bias is None else (weight, bias)
+
+    out = pair("out")
+    assert out is not None, "the file's header was checked"
+    return Head(pair("dense"), pair("norm"), out)
+
+
 def _moved(
     tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """All of them on a device, in a dtype: those that lie in one piece of memory, as a file's do,
-    in one copy."""
+    """All of them on a device, in a dtype; in one copy if they lie in one piece of memory, as a
+    file's do."""
     first, *others = tensors.values()
     if any(
         t.dtype != first.dtype or t.untyped_storage()._cdata != first.untyped_storage()._cdata

@@ -1,57 +1,49 @@
-"""Rows of the same tokens are one row, a trunk, until the lowest layer that one of their tasks
-adapts."""
+"""Rows of the same tokens are computed once, as one trunk, until the first place where one of their
+tasks has an adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
-EMBEDDINGS = -1  # before all layers
+from service.engine.row import Row
+from service.engine.sites import Branch
 
-
-class Row(Protocol):
-    """What must be known of a row: its tokens, and the lowest layer that its task adapts."""
-
-    @property
-    def ids(self) -> list[int]: ...
-    @property
-    def types(self) -> list[int]: ...
-    @property
-    def first_layer(self) -> int: ...
+EMBEDDINGS = Branch(-1, late=False)  # before all layers
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The rows, by their places, that are computed from the adapters of `layer` on (in the first
-    stage from the embeddings on), and where each of their tokens is in the stage before (in the
-    first stage nowhere)."""
+    """What is computed from one place on: `rows` by their numbers, and for each of their tokens its
+    place in the stage before. The first stage begins at EMBEDDINGS and has no `tokens`."""
 
-    layer: int
+    branch: Branch
     rows: list[int]
     tokens: list[int]
 
 
-def stages(rows: Sequence[Row]) -> list[Stage]:
-    """One stage if no two rows have the same tokens; the last one has all rows.
+def stages(rows: Sequence[Row], branches: Sequence[Branch]) -> list[Stage]:
+    """`branches[i]` is where the adapter of `rows[i]` first changes it. One stage if no two rows
+    have the same tokens; the last stage has all rows.
 
-    In layer `i` the adapters come last, so tasks that leave `i` layers bare share the work of `i +
-    1`.
+    A bottleneck comes last in its layer, so tasks that leave `i` layers bare share the work of
+    `i + 1`.
     """
     leaders: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     leader = [
         leaders.setdefault((tuple(row.ids), tuple(row.types)), i) for i, row in enumerate(rows)
     ]
-    lowest: dict[int, int] = {}
-    for i, row in zip(leader, rows, strict=True):
-        lowest[i] = min(lowest.get(i, row.first_layer), row.first_layer)
-    parts_at = [EMBEDDINGS if leader[i] == i else lowest[leader[i]] for i in range(len(rows))]
-    found = [Stage(EMBEDDINGS, [i for i, layer in enumerate(parts_at) if layer == EMBEDDINGS], [])]
-    for before, layer in pairwise(sorted({EMBEDDINGS, *parts_at})):
-        kept = [i for i, parted in enumerate(parts_at) if parted <= layer]
-        sources = [i if parts_at[i] <= before else leader[i] for i in kept]
-        found.append(Stage(layer, kept, _places(rows, found[-1].rows, sources)))
+    first: dict[int, Branch] = {}
+    for i, branch in zip(leader, branches, strict=True):
+        first[i] = min(first.get(i, branch), branch)
+    own_from = [EMBEDDINGS if leader[i] == i else first[leader[i]] for i in range(len(rows))]
+    start = [i for i, branch in enumerate(own_from) if branch == EMBEDDINGS]
+    found = [Stage(EMBEDDINGS, start, [])]
+    for before, branch in pairwise(sorted({EMBEDDINGS, *own_from})):
+        kept = [i for i, own in enumerate(own_from) if own <= branch]
+        sources = [i if own_from[i] <= before else leader[i] for i in kept]
+        found.append(Stage(branch, kept, _places(rows, found[-1].rows, sources)))
     return found
 
 

@@ -259,3 +259,122 @@ def test_push_to_nobody(file: Path) -> None:
         invoke("push", file, "--url", "http://127.0.0.1:1", "--key", "clé"),
         "the key holds a character",
     )
+
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir")
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("HTTP_PROXY", "socks4://127.0.0.1:9"),
+        ("http_proxy", "http://127.0.0.1:9"),
+        ("HTTP_PROXY", "nonsense://["),
+        ("SSL_CERT_FILE", "/nonexistent"),
+    ],
+)
+def test_push_to_this_machine_with_a_proxy(
+    file: Path, server: Server, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """A push to a server on this machine uses no proxy and needs no certificates, whatever the
+    environment says."""
+    monkeypatch.setenv(variable, value)
+    for host in ("127.0.0.1", "localhost"):
+        server.answer = (201, b"{}")
+        result = invoke("push", file, "--url", f"http://{host}:{server.server_port}")
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ALL_PROXY", "socks5://u:pw@127.0.0.1:1080", "ALL_PROXY (socks5://127.0.0.1:1080) cannot"),
+        ("HTTP_PROXY", "socks4://127.0.0.1:9", "HTTP_PROXY (socks4://127.0.0.1:9) cannot be used"),
+        (
+            "HTTP_PROXY",
+            "http://u:pw@127.0.0.1:9",
+            "http://example.org cannot be reached by the proxy of HTTP_PROXY (http://127.0.0.1:9)",
+        ),
+        ("http_proxy", "127.0.0.1:9", "reached by the proxy of http_proxy (http://127.0.0.1:9): "),
+    ],
+)
+def test_push_by_a_proxy(
+    file: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    """A proxy that cannot be used, or that does not answer, is named by its variable, without its
+    password."""
+    monkeypatch.setenv(variable, value)
+    result = invoke("push", file, "--url", "http://example.org")
+    assert_refused(result, message)
+    assert "pw" not in result.stderr
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("content", [None, "no certificates"])
+def test_push_with_wrong_certificates(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """Certificates that cannot be read are named by their variable."""
+    place = tmp_path / "certificates.pem"
+    if content is not None:
+        place.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(place))
+    result = invoke("push", file, "--url", "https://127.0.0.1:1")
+    assert_refused(result, "error: SSL_CERT_FILE is ")
+    assert "which cannot be read: " in result.stderr
+
+
+@pytest.mark.parametrize("key", ["secret\n", " secret\t\r\n"])
+def test_a_key_with_white_space_around(file: Path, server: Server, key: str) -> None:
+    """White space around a key, which one from a file has, is not sent."""
+    result = invoke("push", file, "--url", f"http://127.0.0.1:{server.server_port}", "--key", key)
+    assert result.exit_code == 0, result.output
+    assert [authorization for _, authorization, _ in server.got] == ["Bearer secret"]
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "se\x00cret", "sécret"])
+def test_no_message_holds_the_key(file: Path, server: Server, key: str) -> None:
+    """A key that no header takes is refused without being shown, and nothing is sent."""
+    result = invoke("push", file, "--url", f"http://127.0.0.1:{server.server_port}", "--key", key)
+    assert_refused(result, "the key holds a character that no header takes")
+    assert "cret" not in result.stderr
+    assert server.got == []
+
+
+def test_no_message_holds_a_password(file: Path) -> None:
+    """A password in the server's address is not shown."""
+    result = invoke("push", file, "--url", "http://me:secret@127.0.0.1:1")
+    assert_refused(result, "http://127.0.0.1:1 cannot be reached: ")
+    assert "secret" not in result.stderr
+
+
+def test_a_long_refusal_is_cut(file: Path, server: Server) -> None:
+    """Of a server's long answer as much is shown as a sentence can hold."""
+    server.answer = (422, json.dumps({"error": "x" * 100_000}).encode())
+    result = invoke("push", file, "--url", f"http://127.0.0.1:{server.server_port}")
+    assert_refused(result, "answered 422: xxx")
+    assert len(result.stderr) < 700
+
+
+def test_validate_says_what_an_old_file_does_not_say(
+    file: Path, bert_folder: Path, bert: Backbone
+) -> None:
+    """A file from before backbones had settings is valid by its probe, with a note that this is all
+    that tells; a file of today gets no note."""
+    assert invoke("validate", file, "--backbone", bert_folder).stderr == ""
+    spec, tensors, _ = random_adapter(bert, "sst2", ["negative", "positive"])
+    old = spec.backbone.model_copy(update={"settings": None})
+    file.write_bytes(serialize(spec.model_copy(update={"backbone": old}), tensors))
+    result = invoke("validate", file, "--backbone", bert_folder)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("note: the file does not say how its backbone splits texts")

@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import safetensors.torch
@@ -18,8 +22,10 @@ from transformers import AutoModel
 
 from adapters import backbone as backbones
 from adapters.backbone import EMBEDDED_PACKAGE, EMBEDDED_SHA256, Backbone, fingerprint, load
-from adapters.errors import BackboneError
-from tests.tiny import FAMILIES, POSITIONS, tiny_backbone
+from adapters.errors import BackboneError, BackboneMismatch
+from adapters.file import parse, serialize
+from adapters.parity import check_backbone, check_parity
+from tests.tiny import FAMILIES, POSITIONS, random_adapter, tiny_backbone
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +55,16 @@ def test_embedded(embedded: Backbone) -> None:
         "model_type": "bert",
         "hidden_size": 384,
         "num_layers": 6,
+        "settings": {
+            "num_attention_heads": 12,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-12,
+            "position_embedding_type": "absolute",
+            "first_position": 0,
+            # Part of the format: it must not change with a version of the tokenizers library or
+            # with the texts that it is made of, or files of today would be refused.
+            "tokenization": "7a13880d2d3f48064bf1b685d765724e1d590ba7b269770d9e9c429ac1ee1b26",
+        },
     }
     assert (embedded.max_length, embedded.default_pooling) == (512, "mean")
 
@@ -235,6 +251,31 @@ def _garbage_pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04garbage")
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1340\n"
+
+
+def _change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _change_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    change(parts)
+    path.write_text(json.dumps(parts))
+
+
+def _first(parts: dict[str, Any], tokens: int) -> dict[str, int]:
+    return {token: i for token, i in parts["model"]["vocab"].items() if i < tokens}
+
+
+def _add_a_token(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["brandnewtoken"])
+    tokenizer.save_pretrained(folder)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another family": (_gpt2, "is a 'gpt2'; expected one of bert, roberta"),
     "no config": (
@@ -256,7 +297,57 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokeniser": (
         lambda f: (f / "tokenizer.json").unlink(),
-        r"cannot be loaded: \w.*; expected 'embedded', a folder, or",
+        r"has no tokeniser; expected one of tokenizer.json, vocab.txt, vocab.json with merges.txt,",
+    ),
+    "weights and configuration alone": (
+        lambda f: [path.unlink() for path in f.glob("token*")],
+        r"has no tokeniser; expected one of tokenizer.json, ",
+    ),
+    "a vocabulary without merges": (
+        lambda f: (f / "tokenizer.json").rename(f / "vocab.json"),
+        r"has no tokeniser; expected one of tokenizer.json, ",
+    ),
+    "a tokeniser of another model": (
+        lambda f: _change_tokenizer(f, lambda t: t["model"].update(vocab=_first(t, 40))),
+        r"has a tokeniser of 40 tokens for embeddings of \d+ rows; expected its own",
+    ),
+    "an added token without a row": (
+        _add_a_token,
+        r"has a tokeniser with ids up to (\d+); expected less than \1, the rows of its embeddings",
+    ),
+    "a second segment without a row": (
+        lambda f: (
+            _change_config(f, type_vocab_size=1)
+            or change_weights(
+                f,
+                lambda w: w.update(
+                    {
+                        (name := "embeddings.token_type_embeddings.weight"): w[name][:1].clone(),
+                    }
+                ),
+            )
+        ),
+        "has a tokeniser with type ids up to 1; expected less than 1, the config's type_vocab_size",
+    ),
+    "relative positions": (
+        lambda f: _change_config(f, position_embedding_type="relative_key"),
+        "has position_embedding_type 'relative_key', whose weights .*; expected 'absolute'",
+    ),
+    "a decoder": (
+        lambda f: _change_config(f, is_decoder=True),
+        "has is_decoder true; expected an encoder",
+    ),
+    "hardly any positions": (
+        lambda f: _change_config(f, max_position_embeddings=7),
+        "takes rows of 7 tokens; expected at least 8",
+    ),
+    "a Git LFS pointer for weights": (
+        lambda f: (f / "model.safetensors").write_bytes(LFS_POINTER),
+        "has a model.safetensors that looks like a Git LFS pointer, .*; expected the file itself",
+    ),
+    "a Git LFS pointer for a tokeniser": (
+        lambda f: (f / "tokenizer.json").write_bytes(LFS_POINTER),
+        "has a tokenizer.json that looks like a Git LFS pointer, .*; expected the file itself",
     ),
     "tokeniser no JSON": (
         lambda f: (f / "tokenizer.json").write_text("{"),
@@ -288,13 +379,176 @@ def test_refused(folder: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_code_of_a_checkpoint_runs(folder: Path) -> None:
-    """A checkpoint that brings its own code is loaded without it or refused, and its code never
-    runs."""
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
-    (folder / "config.json").write_text(json.dumps(config))
+@pytest.mark.parametrize("model_type", ["bert", "zzz"])
+def test_no_code_of_a_checkpoint_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """A checkpoint that brings its own code is loaded without it or refused, its code never runs,
+    and nobody is asked whether it may."""
+    _change_config(
+        folder,
+        model_type=model_type,
+        auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"},
+    )
+    _change_tokenizer_config(folder, auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
-    with contextlib.suppress(BackboneError):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
+    refused = pytest.raises(BackboneError, match="it needs code of its own, which is never run")
+    with refused if model_type == "zzz" else contextlib.nullcontext():
         load(str(folder))
+    assert asked == []
     assert not (folder / "ran").exists()
+
+
+def _change_tokenizer_config(folder: Path, **changes: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _last_special_token(parts: dict[str, Any]) -> None:
+    parts["post_processor"]["single"].pop()
+
+
+DIFFERENT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "case": (
+        lambda f: _change_tokenizer(f, lambda t: t["normalizer"].update(lowercase=False)),
+        "a tokeniser that splits texts otherwise: its tokenization is ",
+    ),
+    "accents": (
+        lambda f: _change_tokenizer(f, lambda t: t["normalizer"].update(strip_accents=False)),
+        "a tokeniser that splits texts otherwise",
+    ),
+    "Chinese characters": (
+        lambda f: _change_tokenizer(
+            f, lambda t: t["normalizer"].update(handle_chinese_chars=False)
+        ),
+        "a tokeniser that splits texts otherwise",
+    ),
+    "control characters": (
+        lambda f: _change_tokenizer(f, lambda t: t["normalizer"].update(clean_text=False)),
+        "a tokeniser that splits texts otherwise",
+    ),
+    "no normaliser": (
+        lambda f: _change_tokenizer(f, lambda t: t.update(normalizer=None)),
+        "a tokeniser that splits texts otherwise",
+    ),
+    "pre-tokeniser": (
+        lambda f: _change_tokenizer(
+            f, lambda t: t.update(pre_tokenizer={"type": "WhitespaceSplit"})
+        ),
+        "a tokeniser that splits texts otherwise",
+    ),
+    "post-processor": (
+        lambda f: _change_tokenizer(f, _last_special_token),
+        "a tokeniser that splits texts otherwise",
+    ),
+    "heads": (lambda f: _change_config(f, num_attention_heads=2), "num_attention_heads 4; exp"),
+    "activation": (
+        lambda f: _change_config(f, hidden_act="relu"),
+        "hidden_act 'gelu'; expected 'r",
+    ),
+    "eps": (
+        lambda f: _change_config(f, layer_norm_eps=1e-5),
+        "layer_norm_eps 1e-12; expected 1e-05",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_the_same_weights_that_compute_something_else(
+    folder: Path, bert: Backbone, case: str
+) -> None:
+    """A backbone with an adapter's weights and vocabulary, but another tokeniser or other layers,
+    is refused with what differs; for a file that says nothing of them the fingerprint decides."""
+    adapter = parse(random_adapter(bert, "t", ["a", "b"])[2])
+    change, message = DIFFERENT[case]
+    change(folder)
+    other = load(str(folder))
+    assert other.fingerprint == bert.fingerprint
+    limits: dict[str, Any] = {"max_length": 64, "has_pooler": True, "has_mask": True}
+    with pytest.raises(BackboneMismatch, match=message):
+        check_backbone(adapter, other.reference, **limits)
+    old = adapter.spec.backbone.model_copy(update={"settings": None})
+    spec = adapter.spec.model_copy(update={"backbone": old})
+    old_adapter = parse(serialize(spec, adapter.tensors))
+    check_backbone(old_adapter, other.reference, **limits)
+    with pytest.raises(
+        BackboneMismatch, match=r"which the trainer got \(the file does not say how"
+    ):
+        check_parity(old_adapter, [[9.0, 9.0], [9.0, 9.0]], "float32")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_of_the_families(tmp_path: Path, family: str) -> None:
+    """A family's settings are the same at each load and in an adapter's file, and say where its
+    positions begin."""
+    folder = str(tiny_backbone(tmp_path / family, family))
+    backbone = load(folder)
+    settings = backbone.reference.settings
+    assert settings is not None
+    assert settings == load(folder).reference.settings
+    assert settings.first_position == (0 if family in ("bert", "electra") else 2)
+    adapter = parse(random_adapter(backbone, "t", ["a", "b"])[2])
+    assert adapter.spec.backbone.settings == settings
+
+
+def test_without_a_home(folder: Path, bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home, as in containers, loads a backbone; only the cache is missing."""
+
+    def nobody(*_: object) -> NoReturn:
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert load(str(folder)).fingerprint == bert.fingerprint
+    with pytest.raises(BackboneError, match="'~/bert' is no folder"):
+        load("~/bert")
+
+
+def test_a_folder_in_the_home(
+    folder: Path, bert: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may be named from the home on, as in an .env file, which no shell expands."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    backbone = load(f"~/{folder.name}")
+    assert (backbone.name, backbone.fingerprint) == (f"~/{folder.name}", bert.fingerprint)
+
+
+REVISIONS = """
+import sys
+from adapters import backbone as backbones
+from adapters.errors import BackboneError, BackboneMismatch
+from adapters.file import parse, serialize
+from adapters.parity import check_backbone, check_parity
+
+for name in sys.argv[1:]:
+    try:
+        print(backbones.load(name).fingerprint)
+    except BackboneError as error:
+        print(error)
+"""
+
+
+def test_revisions(tmp_path: Path, bert: Backbone, bert_folder: Path) -> None:
+    """`id@revision` loads that revision from the hub's cache, however far `main` has moved."""
+    repository = tmp_path / "hub" / "hub" / "models--org--tiny"
+    commits = {"a" * 40: bert_folder, "b" * 40: tiny_backbone(tmp_path / "new", "bert", seed=1)}
+    for commit, files in commits.items():
+        shutil.copytree(files, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40)
+    (repository / "refs" / "v1").write_text("a" * 40)
+    names = ["org/tiny", "org/tiny@v1", f"org/tiny@{'a' * 40}", "org/tiny@v2"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", REVISIONS, *names],
+        env=environment, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    moved, by_name, by_commit, unknown = run.stdout.splitlines()
+    assert moved == load(str(tmp_path / "new")).fingerprint != bert.fingerprint
+    assert by_name == by_commit == bert.fingerprint
+    assert unknown.startswith("backbone 'org/tiny@v2' cannot be loaded: ")

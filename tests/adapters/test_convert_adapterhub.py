@@ -314,6 +314,21 @@ def test_other_configurations(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_folders_that_look_alike(bert: Backbone, tmp_path: Path) -> None:
+    """A PEFT adapter's folder, and Git LFS pointers in the place of files, are called what they
+    are."""
+    folder = write(tmp_path / "t", bert)
+    config = (folder / "adapter_config.json").read_text()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    assert_refused(convert(folder, bert), "adapter_config.json is that of a PEFT adapter ('LORA')")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 13\n"
+    (folder / "adapter_config.json").write_bytes(pointer)
+    assert_refused(convert(folder, bert), "adapter_config.json looks like a Git LFS pointer, which")
+    (folder / "adapter_config.json").write_text(config)
+    (folder / "pytorch_adapter.bin").write_bytes(pointer)
+    assert_refused(convert(folder, bert), "pytorch_adapter.bin looks like a Git LFS pointer, which")
+
+
 def test_old_activations(bert: Backbone, tmp_path: Path) -> None:
     """In a folder without a version, gelu meant the approximation by tanh, and gelu_orig the exact
     one."""

@@ -3,6 +3,7 @@ with a sentence."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import struct
@@ -24,7 +25,9 @@ from adapters.errors import BackboneMismatch, InvalidAdapter
 from adapters.file import load, parse, read_summary, reread, save, serialize
 from adapters.header import FORMAT
 from adapters.parity import check_backbone, check_parity
+from adapters.replay import replay
 from adapters.text import encode
+from tests.conftest import ROOT
 from tests.tiny import random_adapter, tiny_backbone
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -133,6 +136,13 @@ CONTAINERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda _: b"\x80\x04\x95" + b"x" * 200,
         "header claims .* expected at most 1048576",
     ),
+    "a Git LFS pointer": (
+        lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 451796\n",
+        "the file looks like a Git LFS pointer, .*`git lfs pull`.*; expected a safetensors file",
+    ),
+    "a gzip": (gzip.compress, "looks like a gzip archive, .*; expected a safetensors file"),
+    "a zip": (lambda _: b"PK\x03\x04" + b"x" * 99, "looks like a zip archive, as torch.save"),
+    "a page": (lambda _: b"<!DOCTYPE html><html></html>", "looks like a page of HTML or XML"),
     "a text": (
         lambda _: b"task: sst2, labels: [a, b]",
         "header claims .* expected at most 1048576",
@@ -331,6 +341,39 @@ SPECS: list[tuple[str, Any, str]] = [
     ("labels", ["a", 1], "labels.1 is 1; expected a valid string"),
     ("labels", ["a"], "single_label_classification has the label 'a' only; expected 2 or more"),
     ("labels", [str(i) for i in range(1001)], "labels is .*at most 1000"),
+    ("labels", ["a", "b" * 257], "labels.1 is 'bbb.*; expected it to have at most 256 characters"),
+    (
+        "labels",
+        [f"{i:03}" + "x" * 253 for i in range(300)],
+        "labels have 76800 characters together; expected at most 65536",
+    ),
+    *(
+        ("labels", ["a", f"b{control}"], "'b.*' holds a control character; expected printable")
+        for control in ("\x1b[31m", "\n", "\x00", "\x7f", "\x85", "\u2028")
+    ),
+    ("backbone.name", "a\x1b]0;b\x07", "holds a control character; expected printable text"),
+    ("backbone.name", "a" * 1025, "backbone.name is .* at most 1024 characters"),
+    ("backbone.model_type", "bert\n", "holds a control character; expected printable text"),
+    ("training.scores", {"f1": 10**400}, "training.scores.f1 is an integer of 1329 bits"),
+    ("training.scores", {"f1": -(2**63)}, "training.scores.f1 is an integer of 64 bits; expected"),
+    ("training.scores", [0.5, float("nan")], "training.scores.1 is nan; expected a finite number"),
+    ("training.scores", float("-inf"), "training.scores is -inf; expected a finite number"),
+    ("training.note", "\x1b[2J", r"training.note is '\\x1b\[2J'; expected no control characters"),
+    ("training", {"\x1b[2J": 1}, r"the key '\\x1b\[2J' of training is .*; expected no control"),
+    (
+        "training.deep",
+        json.loads("[" * 40 + "]" * 40),
+        "training.deep.0.*0 is nested more deeply than 32 levels; expected fewer",
+    ),
+    ("x" * 800_000, 1, "^the adapter's spec is not valid: xxx.* is there; expected no such key"),
+    ("\x1b[2J", 1, r"valid: \\x1b\[2J is there; expected no such key"),
+    (
+        "probe.logits",
+        [[0.0, 1.0], [0.0] * 5000],
+        r"probe.logits\[1\] is \[0.0, .*; expected 2 finite",
+    ),
+    ("probe.logits", [[0.0, 1.0], [0.0, 10**400]], "probe.logits.*; expected .*finite"),
+    ("labels", ["x" * 200, "x" * 200], "labels are .*; expected distinct names"),
     ("problem_type", "regression", "a regression task has 2 labels; expected 1"),
     (
         "problem_type",
@@ -386,6 +429,38 @@ def test_broken_specs(valid: bytes, key: str, value: Any, message: str) -> None:
         parse(join(header, body))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_numbers_beyond_a_float(valid: bytes) -> None:
+    """A number in the training record that no float can hold is refused, however it is written."""
+    header, body = split(valid)
+    text = header["__metadata__"]["spec"]
+    for number, message in (("1e999", "is inf; expected a finite"), ("9" * 5000, "is not JSON: ")):
+        header["__metadata__"]["spec"] = text.replace('"seed":0', f'"seed":{number}')
+        with pytest.raises(InvalidAdapter, match=message) as caught:
+            parse(join(header, body))
+        assert len(str(caught.value)) < 400
+
+
+def test_what_the_training_record_may_hold(valid: bytes) -> None:
+    """A training record of several levels, lines and 63-bit numbers is taken as it is."""
+    header, body = split(valid)
+    spec = json.loads(header["__metadata__"]["spec"])
+    spec["training"] = {
+        "note": "two\nlines\tand a tab",
+        "scores": {"f1": 0.5, "rows": 2**63 - 1, "best": None, "early": True},
+        "deep": json.loads("[" * 30 + "]" * 30),
+    }
+    header["__metadata__"]["spec"] = json.dumps(spec)
+    assert parse(join(header, body)).spec.training == spec["training"]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "store").glob("*.safetensors")), ids=lambda f: f.stem
+)
+def test_the_shipped_files(task: str, embedded: Backbone) -> None:
+    """Each shipped file is valid, and computes on the embedded backbone what it says."""
+    replay(load(ROOT / "store" / f"{task}.safetensors"), embedded)
 
 
 @pytest.mark.parametrize("key", ["task", "labels", "max_length", "probe", "backbone"])

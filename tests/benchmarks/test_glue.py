@@ -1,5 +1,5 @@
-"""The benchmark's table, through its door: cells are run once, whole, by one recipe; the page is
-made from them alone."""
+"""The comparison, through its door: cells are run once, whole, by one recipe; the page is made from
+them alone."""
 
 from __future__ import annotations
 
@@ -8,261 +8,260 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import pearsonr
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 from typer.testing import CliRunner, Result
 
 from benchmarks.glue import cells
-from benchmarks.glue.__main__ import METHODS, RATES, app
-from benchmarks.glue.data import BUDGETS, read
+from benchmarks.glue.__main__ import app
+from benchmarks.glue.contrasts import contrast, over_seeds, sign_flip
+from benchmarks.glue.data import sets_of
+from benchmarks.glue.protocol import METHODS, RATES, SEARCH_TASKS, STAGES, TASKS, Cell
+from benchmarks.glue.pseudovalues import pseudo_values
 from tests.training.test_training_cli import ROWS, jsonl
-from training.tasks import TASKS
+from training.data import Dataset
+from training.tasks import TASKS as KNOWN
 
-PAIRS = [
-    {"text": f"it is {'good' if i % 2 else 'bad'}", "text_pair": "it", "label": float(i % 2)}
-    for i in range(12)
+FLOATS = [
+    {"text": f"it is {'good' if i % 2 else 'bad'}", "text_pair": "it", "label": i % 5 + 0.5}
+    for i in range(16)
 ]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two tasks of twelve rows, one of them with a control character as STS-B's file has."""
-    PAIRS[3]["text"] = "it\x12s good"
-    for task, rows in (("subj", [*ROWS, *ROWS[:4]]), ("stsb", PAIRS)):
-        (tmp_path / "glue" / task).mkdir(parents=True)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The protocol's tasks, sixteen rows each; stsb with a control character, as its file has."""
+    folder = tmp_path_factory.mktemp("glue")
+    for task in TASKS:
+        (folder / task).mkdir()
+        rows = [dict(row) for row in (FLOATS if task == "stsb" else [*ROWS, *ROWS])]
+        if task == "stsb":
+            rows[3]["text"] = "it\x12s good"
+        if task == "mrpc":
+            names = {"positive": "equivalent", "negative": "not_equivalent"}
+            rows = [row | {"text_pair": "it", "label": names[row["label"]]} for row in rows]
         for part in ("train", "dev"):
-            jsonl(tmp_path / "glue" / task / f"{part}.jsonl", rows)
-    return tmp_path / "glue"
+            jsonl(folder / task / f"{part}.jsonl", rows)
+    return folder
 
 
-def invoke(command: str, data: Path, backbone: Path, *more: str) -> Result:
-    where = [
-        "--glue-dir",
-        str(data),
-        "--results",
-        str(data.parent / "results"),
-        "--backbone",
-        str(backbone),
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, data: Path, bert_folder: Path) -> Path:
+    """The cells of the first comparison on one task."""
+    folder = tmp_path_factory.mktemp("results")
+    done = invoke(data, folder, bert_folder, "--stages", "search-first,1000-first-stsb")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def invoke(data: Path, results: Path, backbone: Path, *more: str) -> Result:
+    where = ["--glue-dir", str(data), "--results", str(results), "--backbone", str(backbone)]
+    return CliRunner().invoke(app, ["run", *where, *more])
+
+
+def render(results: Path, out: Path) -> Result:
+    return CliRunner().invoke(app, ["render", "--results", str(results), "--out", str(out)])
+
+
+def found(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results / "cells.jsonl").read_text().splitlines()]
+
+
+def made_up(method: str, gains: dict[str, list[float]]) -> cells.Cells:
+    """Cells of a method, a score a seed; a dev row's value is the score itself."""
+    return [
+        {"method": method, "task": task, "seed": seed, "score": score, "pseudo_values": [score] * 4}
+        for task, scores in gains.items()
+        for seed, score in enumerate(scores)
     ]
-    return CliRunner().invoke(
-        app,
-        [command, *where, "--tasks", "subj,stsb", "--epochs", "1", "--precision", "float32", *more],
-    )
 
 
-def found(data: Path, name: str = "glue.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (data.parent / "results" / name).read_text().splitlines()]
+def test_a_search_comes_first(data: Path, tmp_path: Path, bert_folder: Path) -> None:
+    """A stage whose learning rates have not been searched is refused, and nothing is run."""
+    refused = invoke(data, tmp_path, bert_folder, "--stages", "1000-first-stsb")
+    assert refused.exit_code == 2
+    assert "the search for adamix lacks the rate 0.001; expected it whole" in refused.stderr
+    assert not (tmp_path / "cells.jsonl").exists()
 
 
-def test_the_table(data: Path, bert_folder: Path) -> None:
-    """Cells that are there are skipped, a half-written one is run again, and the same cells give
-    the same page and plots."""
-    methods = ("--methods", "full,adamix,adamix-2-experts", "--seeds", "0,1")
-    result = invoke("run", data, bert_folder, *methods)
-    assert result.exit_code == 0, result.output
-    assert len(result.stdout.splitlines()) == 12
-    path = data.parent / "results" / "glue.jsonl"
-    before = path.read_text()
-    first = found(data)[0]
-    assert {
-        "task",
-        "method",
-        "seed",
-        "score",
-        "metric",
-        "rows",
-        "shots",
-        "parameters",
-        "seconds",
-        "hardware",
-        "recipe",
-    } < set(first)
-    path.write_text(before[:-40])
-    result = invoke("run", data, bert_folder, *methods)
-    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1), result.output
-    assert len(cells.read(path.parent)) == 12
-    again = cells.read(path.parent)[-1]
-    assert again["metrics"] == json.loads(before.splitlines()[-1])["metrics"]
-
-    pages = []
-    for folder in ("one", "two"):
-        out = data.parent / folder / "results.md"
-        assert (
-            CliRunner()
-            .invoke(app, ["render", "--results", str(path.parent), "--out", str(out)])
-            .exit_code
-            == 0
-        )
-        pages.append({file.name: file.read_bytes() for file in out.parent.iterdir()})
-    assert pages[0] == pages[1]
-    assert {name.rpartition("-")[2] for name in pages[0]} == {
-        "results.md",
-        "methods.svg",
-        "routing.svg",
-        "experts.svg",
-    }
-    page = pages[0]["results.md"].decode()
-    assert "stsb† pearson (train 12, dev 12)" in page
-    assert (
-        "† stsb: train is 12 of the official 5,749 rows and dev is 12 of the official 1,500 rows,"
-        " so its scores" in page
-    )
-    assert "(2)" in page
-    assert again["hardware"] in page
-    assert "average of 2" in page
-    assert re.search(r"^- full: [+-][0-9.]+ points, better in [0-4] of 4 cells$", page, re.M)
-    of, variant = page.split("| variant |")[1].splitlines()[2:4]
-    assert of.startswith("| adamix |")
-    assert variant.startswith("| adamix-2-experts |")
+def test_the_search_decides(results: Path) -> None:
+    """Each rate is tried on rows held out from train; the best mean over the tasks is taken, and a
+    method with two passes has half the epochs of one with one."""
+    lines = found(results)
+    searched = [cell for cell in lines if cell["search"] is not None]
+    assert len(searched) == 3 * 3 * len(SEARCH_TASKS)
+    assert {(cell["rows"], cell["dev_rows"]) for cell in searched} == {(11, 5)}
+    for method in ("adamix", "adapter-rdrop", "adapter"):
+        means = cells.rates(searched, lines[0]["backbone"], method)
+        best = max(RATES[method], key=lambda rate: sum(means[rate].values()))
+        own = [c for c in lines if c["search"] is None and c["method"] == method]
+        assert {cell["recipe"]["learning_rate"] for cell in own} == {best}
+        assert {cell["recipe"]["epochs"] for cell in own} == {6 if method == "adapter" else 3}
+        assert len(own) == 6
 
 
-def test_longer(data: Path, bert_folder: Path) -> None:
-    """A `-long` row is its method with four times the epochs, at that method's learning rate."""
-    assert invoke("run", data, bert_folder, "--methods", "full-long", "--seeds", "0").exit_code == 0
-    recipe = found(data)[-1]["recipe"]
-    assert (recipe["method"], recipe["epochs"]) == ("full", 4)
+def test_cells_are_run_once(data: Path, results: Path, bert_folder: Path) -> None:
+    """What is there is not run again; what a kill left half-written is, to the same digits."""
+    path = results / "cells.jsonl"
+    before = path.read_bytes()
+    stages = ("--stages", "1000-first-stsb")
+    assert invoke(data, results, bert_folder, *stages).stdout == ""
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-300])
+    again = invoke(data, results, bert_folder, *stages)
+    assert (again.exit_code, len(again.stdout.splitlines())) == (0, 1), again.output
+    last, was = cells.read(path)[-1], json.loads(before.splitlines()[-1])
+    assert {**last, "seconds": 0} == {**was, "seconds": 0}
+    path.write_bytes(before)
 
 
-def test_few_examples(data: Path, bert_folder: Path) -> None:
-    """Runs on a few examples are cells of their own, in a part of the page of their own."""
-    methods = ("--methods", "full,adamix", "--seeds", "0,1")
-    assert invoke("run", data, bert_folder, *methods).exit_code == 0
-    result = invoke("run", data, bert_folder, *methods, "--shots", "6")
-    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 8), result.output
-    few = [cell for cell in found(data) if cell["shots"] == 6]
-    assert {cell["rows"] for cell in few} == {6}
-    assert len(found(data)) == 8 + len(few)
-    out = data.parent / "results.md"
-    where = ["--results", str(data.parent / "results"), "--out", str(out)]
-    assert CliRunner().invoke(app, ["render", *where]).exit_code == 0
-    whole, part = out.read_text().split(f"## Backbone {bert_folder}, 6 training examples\n")
-    assert "subj accuracy (train 12, dev 12)" in whole.replace("†", "")
-    assert "subj accuracy (train 6, dev 12)" in part.replace("†", "")
-    assert "train is" not in part
-    assert "Learning rates" not in part
+def test_workers(data: Path, results: Path, tmp_path: Path, bert_folder: Path) -> None:
+    """Cells that are run side by side in processes are those that one process runs."""
+    stage = ("--stages", "search-first", "--device", "cpu")
+    done = invoke(data, tmp_path, bert_folder, *stage, "--workers", "2")
+    assert done.exit_code == 0, done.output
+    assert [cell["metrics"] for cell in found(tmp_path)] == [
+        cell["metrics"] for cell in found(results) if cell["search"] is not None
+    ]
 
 
-def test_another_recipe(data: Path, bert_folder: Path) -> None:
+def test_another_recipe(data: Path, results: Path, tmp_path: Path, bert_folder: Path) -> None:
     """A cell that is there by another recipe ends the program: one table does not mix two."""
-    assert invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0").exit_code == 0
-    result = invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0", "--epochs", "2")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: the cell subj/head/0 in ")
-    assert "has epochs 1, not 2; expected the same, or another --results" in result.stderr
-    assert len(found(data)) == 2
+    lines = found(results)
+    lines[-1]["recipe"]["epochs"] = 99
+    jsonl(tmp_path / "cells.jsonl", lines)
+    refused = invoke(data, tmp_path, bert_folder, "--stages", "1000-first-stsb")
+    assert refused.exit_code == 2
+    assert "the cell stsb/adapter/5 has epochs 99, not 6; expected the same" in refused.stderr
 
 
-def test_the_search(data: Path, bert_folder: Path) -> None:
-    """Each learning rate is tried on rows held out from train, and the best mean is what a run
-    takes."""
-    result = invoke("search", data, bert_folder, "--methods", "head")
-    assert result.exit_code == 0, result.output
-    tried = found(data, "glue_search.jsonl")
-    assert [cell["recipe"]["learning_rate"] for cell in tried] == 2 * list(RATES["head"])
-    assert {(cell["rows"], cell["dev_rows"]) for cell in tried} == {(10, 2)}
-    means = {
-        rate: sum(cell["score"] for cell in tried if cell["search"] == rate)
-        for rate in RATES["head"]
-    }
-    assert invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0").exit_code == 0
-    assert found(data)[0]["recipe"]["learning_rate"] == max(means, key=means.__getitem__)
+def test_the_page(results: Path, tmp_path: Path) -> None:
+    """The same cells give the same page: protocol, state, table, contrasts and every cell."""
+    pages = []
+    for name in ("one", "two"):
+        assert render(results, tmp_path / name / "results.md").exit_code == 0
+        pages.append((tmp_path / name / "results.md").read_text())
+    assert pages[0] == pages[1]
+    page = pages[0]
+    assert "| 1000-first-stsb | 18 | 18 |" in page
+    assert "| 1000-first | 0 | 54 |" in page
+    assert re.search(r"^\| adamix \| [0-9,]+ \| -?[0-9.]+ ± [0-9.]+ \(6\) \|$", page, re.M)
+    assert re.search(
+        r"^\| adamix − adapter-rdrop \| [+-][0-9.]+ \| .* \| stsb [+-].* \| 6 \|$", page, re.M
+    )
+    assert re.search(r"^- `adapter`: \*\*[0-9.]+\*\* of 0.001: ", page, re.M)
+    own = [
+        cell["score"]
+        for cell in found(results)
+        if cell["method"] == "adapter" and cell["search"] is None
+    ]
+    assert f"| 1,000 | stsb | adapter | {' '.join(f'{100 * score:.1f}' for score in own)} |" in page
 
 
-def test_half_a_search(data: Path, bert_folder: Path) -> None:
-    """Half a search chooses nothing: a run says what lacks."""
-    assert invoke("search", data, bert_folder, "--methods", "head").exit_code == 0
-    path = data.parent / "results" / "glue_search.jsonl"
-    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-1]))
-    result = invoke("run", data, bert_folder, "--methods", "head", "--seeds", "0")
-    assert result.exit_code == 2
-    assert "the search for head lacks 0.01 on stsb; expected it whole" in result.stderr
+def test_no_cells(tmp_path: Path) -> None:
+    """Without cells there is no page."""
+    refused = render(tmp_path, tmp_path / "results.md")
+    assert (refused.exit_code, (tmp_path / "results.md").exists()) == (2, False)
+    assert "there are no cells yet" in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--methods", "prefix"], "'prefix' is unknown; expected one of full, adamix"),
-        (["--tasks", "sst3"], "'sst3' is unknown; expected one of rte"),
-        (
-            ["--glue-dir", "nowhere"],
-            "nowhere/subj is no folder, and SetFit/subj (train) cannot be had from the Hugging",
-        ),
+        (["--stages", "last"], "stage 'last' is unknown; expected one of search-first, "),
+        (["--glue-dir", "nowhere"], "nowhere/sst2 is no folder, and nyu-mll/glue sst2 (train) "),
         (["--device", "cudax"], "device is 'cudax'; expected cpu or cuda"),
-        (["--seeds", "one"], "seeds has 'one'; expected whole numbers with commas between"),
     ],
 )
-def test_refused(data: Path, bert_folder: Path, options: list[str], message: str) -> None:
+def test_refused(
+    data: Path, tmp_path: Path, bert_folder: Path, options: list[str], message: str
+) -> None:
     """What is not there ends the program with one sentence and exit code 2."""
-    result = invoke("run", data, bert_folder, *options)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    refused = invoke(data, tmp_path, bert_folder, *options)
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
-def test_cells_that_stand_alone(data: Path, bert_folder: Path) -> None:
-    """A method with some of the tasks takes no average from the others, and of the experts' numbers
-    only the tasks and seeds that all have are drawn: one cell more or less never keeps the page
-    from being made."""
-    assert (
-        invoke("run", data, bert_folder, "--methods", "full,adamix", "--seeds", "0,1").exit_code
-        == 0
-    )
-    assert (
-        invoke(
-            "run", data, bert_folder, "--methods", "head", "--seeds", "0", "--tasks", "subj"
-        ).exit_code
-        == 0
-    )
-    assert (
-        invoke(
-            "run",
-            data,
-            bert_folder,
-            "--methods",
-            "adamix-2-experts",
-            "--seeds",
-            "0",
-            "--tasks",
-            "subj",
-        ).exit_code
-        == 0
-    )
-    out = data.parent / "results.md"
-    where = ["--results", str(data.parent / "results"), "--out", str(out)]
-    assert CliRunner().invoke(app, ["render", *where]).exit_code == 0
-    page = out.read_text()
-    assert "average of 2" in page
-    assert re.search(r"^\| head \|.*\| – \|$", page, re.M)
-    assert "AdaMix by its number of experts, mean and standard deviation over 1 seed." in page
-    assert (
-        invoke(
-            "run",
-            data,
-            bert_folder,
-            "--methods",
-            "adamix-8-experts",
-            "--seeds",
-            "1",
-            "--tasks",
-            "stsb",
-        ).exit_code
-        == 0
-    )
-    assert CliRunner().invoke(app, ["render", *where]).exit_code == 0
-    assert "number of experts" not in out.read_text()
+def test_rows_of_a_cell(data: Path) -> None:
+    """A seed draws the same rows for every method, other seeds draw others, and a search never
+    learns from a row that it chooses by."""
+    drawn = [
+        sets_of(Cell("sst2", method, 6, seed), data)[0].targets
+        for method in ("adamix", "full")
+        for seed in range(4)
+    ]
+    assert drawn[:4] == drawn[4:]
+    assert len({str(targets) for targets in drawn}) > 1
+    train, held = sets_of(Cell("stsb", "full", 1000, 0, rate=1e-3), data)
+    assert (len(train.texts), len(held.texts)) == (11, 5)
 
 
-def test_no_cells(tmp_path: Path) -> None:
-    """Without cells there is no page."""
-    out = tmp_path / "results.md"
-    result = CliRunner().invoke(app, ["render", "--results", str(tmp_path), "--out", str(out)])
-    assert (result.exit_code, out.exists()) == (2, False)
-    assert "there are no cells yet" in result.stderr
+def test_the_protocol_is_whole() -> None:
+    """Every stage's methods and tasks are known, its learning rates searched in a stage before, and
+    no cell stands in two stages."""
+    searched: set[str] = set()
+    keys: list[tuple[Any, ...]] = []
+    for stage in STAGES:
+        assert set(stage.tasks) <= set(KNOWN)
+        names = {METHODS[method]["method"] for method in stage.methods}
+        if stage.search:
+            searched |= names
+        assert names <= searched
+        keys += [tuple(cell.key.values()) for cell in stage.cells()]
+        for cell in stage.cells():
+            assert cell.recipe(1e-3).passes * cell.recipe(1e-3).epochs in (4, 6, 8, 10, 20, 60)
+    assert len(keys) == len(set(keys)) or {key for key in keys if keys.count(key) > 1} <= {
+        key for key in keys if key[1] == "adamix-paper"
+    }
 
 
-def test_a_cap_keeps_the_same_rows(data: Path) -> None:
-    """A cap keeps so many rows, the same ones each time, and labels are those of the whole file."""
-    one, two = (read(data, "subj", 10) for _ in range(2))
-    assert one == two
-    assert [len(part.texts) for part in one] == [10, 10]
-    assert set(BUDGETS) == set(TASKS)
-    assert {recipe["method"] for recipe in METHODS.values()} == set(RATES)
+def test_pseudo_values() -> None:
+    """Each is what the definition gives, leaving a row out, and their mean is near the score."""
+    generator = np.random.default_rng(0)
+    wanted = generator.integers(0, 2, 40).tolist()
+    logits = torch.tensor(generator.normal(size=(40, 2)))
+    numbers = generator.normal(size=40).tolist()
+    single = Dataset("single_label_classification", ("a", "b"), [("x",)] * 40, wanted)
+    scale = Dataset("regression", ("score",), [("x",)] * 40, numbers)
+    predicted = logits.argmax(dim=1).numpy()
+    cases = [
+        ("accuracy", single, logits, accuracy_score, predicted, wanted),
+        ("matthews", single, logits, matthews_corrcoef, predicted, wanted),
+        ("pearson", scale, logits[:, :1], lambda x, y: pearsonr(x, y)[0], logits[:, 0], numbers),
+    ]
+    for metric, dataset, given, score, x, y in cases:
+        x, y = np.array(x), np.array(y)
+        left_out = [score(np.delete(x, i), np.delete(y, i)) for i in range(40)]
+        expected = [40 * score(x, y) - 39 * without for without in left_out]
+        found = pseudo_values(metric, dataset, given)
+        assert found == pytest.approx(expected, abs=1e-4)
+        assert np.mean(found) == pytest.approx(score(x, y), abs=0.03)
+
+
+def test_the_sign_flip_is_exact() -> None:
+    """Six differences of one sign have p = 2/64, five 2/32, and a balanced set has p = 1."""
+    assert sign_flip(np.array([1.0, 2, 3, 4, 5, 6])) == pytest.approx(2 / 64)
+    assert sign_flip(-np.array([1.0, 2, 3, 4, 5])) == pytest.approx(2 / 32)
+    assert sign_flip(np.array([1.0, -1, 2, -2])) == 1.0
+    assert sign_flip(np.array([3.0])) == 1.0
+
+
+def test_a_contrast() -> None:
+    """A contrast is over the largest whole table of tasks and seeds, with means, interval and
+    probability of that alone."""
+    one = made_up("adamix", {"sst2": [0.82, 0.84, 0.86], "cola": [0.2, 0.2, 0.2], "stsb": [0.9]})
+    other = made_up("lora", {"sst2": [0.80, 0.80, 0.80], "cola": [0.1, 0.2, 0.3], "stsb": [0.1]})
+    result = contrast([*one, *other], "adamix", "lora", ["sst2", "cola", "stsb"])
+    assert result is not None
+    assert (result.tasks, result.seeds) == (("sst2", "cola"), (0, 1, 2))
+    assert result.by_task == pytest.approx({"sst2": 4.0, "cola": 0.0})
+    assert result.mean == pytest.approx(2.0)
+    assert result.improved == pytest.approx((1.0 + 0.5) / 2)
+    low, high = result.over_seeds
+    assert -2 <= low <= result.mean <= high <= 6
+    assert result.over_rows == pytest.approx(over_seeds(np.array([6.0, 2.0, -2.0])), abs=0.7)
+    assert contrast(one, "adamix", "lora", ["sst2"]) is None

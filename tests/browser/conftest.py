@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from adapters.backbone import Backbone
+from adapters.file import load
 from adapters.store import Store
 from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
 from tests.tiny import random_adapter
@@ -87,8 +88,9 @@ def server(
     """A server that asks for an admin key, with tasks of every kind; `sst2` has two versions."""
     store = Store(tmp_path_factory.mktemp("browser") / "store")
     for task in TASKS:
-        store.put(adapter_file(task).read_bytes())
-    store.put(adapter_file("sst2", seed=1).read_bytes())
+        store.put(load(adapter_file(task)))
+    store.put(load(adapter_file("sst2", seed=1)))
+    store.close()
     with running(store.folder, admin_key=ADMIN_KEY) as server:
         yield server
 

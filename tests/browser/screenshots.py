@@ -9,6 +9,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page
 
 from adapters.backbone import load
+from adapters.file import parse
 from adapters.store import Store
 from tests.browser.conftest import browser
 from tests.browser.many import answer_as_if
@@ -29,6 +30,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "store")
         _fill(store)
+        store.close()
         with running(store.folder) as server, browser() as chromium:
             for width in WIDTHS:
                 _take(chromium, server.url, folder / f"page-{width}.png", width, "light")
@@ -43,7 +45,7 @@ def _fill(store: Store) -> None:
     for data in files or (
         random_adapter(backbone, task, **options)[2] for task, options in TASKS.items() if backbone
     ):
-        store.put(data)
+        store.put(parse(data))
 
 
 def _take(

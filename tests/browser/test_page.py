@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from adapters.file import load
 from adapters.store import Store
 from tests.browser.conftest import Tab
 from tests.browser.many import answer_as_if
@@ -227,9 +228,8 @@ def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: Adapte
     """Markup in a label is shown as it is spelled, in the list and in an answer, and makes no
     element."""
     store = Store(tmp_path / "store")
-    store.put(
-        adapter_file("markup", labels=[MARKUP, "</td><script>alert(1)</script>"]).read_bytes()
-    )
+    store.put(load(adapter_file("markup", labels=[MARKUP, "</td><script>alert(1)</script>"])))
+    store.close()
     with running(store.folder) as server:
         page = open_tab(server.url).page
         expect(row(page, "markup")).to_contain_text(MARKUP)
@@ -245,7 +245,8 @@ def test_predictions_with_a_key(
 ) -> None:
     """Where predictions need a key, the page says so, and sends the one that was typed."""
     store = Store(tmp_path / "store")
-    store.put(adapter_file("sst2").read_bytes())
+    store.put(load(adapter_file("sst2")))
+    store.close()
     with running(store.folder, api_key="predict-key") as server:
         tab = open_tab(server.url)
         tab.refusals = True
@@ -264,7 +265,8 @@ def test_the_server_goes_and_comes_back(
     """A page whose server died says so; when a server is there again, the sentence goes and the
     page works on."""
     store = Store(tmp_path / "store")
-    store.put(adapter_file("sst2").read_bytes())
+    store.put(load(adapter_file("sst2")))
+    store.close()
     with running(store.folder) as server:
         tab = open_tab(server.url)
         tab.refusals = True
@@ -275,7 +277,8 @@ def test_the_server_goes_and_comes_back(
         expect(away).to_contain_text(
             f"The server at {urlsplit(server.url).netloc} has not answered since"
         )
-    store.put(adapter_file("topics").read_bytes())
+    with Store(store.folder) as store:
+        store.put(load(adapter_file("topics")))
     with running(store.folder, port=urlsplit(server.url).port):
         expect(away).to_be_hidden()
         expect(row(tab.page, "topics")).to_be_visible()

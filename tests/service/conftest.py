@@ -21,6 +21,7 @@ import httpx2
 import pytest
 
 from adapters.backbone import Backbone
+from adapters.file import parse
 from adapters.store import Store
 from tests.service.interpreter import interpreted
 from tests.tiny import random_adapter
@@ -133,9 +134,9 @@ def filled_store(
 ) -> Path:
     """A store that holds one version of each task of TASKS."""
     folder = tmp_path_factory.mktemp("filled") / "store"
-    store = Store(folder)
-    for task in TASKS:
-        store.put(adapter_bytes(task))
+    with Store(folder) as store:
+        for task in TASKS:
+            store.put(parse(adapter_bytes(task)))
     return folder
 
 

@@ -23,8 +23,9 @@ from adapters.file import Adapter, parse
 from adapters.spec import Pooling
 from adapters.text import TextInput, Tokens, encode
 from service.engine.encoder import PackedEncoder
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
 from service.engine.linear import ROUND, blocks
+from service.engine.row import Row
 from service.engine.slots import Slots
 from tests.tiny import POSITIONS, random_adapter, tiny_backbone
 
@@ -121,9 +122,7 @@ def padded(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
 def packed(backbone: Backbone, rows: Sequence[Tokens]) -> list[Tensor]:
     """The packed encoder's last hidden states, without adapters."""
     encoder = PackedEncoder(backbone, CPU, torch.float32)
-    hidden = encoder.forward(
-        encoder.pack([(row.ids, row.types) for row in rows]), lambda _layer, _x: None
-    )
+    hidden = encoder.forward(encoder.pack([(row.ids, row.types) for row in rows]))
     return list(hidden.split([len(row.ids) for row in rows]))
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
+from service.engine.adaptation import adaptation_of
 from service.engine.attention import by_groups
 from service.engine.encoder import PackedEncoder
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
 from service.engine.packed import Packed
+from service.engine.row import Row
 from service.engine.slots import Slots
 from tests.service.interpreter import GPU, NO_GPU
 from tests.service.test_encoder import rows_of
@@ -93,15 +95,15 @@ def test_replays_are_the_batches_own_passes(
         rows = [(row.ids, row.types) for row in rows_of(backbone, lengths, seed=sum(lengths))]
         segments = segments_of([adapters[i] for i in chosen], lengths, CPU, torch.float32)
         batch = encoder.pack(rows)
-        found = graphs.forward(batch, fused.FusedAdaptation(segments, len(batch.ids)))
+        found = graphs.forward(batch, adaptation_of(segments, len(batch.ids), fused.ON_GPU))
         batch = plain.pack(rows)
-        expected = plain.forward(batch, fused.FusedAdaptation(segments, len(batch.ids)))
+        expected = plain.forward(batch, adaptation_of(segments, len(batch.ids), fused.ON_GPU))
         assert found is not None
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for lengths, chosen in (([33], [0]), ([1, 1, 1, 1, 1], [0, 1, 2, 3, 0])):
         batch = encoder.pack([(row.ids, row.types) for row in rows_of(backbone, lengths)])
         segments = segments_of([adapters[i] for i in chosen], lengths, CPU, torch.float32)
-        assert graphs.forward(batch, fused.FusedAdaptation(segments, len(batch.ids))) is None
+        assert graphs.forward(batch, adaptation_of(segments, len(batch.ids), fused.ON_GPU)) is None
 
 
 @pytest.mark.skipif(not GPU, reason=NO_GPU)

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from adapters.file import parse
 from adapters.store import Store
 from tests.service.conftest import running
 
@@ -30,9 +31,10 @@ def test_a_task_recovers_from_its_rotten_file(
     restored or uploaded."""
     store = Store(tmp_path / "store")
     data = adapter_bytes("sst2")
-    version, _ = store.put(data)
-    store.put(adapter_bytes("topics"))
+    version, _ = store.put(parse(data))
+    store.put(parse(adapter_bytes("topics")))
     path = store.path("sst2", version.digest)
+    store.close()
     with running(tmp_path / "store", host_cache_bytes=0) as server, server.client() as client:
         for recover in (
             lambda: path.write_bytes(data),
@@ -61,10 +63,11 @@ def test_a_slow_file_holds_up_nobody_else(
     those that must be read; then it is read once for all of them."""
     store = Store(tmp_path / "store")
     data = adapter_bytes("sst2")
-    version, _ = store.put(data)
-    store.put(adapter_bytes("topics"))
-    store.put(adapter_bytes("mrpc"))
+    version, _ = store.put(parse(data))
+    store.put(parse(adapter_bytes("topics")))
+    store.put(parse(adapter_bytes("mrpc")))
     path = store.path("sst2", version.digest)
+    store.close()
     many = httpx2.Limits(max_connections=WAITING)
     with (
         running(tmp_path / "store") as server,
@@ -94,9 +97,10 @@ def test_a_slow_write_holds_up_no_reader(
     """While an upload waits for the disk, predictions, lists and metrics are answered."""
     store = Store(tmp_path / "store")
     data = adapter_bytes("sst2")
-    version, _ = store.put(data)
-    store.put(adapter_bytes("topics"))
+    version, _ = store.put(parse(data))
+    store.put(parse(adapter_bytes("topics")))
     path = store.path("sst2", version.digest)
+    store.close()
     with running(tmp_path / "store") as server, server.client() as client, server.client() as other:
         assert [status(client, task) for task in ("sst2", "topics")] == [200, 200]
         path.unlink()

@@ -194,7 +194,7 @@ def test_killing_the_server_during_uploads_leaves_the_store_whole(
             assert some.wait(timeout=60)
             server.stop(signal.SIGKILL)
             uploader.join(timeout=60)
-        store = Store(tmp_path / "store")
+        store = Store(tmp_path / "store", read_only=True)
         for version in acknowledged:
             assert store.get("sst2", version).version == version
         assert store.get("sst2").version == store.find("sst2").short
@@ -203,7 +203,7 @@ def test_killing_the_server_during_uploads_leaves_the_store_whole(
         answer = client.post("/predict?task=sst2", json={"inputs": "good"})
         assert (
             answer.headers["X-Adapter-Version"]
-            == f"sst2@{Store(tmp_path / 'store').find('sst2').short}"
+            == f"sst2@{Store(tmp_path / 'store', read_only=True).find('sst2').short}"
         )
 
 

@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.backbone import Backbone
-from adapters.file import serialize
+from adapters.file import parse, serialize
 from adapters.store import Store
 from service.http import answers
 from service.http.middleware import RequestContext
@@ -295,8 +295,9 @@ def test_a_rotten_file_fails_its_task_alone(
 ) -> None:
     """A task whose file rotted on disk answers 503 with the reason; the others go on."""
     store = Store(tmp_path / "store")
-    rotten, _ = store.put(adapter_bytes("sst2"))
-    store.put(adapter_bytes("topics"))
+    rotten, _ = store.put(parse(adapter_bytes("sst2")))
+    store.put(parse(adapter_bytes("topics")))
+    store.close()
     path = store.path("sst2", rotten.digest)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -338,7 +339,7 @@ def test_an_adapter_that_overflows_is_said_to(tmp_path: Path, embedded: Backbone
     infer, and counted."""
     spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"], dtype=torch.float32)
     tensors["head.out.weight"] = tensors["head.out.weight"].sign() * 3e38
-    version, _ = Store(tmp_path / "store").put(serialize(spec, tensors))
+    version, _ = Store(tmp_path / "store").put(parse(serialize(spec, tensors)))
     infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
     with running(tmp_path / "store") as server, server.client() as client:
         for path, body in (("/predict?task=sst2", FILM), ("/v2/models/sst2/infer", infer)):

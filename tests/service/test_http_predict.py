@@ -30,7 +30,7 @@ def reference(
     server: Server, embedded: Backbone, task: str, texts: list[TextInput]
 ) -> list[list[float]]:
     """What transformers and the plain formulas say, away from the server."""
-    adapter = Store(server.store).get(task)
+    adapter = Store(server.store, read_only=True).get(task)
     rows = encode(embedded.tokenizer, texts, adapter.spec.max_length)
     logits: list[list[float]] = from_adapter(embedded, adapter)(collate(rows)).tolist()
     return logits
@@ -198,7 +198,7 @@ def test_headers_say_which_version_and_where_the_time_went(
     answer = client.post(
         "/predict?task=sst2", json={"inputs": FILM}, headers={"X-Request-ID": "mine-1"}
     )
-    version = Store(server.store).find("sst2").short
+    version = Store(server.store, read_only=True).find("sst2").short
     assert answer.headers["X-Adapter-Version"] == f"sst2@{version}"
     stages = [stage.split(";dur=") for stage in answer.headers["Server-Timing"].split(", ")]
     assert [name for name, _ in stages] == ["queue", "tokenize", "inference"]
@@ -362,7 +362,7 @@ def test_a_wrong_method_is_told_all_that_are_right(client: httpx2.Client) -> Non
 def test_head_is_get_without_its_body(client: httpx2.Client, server: Server) -> None:
     """Wherever GET answers, HEAD answers with the same status and headers and no body; elsewhere it
     is a 405."""
-    file = f"/adapters/sst2/versions/{Store(server.store).find('sst2').short}/file"
+    file = f"/adapters/sst2/versions/{Store(server.store, read_only=True).find('sst2').short}/file"
     paths = (
         "/",
         "/health",
@@ -391,7 +391,7 @@ def test_head_is_get_without_its_body(client: httpx2.Client, server: Server) -> 
 def test_versions_are_pinned_by_prefix(client: httpx2.Client, server: Server) -> None:
     """`version` takes a digest or its beginning, refuses an unknown one, and wants a single
     task."""
-    version = Store(server.store).find("sst2")
+    version = Store(server.store, read_only=True).find("sst2")
     for prefix in (version.short[:4], version.short, version.digest):
         answer = client.post(
             "/predict", params={"task": "sst2", "version": prefix}, json={"inputs": FILM}

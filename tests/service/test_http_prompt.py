@@ -41,7 +41,7 @@ def trained(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AdaMix adapter for the task `toy`, trained few-shot with a prompt."""
     folder = tmp_path_factory.mktemp("trained")
     out = folder / "toy.safetensors"
-    words = ("--prompt", PROMPT, "--words", WORDS[family], "--shots", "6")
+    words = ("--prompt", PROMPT, "--label-words", WORDS[family], "--few-shot", "6")
     result = train(
         jsonl(folder / "data.jsonl", ROWS), out, folder_of(family), *words, "--dtype", "float32"
     )

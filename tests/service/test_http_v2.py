@@ -96,7 +96,7 @@ def test_metadata_says_what_a_task_takes_and_answers(
 ) -> None:
     """A model's metadata have its versions, its tensors and, among the parameters, its labels in
     the logits' order."""
-    version = Store(server.store).find(task).short
+    version = Store(server.store, read_only=True).find(task).short
     metadata = tritons.get_model_metadata(task)
     assert metadata == tritons.get_model_metadata(task, version)
     assert (metadata["name"], metadata["versions"]) == (task, [version])
@@ -117,7 +117,7 @@ def test_a_model_is_ready_or_it_is_said_why_not(
 ) -> None:
     """A stored version is ready, and no other; the metadata of an unknown task name the closest."""
     assert tritons.is_model_ready("sst2")
-    assert tritons.is_model_ready("sst2", Store(server.store).find("sst2").digest)
+    assert tritons.is_model_ready("sst2", Store(server.store, read_only=True).find("sst2").digest)
     assert not tritons.is_model_ready("sst")
     assert not tritons.is_model_ready("sst2", "beef")
     with pytest.raises(InferenceServerException, match="'sst2'") as refused:
@@ -129,7 +129,7 @@ def test_the_index_lists_every_version(
     tritons: triton.InferenceServerClient, client: httpx2.Client, server: Server
 ) -> None:
     """The repository index has every version of every task, each ready, with and without a body."""
-    store = Store(server.store)
+    store = Store(server.store, read_only=True)
     wanted = [
         {"name": task, "version": store.find(task).short, "state": "READY", "reason": ""}
         for task in sorted(TASKS)
@@ -248,7 +248,7 @@ def test_a_version_is_pinned(
 ) -> None:
     """Triton's model version is ours, whole or as a prefix; the answer says which it was, without
     an id if none was sent."""
-    version = Store(server.store).find("sst2")
+    version = Store(server.store, read_only=True).find("sst2")
     for given in (version.short, version.digest, version.digest[:6]):
         response = tritons.infer("sst2", arrays("sst2"), model_version=given).get_response()
         assert (response["model_name"], response["model_version"]) == ("sst2", version.short)

@@ -26,7 +26,7 @@ SECOND = "it was a good film"
 
 def reference(server: Server, embedded: Backbone, task: str, stride: int) -> Tensor:
     """Logits `[W, C]`: the tokenizers library's own overflow, and transformers on each window."""
-    adapter = Store(server.store).get(task)
+    adapter = Store(server.store, read_only=True).get(task)
     tokenizer = Tokenizer.from_str(embedded.tokenizer.to_str())
     tokenizer.enable_truncation(adapter.spec.max_length, stride=stride, strategy="only_first")
     encoding = tokenizer.encode(*((LONG, SECOND) if adapter.spec.text_pair else (LONG,)))

@@ -23,8 +23,9 @@ from adapters.text import Tokens
 from service.app import create_app
 from service.engine import quantized
 from service.engine.encoder import PackedEncoder
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
 from service.engine.quantized import Quantized, QuantizedTable
+from service.engine.row import Row
 from service.engine.slots import Slots
 from service.settings import InvalidSettings, Settings
 from tests.service.conftest import TASKS, running

@@ -21,10 +21,14 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
-from service.engine.adaptation import Adaptation
-from service.engine.engine import Engine, Row
+from service.engine.adaptation import adaptation_of
+from service.engine.engine import Engine
 from service.engine.gpu.tables import Tables
-from service.engine.heads import Segment, classify
+from service.engine.heads import classify
+from service.engine.kinds.bottleneck import Bottleneck
+from service.engine.kinds.registry import ON_CPU
+from service.engine.resident import Segment
+from service.engine.row import Row
 from service.engine.slots import Slots
 from tests import formula
 from tests.service.interpreter import GPU, NO_GPU
@@ -89,11 +93,11 @@ def expected(x: Tensor, segments: Sequence[Segment], layer: int) -> Tensor:
     for segment in segments:
         resident = segment.resident
         if layer >= resident.spec.first_layer:
-            down, down_bias, up, up_bias = (
-                w.cpu() for w in resident.layers[layer - resident.spec.first_layer]
-            )
+            own, weights = layer - resident.spec.first_layer, resident.weights
+            assert isinstance(weights, Bottleneck)
+            layers = (weights.down, weights.down_bias, weights.up, weights.up_bias)
             y[segment.tokens] = formula.bottleneck(
-                down.T, down_bias, up.T, up_bias, y[segment.tokens]
+                *(tensor[own].cpu() for tensor in layers), y[segment.tokens]
             )
     return y
 
@@ -118,11 +122,11 @@ def test_adapters_of_all_tasks_in_one_launch(
     left alone in others."""
     segments = segments_of(adapters, lengths, device, dtype)
     rows = sum(lengths) + 3
-    adapt = fused.FusedAdaptation(segments, rows)
+    adaptation = adaptation_of(segments, rows, fused.ON_GPU)
     for layer in (0, 1):
         x = torch.randn(rows, 40).to(device, dtype)
         found = x.clone()
-        adapt(layer, found)
+        adaptation.at(layer)["feed_forward"](x, found)
         torch.testing.assert_close(
             found.cpu().double(), expected(x, segments, layer), **near(dtype)
         )
@@ -149,13 +153,15 @@ def test_adapters_of_all_tasks_in_one_launch(
 def test_any_segmentation(
     fused: ModuleType, adapters: list[Adapter], parts: list[tuple[int, int]], layer: int, spare: int
 ) -> None:
-    """Whatever tasks lie side by side, and however long, the rows are those of `Adaptation`."""
+    """Whatever tasks lie side by side, and however long, the GPU's rows are the CPU's."""
     chosen, lengths = [adapters[i] for i, _ in parts], [length for _, length in parts]
     device = torch.device("cuda" if GPU else "cpu")
     x = torch.randn(sum(lengths) + spare, 40)
     found = x.to(device, copy=True)
-    fused.FusedAdaptation(segments_of(chosen, lengths, device, torch.float32), len(x))(layer, found)
-    Adaptation(segments_of(chosen, lengths, CPU, torch.float32), len(x))(layer, x)
+    for where, combine, y in ((device, fused.ON_GPU, found), (CPU, ON_CPU, x)):
+        segments = segments_of(chosen, lengths, where, torch.float32)
+        for add in adaptation_of(segments, len(y), combine).at(layer).values():
+            add(y, y)
     torch.testing.assert_close(found.cpu(), x, **near(torch.float32))
 
 

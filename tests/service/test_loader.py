@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapters.backbone import Backbone
-from adapters.file import Adapter
+from adapters.file import Adapter, parse
 from adapters.store import Store
 from service.engine.slots import Slots
 from service.loader import Loader
@@ -24,7 +24,7 @@ def test_an_adapter_is_read_and_copied_once(
 ) -> None:
     """However many requests wait for it at once, its file is read once, and it comes to a device
     that has a memory of its own once; to a CPU only with its batch."""
-    version, _ = Store(tmp_path).put(random_adapter(bert, "film", ["no", "yes"])[2])
+    version, _ = Store(tmp_path).put(parse(random_adapter(bert, "film", ["no", "yes"])[2]))
     seconds: list[float] = []
     slots = Slots(2, torch.device(device), torch.float32, loaded=seconds.append)
     loader = Loader(Store(tmp_path), slots)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from adapters.file import parse
 from adapters.store import Store
 from tests.service.conftest import ADMIN_KEY, TASKS, running
 
@@ -24,8 +25,9 @@ def test_schemathesis_finds_nothing(tmp_path: Path, adapter_bytes: Callable[...,
     store = Store(tmp_path / "store")
     for task in TASKS:
         data = adapter_bytes(task)
-        store.put(data)
+        store.put(parse(data))
         (files / task).write_bytes(data)
+    store.close()
     command = [
         sys.executable,
         "-m",

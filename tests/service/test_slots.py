@@ -16,7 +16,9 @@ from adapters.classifier import collate, from_adapter
 from adapters.file import Adapter, parse
 from adapters.text import encode
 from service.batcher import Batcher, BatchReport
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.kinds.bottleneck import Bottleneck
+from service.engine.row import Row
 from service.engine.slots import Slots
 from tests.tiny import random_adapter
 
@@ -194,26 +196,26 @@ def test_more_adapters_than_slots(adapters: dict[str, Adapter]) -> None:
 @pytest.mark.parametrize("device_dtype", DTYPES)
 @pytest.mark.parametrize("file_dtype", DTYPES)
 def test_dtypes(file_dtype: torch.dtype, device_dtype: torch.dtype, bert: Backbone) -> None:
-    """Whatever dtype a file has, its adapter is resident in the backbone's dtype, transposed, and
-    its head in float32."""
+    """Whatever dtype a file has, its adapter is resident in the backbone's dtype, laid out as in
+    the file, and its head in float32."""
     _, tensors, data = random_adapter(
         bert, "task", ["a", "b", "c"], bottleneck=5, dense=True, dtype=file_dtype
     )
     adapter = parse(data)
     slots, _ = counted(1, device_dtype)
     resident = slots.acquire([adapter])[adapter.digest]
-    layers, r, d = tensors["down.weight"].shape
-    assert resident.down.shape == (layers, d, r)
-    assert resident.up.shape == (layers, r, d)
+    weights = resident.weights
+    assert isinstance(weights, Bottleneck)
     for found, name in (
-        (resident.down.transpose(1, 2), "down.weight"),
-        (resident.up.transpose(1, 2), "up.weight"),
+        (weights.down, "down.weight"),
+        (weights.down_bias, "down.bias"),
+        (weights.up, "up.weight"),
+        (weights.up_bias, "up.bias"),
     ):
         assert torch.equal(found, tensors[name].to(device_dtype))
-    for found, name in ((resident.down_bias, "down.bias"), (resident.up_bias, "up.bias")):
-        assert torch.equal(found, tensors[name].to(device_dtype))
-    assert resident.dense is not None
-    for pair, name in ((resident.dense, "head.dense"), (resident.out, "head.out")):
+        assert found.is_contiguous()
+    assert resident.head.dense is not None
+    for pair, name in ((resident.head.dense, "head.dense"), (resident.head.out, "head.out")):
         for found, kind in zip(pair, ("weight", "bias"), strict=True):
             assert found.dtype == torch.float32
             assert torch.equal(found, tensors[f"{name}.{kind}"].float())
@@ -237,14 +239,10 @@ def test_memory_per_adapter(bert: Backbone) -> None:
     adapter = parse(random_adapter(bert, "task", ["a", "b"], bottleneck=32, dtype=torch.float32)[2])
     slots, _ = counted(1)
     resident = slots.acquire([adapter])[adapter.digest]
-    tensors = [
-        resident.down,
-        resident.down_bias,
-        resident.up,
-        resident.up_bias,
-        *resident.out,
-        *(resident.dense or ()),
-    ]
+    weights, head = resident.weights, resident.head
+    assert isinstance(weights, Bottleneck)
+    tensors = [weights.down, weights.down_bias, weights.up, weights.up_bias]
+    tensors += [*head.out, *(head.dense or ())]
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
     }

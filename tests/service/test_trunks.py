@@ -16,8 +16,10 @@ from adapters.file import Adapter, parse
 from adapters.spec import Pooling
 from adapters.text import Tokens, encode
 from service.engine.encoder import PackedEncoder
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
 from service.engine.packed import Packed, Split
+from service.engine.row import Row
+from service.engine.sites import Add, Branch, Site
 from service.engine.slots import Slots
 from service.engine.trunks import EMBEDDINGS, stages
 from tests.tiny import random_adapter, tiny_backbone
@@ -91,23 +93,24 @@ def test_the_trunk_is_computed_once(deep: Backbone, adapter_of: Callable[..., Ad
     """Up to the lowest adapted layer, and through that one's feed-forward, five tasks' text is
     there once."""
     rows = rows_of(deep, TEXTS[0], [adapter_of(2, seed) for seed in range(5)])
-    first, second = stages(rows)
-    assert (first.layer, first.rows) == (EMBEDDINGS, [0])
-    assert (second.layer, second.rows) == (2, [0, 1, 2, 3, 4])
+    first, second = stages(rows, [Branch(2, late=True)] * 5)
+    assert (first.branch, first.rows) == (EMBEDDINGS, [0])
+    assert (second.branch, second.rows) == (Branch(2, late=True), [0, 1, 2, 3, 4])
     encoder = PackedEncoder(deep, CPU, torch.float32)
     seen: list[int] = []
 
     def packed(places: list[int]) -> Packed:
         return encoder.pack([(rows[i].ids, rows[i].types) for i in places])
 
-    def adapt(_layer: int, x: Tensor) -> None:
-        seen.append(len(x))
+    class Watching:
+        def at(self, _layer: int) -> dict[Site, Add]:
+            return {"feed_forward": lambda _x, y: seen.append(len(y))}
 
     one, five = packed(first.rows), packed(second.rows)
     spare = [0] * (len(five.ids) - five.tokens)
-    splits = {second.layer: Split(five, encoder.index(second.tokens + spare), adapt)}
+    splits = {second.branch: Split(five, encoder.index(second.tokens + spare), Watching())}
     with torch.inference_mode():
-        hidden = encoder.forward(one, adapt, splits)
+        hidden = encoder.forward(one, Watching(), splits)
     assert seen == [len(one.ids), len(one.ids), len(five.ids), len(five.ids)]
     n = rows[0].tokens
     assert torch.allclose(hidden[:n], hidden[4 * n :], atol=1e-5)
@@ -117,4 +120,4 @@ def test_other_texts_are_not_shared(deep: Backbone, adapter_of: Callable[..., Ad
     """Rows of different tokens are one stage, whatever their tasks leave bare."""
     adapters = [adapter_of(3)]
     rows = [row for text in TEXTS for row in rows_of(deep, text, adapters)]
-    assert [stage.rows for stage in stages(rows)] == [[0, 1, 2]]
+    assert [stage.rows for stage in stages(rows, [Branch(3, late=True)] * 3)] == [[0, 1, 2]]

@@ -166,7 +166,7 @@ OTHERS: list[tuple[list[str], str]] = [
     ),
     (["--method", "adapter"], "is of a run with another method ('adamix'; now 'adapter')"),
     (["--epochs", "2"], "is of a run with another epochs (1; now 2)"),
-    (["--shots", "8"], "is of a run with another shots (None; now 8)"),
+    (["--few-shot", "8"], "is of a run with another few_shot (None; now 8)"),
     (["--train", "OTHER"], "is of a run with another training data ("),
     (["--backbone", "embedded"], "is of a run with another backbone ("),
 ]

@@ -28,7 +28,7 @@ def softmax(row: list[float]) -> list[float]:
 
 
 def expected_consistency(problem: str, first: Tensor, second: Tensor) -> float:
-    """½(KL(p‖q) + KL(q‖p)) summed over the rows, by the definition and in Python's own numbers."""
+    """½(KL(p‖q) + KL(q‖p)) as the mean over the rows, by the definition and in Python's numbers."""
     total = 0.0
     for a, b in zip(first.tolist(), second.tolist(), strict=True):
         if problem == "regression":
@@ -40,12 +40,12 @@ def expected_consistency(problem: str, first: Tensor, second: Tensor) -> float:
                 total += (
                     kl(softmax([x, 0]), softmax([y, 0])) + kl(softmax([y, 0]), softmax([x, 0]))
                 ) / 2
-    return total
+    return total / len(first)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_consistency_is_the_definition(problem: str) -> None:
-    """The consistency loss is the symmetric divergence of the definition, summed over the batch."""
+    """The consistency loss is the definition's symmetric divergence, as the mean over the batch."""
     first, second = logits(problem, 1), logits(problem, 2)
     assert consistency_loss(problem, first, second).item() == pytest.approx(
         expected_consistency(problem, first, second), rel=1e-5
@@ -77,8 +77,8 @@ def test_gradients_of_consistency(problem: str) -> None:
             else lambda x: torch.softmax(x, -1)
         )
         towards = (squash(first) - squash(second)) / 2
-    torch.testing.assert_close(first.grad, towards.detach())
-    torch.testing.assert_close(second.grad, -towards.detach())
+    torch.testing.assert_close(first.grad, towards.detach() / len(first))
+    torch.testing.assert_close(second.grad, -towards.detach() / len(first))
 
 
 def test_consistency_of_extreme_logits() -> None:

@@ -22,10 +22,10 @@ from tests.tiny import tiny_backbone
 from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import ROWS, assert_refused, jsonl
 from training.__main__ import app
-from training.baselines import build, lora_rank
 from training.config import Method
 from training.evaluate import predict, predict_unmerged
 from training.fit import fit
+from training.methods import build, lora_rank
 from training.train import measure
 
 D, R, LAYERS = 32, 4, 2  # the tiny backbone's; the bottleneck of `run`
@@ -35,6 +35,7 @@ BIASES = 3 * D + D + D + 2 * D + D + D
 PARAMETERS = {
     "adamix": LAYERS * ADAPTER,
     "adapter": LAYERS * ADAPTER,
+    "adapter-rdrop": LAYERS * ADAPTER,
     "houlsby": 2 * LAYERS * ADAPTER,
     "lora": LAYERS * 4 * 2 * D,
     "bitfit": LAYERS * BIASES + D + D,  # and the embeddings' norm, and the pooler
@@ -89,7 +90,7 @@ def test_a_method(tmp_path: Path, bert_folder: Path, method: str) -> None:
         "merged",
         3,
     )
-    assert (line["rows"], line["dev_rows"], line["shots"], line["metric"]) == (
+    assert (line["rows"], line["dev_rows"], line["few_shot"], line["metric"]) == (
         8,
         8,
         None,
@@ -205,8 +206,11 @@ REFUSED: list[tuple[list[str], str]] = [
         "--scores TMP cannot be written; expected a file's path in a folder that exists",
     ),
     (["--scores", "TMP/nowhere/s.jsonl"], "--scores TMP/nowhere/s.jsonl cannot be written"),
-    (["--shots", "9"], "shots is 9, but there are 8 training examples; expected at most that"),
-    (["--shots", "0"], "shots is 0; expected 1 to"),
+    (
+        ["--few-shot", "9"],
+        "few_shot is 9, but there are 8 training examples; expected at most that",
+    ),
+    (["--few-shot", "0"], "few_shot is 0; expected 1 to"),
     (
         ["--share-down"],
         (
@@ -284,10 +288,10 @@ def test_seeds(tmp_path: Path, bert_folder: Path) -> None:
     end."""
     out = tmp_path / "scores.jsonl"
     out.write_text('{"half a line of a killed r')
-    result = run(tmp_path, bert_folder, "--seeds", "0, 4", "--shots", "5", "--scores", str(out))
+    result = run(tmp_path, bert_folder, "--seeds", "0, 4", "--few-shot", "5", "--scores", str(out))
     assert result.exit_code == 0, result.output
     first, second = map(json.loads, out.read_text().splitlines()[1:])
-    assert (first["seed"], second["seed"], first["rows"], first["shots"]) == (0, 4, 5, 5)
+    assert (first["seed"], second["seed"], first["rows"], first["few_shot"]) == (0, 4, 5, 5)
     mean, half = (first["score"] + second["score"]) / 2, abs(first["score"] - second["score"]) / 2
     last = result.stdout.splitlines()[-1]
     assert last.startswith(
@@ -299,7 +303,7 @@ def test_seeds(tmp_path: Path, bert_folder: Path) -> None:
         bert_folder,
         "--seed",
         "4",
-        "--shots",
+        "--few-shot",
         "5",
         "--scores",
         str(tmp_path / "alone.jsonl"),
@@ -311,7 +315,7 @@ def test_seeds(tmp_path: Path, bert_folder: Path) -> None:
 def test_a_few_shot_adapter(tmp_path: Path, bert_folder: Path) -> None:
     """A file made from a few examples says how many it has seen."""
     out = tmp_path / "out.safetensors"
-    result = run(tmp_path, bert_folder, "--shots", "3", "--out", str(out))
+    result = run(tmp_path, bert_folder, "--few-shot", "3", "--out", str(out))
     assert result.exit_code == 0, result.output
     said = load(out).spec.training
     assert (said["train_rows"], said["dev_rows"]) == (3, 8)

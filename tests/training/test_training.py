@@ -19,12 +19,12 @@ from adapters.file import parse, serialize
 from adapters.parity import check_parity
 from adapters.text import encode
 from tests.tiny import FAMILIES, tiny_backbone
-from training.baselines import build
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import NonFiniteLoss, TrainingError
 from training.evaluate import predict, scores
 from training.fit import fit
+from training.methods import build
 from training.progress import Progress
 from training.train import Trained, train
 
@@ -161,7 +161,7 @@ def test_routes_vary_between_the_passes(bert: Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "passes"), [({}, 2), ({"consistency": 0.0}, 1), ({"method": "adapter"}, 1)]
+    ("changes", "passes"), [({}, 2), ({"consistency_weight": 0.0}, 1), ({"method": "adapter"}, 1)]
 )
 def test_passes_of_a_step(bert: Backbone, changes: dict[str, Any], passes: int) -> None:
     """A step takes a second forward pass for consistency, and only for that."""
@@ -226,7 +226,7 @@ def test_choices(bert: Backbone, changes: dict[str, Any]) -> None:
         ({"epochs": 0}, "epochs is 0; expected 1 to 10000"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; expected"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected"),
-        ({"consistency": -1.0}, "consistency is -1.0; expected"),
+        ({"consistency_weight": -1.0}, "consistency_weight is -1.0; expected"),
         ({"warmup": 1.1}, "warmup is 1.1; expected 0 to 1"),
         ({"max_length": 7}, "max_length is 7; expected 8 to"),
         ({"seed": -1}, "seed is -1; expected 0 to"),

@@ -19,7 +19,8 @@ from adapters.text import encode
 from benchmarks.gpu.parts import material
 from benchmarks.gpu.parts.clock import Clock
 from benchmarks.gpu.parts.sizes import Sizes
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.row import Row
 from service.engine.slots import Slots
 
 # SST-2's dev texts in the embedded backbone's tokens: their mean, standard deviation, shortest and
@@ -102,11 +103,7 @@ def encoded(engine: Engine, rows: list[Row]) -> Tensor:
     """The bare backbone's vector of each row's first token, `[B, d]`: no adapters, no heads. Rows
     of one length should lie side by side, as the engine itself lays those of a task."""
     packed = engine.encoder.pack([(row.ids, row.types) for row in rows])
-    return engine.encoder.pool_first(engine.encoder.forward(packed, bare), packed)
-
-
-def bare(_layer: int, _x: Tensor) -> None:
-    """No adapters."""
+    return engine.encoder.pool_first(engine.encoder.forward(packed), packed)
 
 
 def by_length(rows: list[Row]) -> list[Row]:

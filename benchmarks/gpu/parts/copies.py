@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.parts import material
 from benchmarks.gpu.parts.bench import Bench
-from service.engine.engine import Row
+from service.engine.row import Row
 
 
 class Copies:

@@ -19,7 +19,8 @@ from benchmarks.contest import summary
 from benchmarks.gpu.parts import material
 from benchmarks.gpu.parts.bench import Bench
 from benchmarks.gpu.parts.clock import Run
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.row import Row
 
 NUMBERS = 2  # bytes of one in an adapter's file
 

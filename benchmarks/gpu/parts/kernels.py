@@ -10,7 +10,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.parts.bench import Bench
-from service.engine.engine import Row
+from service.engine.row import Row
 
 RUNS = 10
 SHOWN = 12

@@ -20,7 +20,7 @@ from benchmarks.gpu.parts import material
 from benchmarks.gpu.parts.bench import LABELS, Bench
 from benchmarks.gpu.parts.clock import Run
 from benchmarks.gpu.parts.throughput import workloads
-from service.engine.engine import Row
+from service.engine.row import Row
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from adapters.file import Adapter
 from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, Pooling, Probe
 from benchmarks.gpu.parts.sizes import Model
-from service.engine.engine import Row
+from service.engine.row import Row
 
 POSITIONS = 512
 FIRST_WORD = 4  # the ids below are RoBERTa's special tokens
@@ -187,4 +187,9 @@ def _placed(spec: AdapterSpec, shapes: dict[str, tuple[int, ...]], flat: Tensor)
     tensors = {
         name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
-    return Adapter(spec, tensors, hashlib.sha256(spec.task.encode()).hexdigest(), flat.nbytes)
+    return Adapter(
+        spec,
+        tensors,
+        hashlib.sha256(spec.task.encode()).hexdigest(),
+        memoryview(flat.numpy()).cast("B"),
+    )

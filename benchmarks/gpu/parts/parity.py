@@ -22,7 +22,7 @@ from adapters.file import Adapter
 from adapters.text import Tokens
 from benchmarks.gpu.parts import material
 from benchmarks.gpu.parts.bench import Bench, by_length, encoded
-from service.engine.engine import Row
+from service.engine.row import Row
 
 # Of a logit: at most, and on average; about three times what transformers' own differ by in the
 # dtype.

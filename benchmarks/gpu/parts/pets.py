@@ -17,7 +17,8 @@ from benchmarks.contest import summary
 from benchmarks.gpu.parts import material
 from benchmarks.gpu.parts.bench import Bench
 from benchmarks.gpu.parts.clock import Run
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.row import Row
 
 MEAN = 32
 SHORTEST = 3
@@ -32,8 +33,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         adapters = material.adapters(backbone, max(bench.sizes.grid_tasks))
         engine = bench.engine(backbone, len(adapters))
         result[name] = {
-            "grid": _grid(bench, engine, adapters),
-            "queries": _queries(bench, engine, adapters),
+            "grid": _grid(bench, engine, adapters, sizes.vocabulary),
+            "queries": _queries(bench, engine, adapters, sizes.vocabulary),
         }
     return result
 
@@ -53,8 +54,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def _grid(bench: Bench, engine: Engine, adapters: list[Adapter]) -> dict[str, Any]:
-    vocabulary, counts = engine.encoder.config.vocab_size, bench.sizes.grid_tasks
+def _grid(bench: Bench, engine: Engine, adapters: list[Adapter], vocabulary: int) -> dict[str, Any]:
+    counts = bench.sizes.grid_tasks
     found: dict[str, Any] = {}
     for each, length in bench.sizes.grid:
         batches = {
@@ -81,16 +82,16 @@ def _grid(bench: Bench, engine: Engine, adapters: list[Adapter]) -> dict[str, An
     return found
 
 
-def _queries(bench: Bench, engine: Engine, adapters: list[Adapter]) -> dict[str, Any]:
+def _queries(
+    bench: Bench, engine: Engine, adapters: list[Adapter], vocabulary: int
+) -> dict[str, Any]:
     runs: dict[str, Run] = {}
     for spread in bench.sizes.spreads:
         rng = random.Random(0)
         lengths = [
             max(SHORTEST, round(rng.gauss(MEAN, spread))) for _ in range(bench.sizes.queries)
         ]
-        rows = material.rows(
-            adapters[: bench.sizes.copies], lengths, engine.encoder.config.vocab_size, rng
-        )
+        rows = material.rows(adapters[: bench.sizes.copies], lengths, vocabulary, rng)
         batches = _batches(rows, max(bench.sizes.tokens, 2 * max(lengths)))
         runs[str(spread)] = lambda batches=batches: [engine.run(batch) for batch in batches]
     timed = bench.clock.interleaved(runs, bench.sizes.repeats)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.contest import summary
 from benchmarks.gpu.parts import material
-from benchmarks.gpu.parts.bench import LABELS, Bench, bare, by_length, encoded, flops
+from benchmarks.gpu.parts.bench import LABELS, Bench, by_length, encoded, flops
 from benchmarks.gpu.parts.clock import Run
 from benchmarks.gpu.parts.copies import Copies
 
@@ -101,7 +101,7 @@ def _workload(
         "mixed, as copies": lambda: engine.run(fewer),
         "copies": lambda: copies.by_turns(fewer),
         "one model": lambda: copies.one(rows),
-        "encoder": lambda: engine.encoder.forward(packed, bare),
+        "encoder": lambda: engine.encoder.forward(packed),
         "matmul": matmul,
     }
     timed = bench.clock.interleaved(runs, bench.sizes.repeats)

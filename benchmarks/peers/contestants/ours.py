@@ -14,7 +14,8 @@ from adapters import backbone as backbones
 from adapters.classifier import collate, from_adapter
 from adapters.store import Store
 from adapters.text import Tokens, encode
-from service.engine.engine import Engine, Row
+from service.engine.engine import Engine
+from service.engine.row import Row
 from service.engine.slots import Slots
 
 
@@ -47,9 +48,7 @@ class Ours:
         rows = self.tokens([text for _, text in batch])
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         packed = self.engine.encoder.pack([(rows[i].ids, rows[i].types) for i in order])
-        vectors = self.engine.encoder.pool_first(
-            self.engine.encoder.forward(packed, lambda _layer, _x: None), packed
-        )
+        vectors = self.engine.encoder.pool_first(self.engine.encoder.forward(packed), packed)
         answers: Rows = [[] for _ in batch]
         for i, vector in zip(order, vectors.tolist(), strict=True):
             answers[i] = vector

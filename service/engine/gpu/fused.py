@@ -1,4 +1,4 @@
-"""A batch's adapters and heads on a GPU: a few launches, whatever the number of tasks."""
+"""A batch's adapters and heads on a GPU, in a few launches for any number of tasks."""
 
 from __future__ import annotations
 
@@ -10,62 +10,73 @@ from torch import Tensor
 from adapters.spec import Pooling
 from service.engine.gpu import kernels
 from service.engine.gpu.tables import Tables
-from service.engine.heads import Segment, logits
-from service.engine.slots import Resident
+from service.engine.heads import logits
+from service.engine.kinds.bottleneck import Bottleneck
+from service.engine.kinds.registry import Combine, Weights
+from service.engine.resident import Pair, Segment
+from service.engine.sites import Add, Site
 
-# Tokens of a tile: few where there are few, so that more of the card's processors have one; else
-# what fills their matrix units. Heads see few rows of a task.
+# Tokens per tile. In a small batch tiles are small, so that more of the card's processors have one;
+# in a large batch they are as tall as the matrix units need. Heads see few rows of a task.
 SMALL, LARGE = 16, 64
 FEW_TOKENS = 2048
 
 
-class FusedAdaptation:
-    """What `Adaptation` does, in one launch a layer."""
+class FusedBottlenecks:
+    """What `kinds.bottleneck.Bottlenecks` does, in one launch per layer."""
 
-    def __init__(self, segments: Sequence[Segment], rows: int) -> None:
-        """Of `rows`, those that belong to no segment stay as they are."""
-        residents = [segment.resident for segment in segments]
-        self._residents = residents  # kept: the tables know their weights by address alone
+    def __init__(self, adapters: Sequence[Bottleneck], tokens: Sequence[slice], rows: int) -> None:
+        """`tokens[i]` are those of `adapters[i]`; others of the `rows` stay as they are."""
+        self._adapters = adapters  # kept alive: the tables hold the addresses of their weights
         self.tables = Tables.of(
-            [segment.tokens for segment in segments],
-            [_addresses(resident) for resident in residents],
-            residents[0].down.device,
+            tokens,
+            [_addresses(adapter) for adapter in adapters],
+            adapters[0].down.device,
             height=SMALL if rows <= FEW_TOKENS else LARGE,
-            widest=max(resident.spec.bottleneck for resident in residents),
+            widest=max(adapter.down.shape[1] for adapter in adapters),
         )
 
-    def __call__(self, layer: int, x: Tensor) -> None:
-        """`x` is the feed-forward's output, `[rows, d]`."""
-        kernels.adapt(x, layer, self.tables)
+    def at(self, layer: int) -> Mapping[Site, Add]:
+        return launches(layer, self.tables)
+
+
+def launches(layer: int, tables: Tables) -> Mapping[Site, Add]:
+    """A layer's bottlenecks, as the tables say by the time of the launch."""
+    return {"feed_forward": lambda _x, y: kernels.adapt(y, layer, tables)}
+
+
+ON_GPU: Mapping[type[Weights], Combine] = {Bottleneck: FusedBottlenecks}
 
 
 def fused_classify(
     pooled: Mapping[Pooling, Tensor], segments: Sequence[Segment], eps: float
 ) -> list[list[float]]:
-    """What `heads.classify` does, in two launches and one copy to the host; heads of prompts add
-    theirs one by one."""
+    """What `heads.classify` does, in two launches and one copy to the host. Heads of prompts, which
+    have a norm, take launches of their own."""
     inputs = {pooling: x.float().contiguous() for pooling, x in pooled.items()}
-    prompts = [segment for segment in segments if segment.resident.norm is not None]
-    plain = [segment for segment in segments if segment.resident.norm is None]
+    prompts = [segment for segment in segments if segment.resident.head.norm is not None]
+    plain = [segment for segment in segments if segment.resident.head.norm is None]
     widest = max(len(segment.resident.spec.labels) for segment in segments)
     some = next(iter(inputs.values()))
     out = some.new_empty(len(some), widest)
     if plain:
-        dense = _dense(inputs, [segment for segment in plain if segment.resident.dense is not None])
+        dense = _dense(inputs, [s for s in plain if s.resident.head.dense is not None])
         sources = [
-            inputs[s.resident.spec.pooling] if s.resident.dense is None else dense for s in plain
+            inputs[s.resident.spec.pooling] if s.resident.head.dense is None else dense
+            for s in plain
         ]
-        _product(out, sources, plain, [segment.resident.out for segment in plain])
+        _product(out, sources, plain, [s.resident.head.out for s in plain])
     for segment in prompts:
-        answer = logits(inputs[segment.resident.spec.pooling][segment.rows], segment.resident, eps)
+        rows = inputs[segment.resident.spec.pooling][segment.rows]
+        answer = logits(rows, segment.resident.head, eps)
         out[segment.rows, : answer.shape[1]] = answer
     values: list[list[float]] = out.tolist()
     return [row[: len(s.resident.spec.labels)] for s in segments for row in values[s.rows]]
 
 
 def compile_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Launch every kernel that a batch may ask for on nothing, so that no request waits for the
-    compiler: seconds each at a first start, later ones find them in Triton's cache."""
+    """Launch once every kernel that a batch can need, on no rows, so that no request waits for the
+    compiler. A first start takes seconds per kernel; later ones find them in Triton's cache."""
     x, out = torch.zeros(1, width, dtype=dtype, device=device), torch.empty(1, 1, device=device)
     kernels.add_norm(x, x, x[0], x[0], 1.0)
     for height in (SMALL, LARGE):
@@ -81,10 +92,10 @@ def compile_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _dense(inputs: Mapping[Pooling, Tensor], segments: Sequence[Segment]) -> Tensor:
-    """tanh(W·x + b) of the segments' rows, `[rows, d]`; others' are anything."""
+    """tanh(W·x + b) of the segments' rows, `[rows, d]`; other rows are arbitrary."""
     out = torch.empty_like(next(iter(inputs.values())))
     if segments:
-        weights = [segment.resident.dense for segment in segments]
+        weights = [segment.resident.head.dense for segment in segments]
         sources = [inputs[segment.resident.spec.pooling] for segment in segments]
         _product(out, sources, segments, [pair for pair in weights if pair is not None])
     return out.tanh_()
@@ -94,7 +105,7 @@ def _product(
     out: Tensor,
     sources: Sequence[Tensor],
     segments: Sequence[Segment],
-    weights: Sequence[tuple[Tensor, Tensor]],
+    weights: Sequence[Pair],
 ) -> None:
     columns = [
         (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), len(bias))
@@ -107,16 +118,14 @@ def _product(
     kernels.grouped(out, sources[0].shape[1], tables)
 
 
-def _addresses(resident: Resident) -> tuple[int, ...]:
-    """What `kernels.adapt` reads of one adapter; its weights lie as in the file, and are seen
-    transposed."""
-    down, up = resident.down.transpose(1, 2), resident.up.transpose(1, 2)
-    whole = (down, resident.down_bias, up, resident.up_bias)
+def _addresses(adapter: Bottleneck) -> tuple[int, ...]:
+    """What `kernels.adapt` reads of one adapter."""
+    whole = (adapter.down, adapter.down_bias, adapter.up, adapter.up_bias)
     assert all(tensor.is_contiguous() for tensor in whole), (
         "the layers' offsets are those of the file"
     )
     return (
         *(tensor.data_ptr() for tensor in whole),
-        resident.spec.bottleneck,
-        resident.spec.first_layer,
+        adapter.down.shape[1],
+        adapter.first_layer,
     )

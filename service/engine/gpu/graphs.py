@@ -1,9 +1,9 @@
-"""Forward passes of few tokens, recorded once as CUDA graphs: a short text does not pay for
-hundreds of launches."""
+"""Forward passes of few tokens, recorded once as CUDA graphs: a replay is one launch instead of
+hundreds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,18 @@ from torch import Tensor
 
 from service.engine.encoder import PackedEncoder
 from service.engine.gpu import kernels
-from service.engine.gpu.fused import SMALL, FusedAdaptation
+from service.engine.gpu.fused import SMALL, FusedBottlenecks, launches
 from service.engine.gpu.tables import Tables
-from service.engine.packed import Adapt, Packed
+from service.engine.packed import Packed
+from service.engine.sites import Adaptation, Add, Site
 
-# (tokens, rows) that a recording has room for. Beyond the last one the card is slower than Python's
-# launches.
+# (tokens, rows) that a recording has room for. Beyond the last one the card takes longer than
+# Python's launches.
 LADDER = ((32, 4), (64, 8), (128, 16), (256, 32), (512, 64), (1024, 128), (2048, 256))
 
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
-"""Given a pass, where its result lies and how to run it again on what its inputs hold by then."""
+"""Records a pass. Returns where its result lies, and a call that runs it again on what its buffers
+hold by then."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class _Recording:
         )
 
     def run(self, batch: Packed, tables: Tables) -> Tensor:
-        """What the buffers held before is left behind the batch: tokens of no row, which no other
-        reads."""
+        """The batch's hidden states, until the next call. What the buffers held before stays behind
+        the batch's tokens; it belongs to no row, and no row reads it."""
         buffers = self.batch
         for there, here in zip(_tokens(buffers), _tokens(batch), strict=True):
             there[: len(here)].copy_(here)
@@ -56,7 +58,7 @@ class _Recording:
 
 
 class Graphs:
-    """Recordings of one encoder's pass, by size. For attention that reads the rows' bounds on the
+    """Recordings of one encoder's pass, by size. Its attention must read the rows' bounds on the
     device."""
 
     def __init__(
@@ -67,31 +69,42 @@ class Graphs:
         record: Record | None = None,
         recorded: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> None:
-        """Records all of `ladder` for each size of bottleneck; `recorded` is told how many of how
-        many, after each."""
+        """Records all of `ladder` for each size of bottleneck; after each, `recorded` is called
+        with the number recorded so far and the number in all."""
         self._recordings: list[_Recording] = []
         record = record or _Recorder()
         sizes = [
             (tokens, rows, inner) for tokens, rows in sorted(ladder) for inner in kernels.INNERS
         ]
-        # the largest first: the others' memory is a part of its
+        # the largest first: the others then share its memory
         for tokens, rows, inner in reversed(sizes):
             self._recordings.insert(0, _recording(encoder, tokens, rows, inner, record))
             recorded(len(self._recordings), len(sizes))
 
-    def forward(self, batch: Packed, adapt: Adapt) -> Tensor | None:
-        """The last hidden state, `[tokens, d]`, until the next call; None for a batch that no
-        recording has room for."""
-        assert isinstance(adapt, FusedAdaptation), "what is recorded are its launches"
-        fitting = (each for each in self._recordings if each.holds(batch, adapt.tables))
-        recording = next(fitting, None)
-        return None if recording is None else recording.run(batch, adapt.tables)
+    def forward(self, batch: Packed, adaptation: Adaptation) -> Tensor | None:
+        """The last hidden state, `[tokens, d]`, until the next call; None if no recording has room
+        for the batch, or if it has adapters that are not recorded."""
+        if not isinstance(adaptation, FusedBottlenecks):
+            return None
+        tables = adaptation.tables
+        recording = next((each for each in self._recordings if each.holds(batch, tables)), None)
+        return None if recording is None else recording.run(batch, tables)
+
+
+class _Recorded:
+    """The bottlenecks that the tables hold at each replay."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def at(self, layer: int) -> Mapping[Site, Add]:
+        return launches(layer, self._tables)
 
 
 class _Recorder:
-    """CUDA's own; all graphs share their memory, as only one of them runs at a time. Their stream
-    is this engine's alone: a freed graph may take its stream's cuBLAS workspace along, which others
-    of that stream replay on (pytorch#193402)."""
+    """Records CUDA graphs. All share their memory, because only one runs at a time. Their stream is
+    this engine's alone: a freed graph may free its stream's cuBLAS workspace, on which the stream's
+    other graphs replay (pytorch#193402)."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -125,7 +138,5 @@ def _recording(
         height=SMALL,
         widest=inner,
     )
-    hidden, replay = record(
-        lambda: encoder.forward(batch, lambda layer, x: kernels.adapt(x, layer, tables))
-    )
+    hidden, replay = record(lambda: encoder.forward(batch, _Recorded(tables)))
     return _Recording(batch, tables, hidden, replay)

@@ -1,9 +1,9 @@
-"""The GPU's own kernels, in Triton: adapters and heads of any number of tasks in one launch, and
-the residual LayerNorm.
+"""Triton kernels: adapters and heads of any number of tasks in one launch, and the residual
+LayerNorm.
 
-Importing this imports Triton, so only what runs on a GPU does. Each program takes one tile of rows,
-finds in the tables (`service.engine.gpu.tables`) where its segment's weights lie, and reads them
-there: nothing is stacked or copied for a batch.
+Importing this imports Triton, so only code for a GPU does. Each program takes one tile of rows,
+finds the addresses of its segment's weights in the tables (`service.engine.gpu.tables`), and reads
+the weights there: nothing is stacked or copied for a batch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from service.engine.gpu.tables import Tables
 
 ADAPTER_COLUMNS, PRODUCT_COLUMNS = 6, 4  # of `Tables.segments`, as the kernels step over them
-# What bottlenecks and label counts are rounded up to: tl.dot takes no side shorter than 16, and
-# each size is one more compilation, of seconds, and for bottlenecks one more CUDA graph.
+# Bottlenecks and label counts are rounded up to these. tl.dot takes no side shorter than 16. Each
+# size costs one more compilation, of seconds, and for bottlenecks one more CUDA graph.
 INNERS = (16, 64, 256)
 COLUMNS = (16, 64)
-# Bytes of the largest operand that a program holds at once: wide chunks for small tiles, so that
-# few tokens wait for few loads in turn, narrow ones for tall tiles and wide bottlenecks, which fill
-# the registers and the shared memory.
+# Bytes of the largest operand that a program holds at once. Small tiles get wide chunks, so that a
+# program with few tokens makes few loads in turn; tall tiles and wide bottlenecks get narrow ones,
+# because they fill the registers and the shared memory.
 CHUNK = 16384
 
 
@@ -92,8 +92,8 @@ def add_norm(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
 
 
 def _chunk(length: int, side: int) -> int:
-    """How much of the summed dimension is taken at once, where the other side's elements take
-    `side` bytes."""
+    """How much of the summed dimension is taken at once; the operand's other side takes `side`
+    bytes."""
     return max(16, min(int(triton.next_power_of_2(length)), CHUNK // side))
 
 
@@ -207,8 +207,8 @@ def _add_norm(y, x, weight, bias, out, eps, width: tl.constexpr, block: tl.const
     tl.store(out + start + columns, scaled.to(out.dtype.element_ty), mask=known)
 
 
-# tl.sum is compiled code wherever Triton was imported before its interpreter was asked for: in the
-# tests, by torch.
+# Not tl.sum: it is compiled wherever Triton was imported before its interpreter was asked for, as
+# torch does in the tests.
 @triton.jit
 def _plus(a, b):
     return a + b

@@ -1,5 +1,5 @@
-"""What a launch over many segments reads: which rows each of its programs takes, and where that
-segment's weights lie."""
+"""What a launch over many segments reads: the rows of each of its programs, and the addresses of
+their segment's weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tables:
-    """Two int64 tables on the device, for kernels whose launch depends on their sizes alone, never
-    on what is in them.
+    """Two int64 tables on the device. A kernel's launch depends on their sizes alone, never on what
+    they hold.
 
     `tiles` is `[n, 3]`: a tile's first row, its rows (at most `height`; 0 where there is nothing to
     do) and its segment. `segments` is `[s, c]`, c even: of each segment the addresses of its
     weights and its sizes; the kernel says which. `widest` is the largest of the sizes that the
-    launch must hold. Whoever launches keeps what lies at the addresses.
+    launch must hold. The caller keeps alive what lies at the addresses.
     """
 
     tiles: Tensor
@@ -36,12 +36,12 @@ class Tables:
         height: int,
         widest: int,
     ) -> Tables:
-        """`rows[i]` are those of `segments[i]`. Both tables come in one copy, which the host does
-        not wait for."""
+        """`rows[i]` are those of `segments[i]`. Both tables are made by one copy, which the host
+        does not wait for."""
         tiles = [number for tile in _tiles(rows, height) for number in tile]
         known = [number for segment in segments for number in segment]
-        # The segments first: their rows take multiples of 16 bytes, so the tiles' address is one
-        # too, and Triton compiles a kernel once and not again for another alignment.
+        # The segments first: each takes a multiple of 16 bytes, so the tiles' address is a multiple
+        # of 16 too. For another alignment Triton would compile the kernels again.
         both = torch.tensor(known + tiles, dtype=torch.int64, pin_memory=device.type == "cuda")
         both = both.to(device, non_blocking=True)
         return cls(
@@ -62,8 +62,7 @@ class Tables:
         height: int,
         widest: int,
     ) -> Tables:
-        """Tables of that many tiles and segments that do nothing, until others are copied into
-        them."""
+        """Tables of that size that do nothing until others are copied into them."""
         zeros = torch.zeros(3 * tiles + columns * segments, dtype=torch.int64, device=device)
         return cls(
             zeros[columns * segments :].view(-1, 3),

@@ -76,7 +76,7 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
         data, activate = await read_form(request)
         adapter = await asyncio.to_thread(parse, data)
         await service.self_test(adapter)
-        version, new = await asyncio.to_thread(service.store.put, data, activate=activate)
+        version, new = await asyncio.to_thread(service.store.put, adapter, activate=activate)
     response.status_code = 201 if new else 200
     prefix = f"{request.app.state.root_path}/adapters/{adapter.spec.task}"
     response.headers["Location"] = f"{prefix}/versions/{version.short}/file"
@@ -87,7 +87,12 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
         summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
         return detailed(
             service,
-            Entry(adapter.spec.task, (version,), version.digest if activate else None, summaries),
+            Entry(
+                adapter.spec.task,
+                (version,),
+                version.digest if activate else None,
+                summaries=summaries,
+            ),
         )
 
 

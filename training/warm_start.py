@@ -35,7 +35,7 @@ def name(adapter: Adapter) -> str:
 
 
 @torch.no_grad()
-def start_from(
+def begin_as(
     model: Classifier, adapter: Adapter, backbone: Backbone, labels: tuple[str, ...], recipe: Recipe
 ) -> None:
     """Copy the adapter into each site's experts and, if the heads are built alike, its dense layer

@@ -4,6 +4,9 @@ is the same for all.
     adamix    a mixture of bottlenecks after the feed-forward output of every layer (training by
     random routing)
     adapter   one bottleneck at the same site (Pfeiffer et al. 2021)
+    adapter-rdrop
+              the same, trained by two passes that differ by dropout alone and both carry the task's
+              loss (R-Drop, Liang et al. 2021): what a mixture must beat to be worth its experts
     houlsby   a second bottleneck after the attention output (Houlsby et al. 2019): twice the
     adapter's parameters
     lora      low-rank updates of query and value (Hu et al. 2022), by `peft`; the rank gives the
@@ -80,7 +83,8 @@ def _site(d: int, recipe: Recipe) -> nn.Module:
         return RoutedBottleneck(
             d, r, recipe.experts, share_down=recipe.share_down, share_up=recipe.share_up
         )
-    return Bottleneck(d, r) if recipe.method in ("adapter", "houlsby") else nn.Identity()
+    single = ("adapter", "adapter-rdrop", "houlsby")
+    return Bottleneck(d, r) if recipe.method in single else nn.Identity()
 
 
 def _change(encoder: PreTrainedModel, recipe: Recipe, pooling: Pooling) -> None:

@@ -89,7 +89,7 @@ def test_logits_are_the_masked_language_models(family: str, rows: Path, tmp_path
     options = (
         "--prompt",
         PROMPT,
-        "--words",
+        "--label-words",
         WORDS[family],
         "--learning-rate",
         "0.02",
@@ -137,7 +137,7 @@ def test_a_prompt_learns(family: str, tmp_path: Path) -> None:
         "16",
     )
     result = train(
-        data, out, folder_of(family), "--prompt", PROMPT, "--words", WORDS[family], *more
+        data, out, folder_of(family), "--prompt", PROMPT, "--label-words", WORDS[family], *more
     )
     assert result.exit_code == 0, result.output
     scores: Any = load(out).spec.training["dev_scores"]
@@ -156,7 +156,7 @@ def test_the_recipe_tells_of_the_prompt(rows: Path, tmp_path: Path) -> None:
             folder_of("bert"),
             "--prompt",
             PROMPT,
-            "--words",
+            "--label-words",
             words,
             "--scores",
             str(scores),
@@ -165,7 +165,7 @@ def test_the_recipe_tells_of_the_prompt(rows: Path, tmp_path: Path) -> None:
     )
     recipe: Any = load(out).spec.training["recipe"]
     assert recipe["prompt"] == PROMPT
-    assert recipe["words"] == {"positive": "great", "negative": "awful"}
+    assert recipe["label_words"] == {"positive": "great", "negative": "awful"}
     line = json.loads(scores.read_text())
     assert line["parameters"] == 2 * (2 * 32 * 4 + 4 + 32)
     assert line["recipe"] == recipe
@@ -181,7 +181,7 @@ def test_labels_of_several_words(tmp_path: Path) -> None:
         tmp_path / "out.safetensors",
         json.dumps({"no, not at all": "awful", "a=b": "great"}),
     )
-    result = train(data, out, folder_of("bert"), "--prompt", PROMPT, "--words", words)
+    result = train(data, out, folder_of("bert"), "--prompt", PROMPT, "--label-words", words)
     assert result.exit_code == 0, result.output
     assert load(out).spec.labels == ("a=b", "no, not at all")
 
@@ -204,7 +204,7 @@ def test_every_method_leaves_the_words_alone(method: str, rows: Path, tmp_path: 
     options += [
         "--prompt",
         PROMPT,
-        "--words",
+        "--label-words",
         WORDS["bert"],
         "--method",
         method,
@@ -213,7 +213,7 @@ def test_every_method_leaves_the_words_alone(method: str, rows: Path, tmp_path: 
         "--scores",
         str(scores),
     ]
-    result = CliRunner().invoke(app, [*options, "--shots", "4", "--seeds", "0,1"])
+    result = CliRunner().invoke(app, [*options, "--few-shot", "4", "--seeds", "0,1"])
     assert result.exit_code == 0, result.output
     first, second = map(json.loads, scores.read_text().splitlines())
     assert (first["rows"], first["seed"], second["seed"]) == (4, 0, 1)
@@ -237,58 +237,64 @@ def test_ablations_and_checkpoints(evaluate: str, rows: Path, tmp_path: Path) ->
         "1",
     ]
     options += ["--prompt", PROMPT, "--run-dir", str(tmp_path / "run")]
-    assert CliRunner().invoke(app, [*options, "--words", WORDS["bert"]]).exit_code == 0
+    assert CliRunner().invoke(app, [*options, "--label-words", WORDS["bert"]]).exit_code == 0
     again = CliRunner().invoke(
-        app, [*options, "--words", WORDS["bert"], "--resume", "--evaluate", evaluate]
+        app, [*options, "--label-words", WORDS["bert"], "--resume", "--evaluate", evaluate]
     )
     assert again.exit_code == 0, again.output
-    other = CliRunner().invoke(app, [*options, "--words", "positive=good,negative=bad", "--resume"])
+    other = CliRunner().invoke(
+        app, [*options, "--label-words", "positive=good,negative=bad", "--resume"]
+    )
     assert other.exit_code == 2
-    assert "is of a run with another words" in other.stderr
+    assert "is of a run with another label_words" in other.stderr
 
 
 REFUSED: list[tuple[list[str], str]] = [
     (["--prompt", PROMPT], "prompt stands alone; expected a prompt and its label words"),
-    (["--words", "a=b"], "words stands alone; expected a prompt and its label words"),
-    (["--words", "positive"], "--words is 'positive'; expected label=word,label=word…"),
-    (["--words", "positive=a=b"], "--words is 'positive=a=b'; expected label=word"),
+    (["--label-words", "a=b"], "label_words stands alone; expected a prompt and its label words"),
+    (["--label-words", "positive"], "--label-words is 'positive'; expected label=word,label=word…"),
+    (["--label-words", "positive=a=b"], "--label-words is 'positive=a=b'; expected label=word"),
     (
-        ["--words", "positive=,negative=bad"],
-        "--words is 'positive=,negative=bad'; expected label=word",
+        ["--label-words", "positive=,negative=bad"],
+        "--label-words is 'positive=,negative=bad'; expected label=word",
     ),
-    (["--words", "{positive}"], "which is not JSON"),
-    (["--words", '{"positive": 1}'], "expected label=word"),
-    (["--words", "positive=a,positive=b"], "names a label twice; expected one word for each"),
-    (["--words", '{"positive": "a", "positive": "b"}'], "names a label twice"),
+    (["--label-words", "{positive}"], "which is not JSON"),
+    (["--label-words", '{"positive": 1}'], "expected label=word"),
+    (["--label-words", "positive=a,positive=b"], "names a label twice; expected one word for each"),
+    (["--label-words", '{"positive": "a", "positive": "b"}'], "names a label twice"),
     (
-        ["--words", "positive=great"],
-        "words lacks a word for label 'negative'; expected one for each of 'negative', 'positive'",
-    ),
-    (
-        ["--words", "positive=great,negative=bad,so=it"],
-        "words has a word for 'so', which is no label; expected one for each",
+        ["--label-words", "positive=great"],
+        "label_words lacks a word for label 'negative'; expected one for each of 'negative',"
+        " 'positive'",
     ),
     (
-        ["--words", "positive=good,negative=good"],
+        ["--label-words", "positive=great,negative=bad,so=it"],
+        "label_words has a word for 'so', which is no label; expected one for each",
+    ),
+    (
+        ["--label-words", "positive=good,negative=good"],
         "labels 'negative' and 'positive' have the same word, 'good'",
     ),
     (
-        ["--words", "positive=Good,negative=good"],
+        ["--label-words", "positive=Good,negative=good"],
         "labels 'negative' and 'positive' have the same word",
     ),
     (
-        ["--words", "positive=superb,negative=bad"],
+        ["--label-words", "positive=superb,negative=bad"],
         "the word 'superb' is 6 tokens at the prompt's mask, 's', '##u', '##p',",
     ),
     (
-        ["--words", "positive=not good,negative=bad"],
+        ["--label-words", "positive=not good,negative=bad"],
         "the word 'not good' is 2 tokens at the prompt's mask, 'not', 'good'",
     ),
     (
-        ["--words", "positive=\u4e2d,negative=bad"],
+        ["--label-words", "positive=\u4e2d,negative=bad"],
         "the word '\u4e2d' is the special token '[UNK]' to this backbone",
     ),
-    (["--words", "positive=[SEP],negative=bad"], "the word '[SEP]' is the special token '[SEP]'"),
+    (
+        ["--label-words", "positive=[SEP],negative=bad"],
+        "the word '[SEP]' is the special token '[SEP]'",
+    ),
     (["--prompt", "{text} It was great."], "holds 0 {mask}; expected 1"),
     (["--prompt", "{text} {mask} {mask}"], "holds 2 {mask}; expected 1"),
     (["--prompt", "It was {mask}."], "holds 0 {text}; expected 1"),
@@ -325,8 +331,8 @@ REFUSED: list[tuple[list[str], str]] = [
 def test_refusals(options: list[str], message: str, rows: Path, tmp_path: Path) -> None:
     """A prompt or words that cannot be used end the program with one sentence, before any
     training."""
-    if not message.startswith(("prompt stands", "words stands")):
-        given = {"--prompt": PROMPT, "--words": WORDS["bert"]} | dict(
+    if not message.startswith(("prompt stands", "label_words stands")):
+        given = {"--prompt": PROMPT, "--label-words": WORDS["bert"]} | dict(
             zip(options[::2], options[1::2], strict=True)
         )
         options = [part for option in given.items() for part in option]
@@ -340,7 +346,7 @@ def test_a_pair_without_its_second_text(tmp_path: Path) -> None:
     """Data of pairs want a template with both texts, and train with one."""
     pairs = [row | {"text_pair": "it is"} for row in ROWS]
     data, out = jsonl(tmp_path / "data.jsonl", pairs), tmp_path / "out.safetensors"
-    more = ("--words", WORDS["bert"])
+    more = ("--label-words", WORDS["bert"])
     refused = train(data, out, folder_of("bert"), "--prompt", PROMPT, *more)
     assert_refused(refused, "holds 0 {text_pair}; expected 1; the task takes pairs", out)
     assert (
@@ -373,7 +379,7 @@ def test_heads_that_a_file_cannot_tell(
     folder = tiny_masked_lm(tmp_path / "other", family, **changes)
     out = tmp_path / "out.safetensors"
     assert_refused(
-        train(rows, out, folder, "--prompt", PROMPT, "--words", WORDS[family]), message, out
+        train(rows, out, folder, "--prompt", PROMPT, "--label-words", WORDS[family]), message, out
     )
 
 
@@ -381,7 +387,7 @@ def test_heads_that_a_file_cannot_tell(
 def test_checkpoints_without_a_head(family: str, rows: Path, tmp_path: Path) -> None:
     """An encoder's checkpoint without the head is refused by name, whatever its family."""
     folder, out = tiny_backbone(tmp_path / "bare", family), tmp_path / "out.safetensors"
-    result = train(rows, out, folder, "--prompt", PROMPT, "--words", WORDS[family])
+    result = train(rows, out, folder, "--prompt", PROMPT, "--label-words", WORDS[family])
     assert_refused(
         result, f"backbone '{folder}' has no masked-language-model head, which a prompt needs", out
     )
@@ -392,7 +398,13 @@ def test_a_word_that_only_begins_a_sentence(rows: Path, tmp_path: Path) -> None:
     with its pieces."""
     out = tmp_path / "out.safetensors"
     result = train(
-        rows, out, folder_of("roberta"), "--prompt", PROMPT, "--words", "positive=good,negative=bad"
+        rows,
+        out,
+        folder_of("roberta"),
+        "--prompt",
+        PROMPT,
+        "--label-words",
+        "positive=good,negative=bad",
     )
     assert_refused(
         result,

@@ -32,7 +32,7 @@ def read(text: str) -> dict[str, str]:
             pairs = json.loads(text, object_pairs_hook=list)
         except (ValueError, RecursionError) as error:
             raise TrainingError(
-                f"--words is {text!r}, which is not JSON: {error}; {EXPECTED}"
+                f"--label-words is {text!r}, which is not JSON: {error}; {EXPECTED}"
             ) from None
     else:
         pairs = [[part.strip() for part in entry.split("=")] for entry in text.split(",")]
@@ -40,11 +40,11 @@ def read(text: str) -> dict[str, str]:
         len(pair) == 2 and all(isinstance(part, str) and part.strip() for part in pair)
         for pair in pairs
     ):
-        raise TrainingError(f"--words is {text!r}; {EXPECTED}")
+        raise TrainingError(f"--label-words is {text!r}; {EXPECTED}")
     words = {label: word.strip() for label, word in pairs}
     if len(words) != len(pairs):
         raise TrainingError(
-            f"--words is {text!r}, which names a label twice; expected one word for each"
+            f"--label-words is {text!r}, which names a label twice; expected one word for each"
         )
     return words
 
@@ -55,9 +55,9 @@ def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
 
     Raises TrainingError.
     """
-    if recipe.prompt is None or recipe.words is None:
+    if recipe.prompt is None or recipe.label_words is None:
         return None
-    words = recipe.words
+    words = recipe.label_words
     if data.problem_type != "single_label_classification":
         raise TrainingError(
             f"a prompt is for single_label_classification, but the data are {data.problem_type}"
@@ -73,7 +73,7 @@ def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
             else f"has a word for {unknown[0]!r}, which is no label"
         )
         raise TrainingError(
-            f"words {found}; expected one for each of {', '.join(map(repr, data.labels[:8]))}"
+            f"label_words {found}; expected one for each of {', '.join(map(repr, data.labels[:8]))}"
         )
     chosen: dict[int, str] = {}
     for label in data.labels:

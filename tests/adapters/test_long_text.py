@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from adapters.backbone import Backbone
 from adapters.errors import InvalidWindow, TooManyWindows
+from adapters.long_text import windows
 from adapters.prompt import fitted
 from adapters.text import TextInput, encode
-from adapters.windows import windows
 from tests.adapters.test_text import texts, tokenizers_of
 
 long_texts = st.lists(texts, min_size=1, max_size=8).map(" ".join)

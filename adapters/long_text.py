@@ -1,5 +1,5 @@
-"""A text that is longer than a row, as rows: windows of it that overlap, cut as the tokenizers
-library cuts them."""
+"""Split a text that is longer than a row into rows: overlapping windows, as the tokenizers library
+makes them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def windows(
     limit: int,
     prompt: Prompt | None = None,
 ) -> list[list[Tokens]]:
-    """The rows of each input: that of `encode` where it fits, else windows of its longer text, each
-    beside the other one.
+    """Return the rows of each input. An input that fits has the one row that `encode` gives.
+    Otherwise its longer text is split, and each window is paired with the whole shorter text.
 
-    Neighbouring windows share `stride` tokens, or a quarter of those that a window has of the text.
-    No text is read much further than `limit` rows of all inputs together can hold. Raises
-    InvalidWindow, or TooManyWindows.
+    Neighbouring windows share `stride` tokens; the default is a quarter of the tokens that a window
+    has of the text. All inputs together may take `limit` rows, and a text is tokenised only as far
+    as that many rows can hold. Raises InvalidWindow or TooManyWindows.
     """
-    spare = limit - len(inputs)  # beside the one row that each input surely takes
+    spare = limit - len(inputs)  # rows left after one row for each input
     result = []
     for i, (text, row) in enumerate(
         zip(inputs, encode(tokenizer, inputs, max_length, prompt), strict=True)
@@ -50,7 +50,7 @@ def windows(
 
 
 def _around(tokenizer: Tokenizer, text: TextInput, prompt: Prompt | None) -> int:
-    """Tokens of a row that are not the texts'."""
+    """Count the tokens of a row that do not come from the texts."""
     return tokenizer.num_special_tokens_to_add(len(text) == 2) if prompt is None else prompt.length
 
 
@@ -63,7 +63,8 @@ def _split(
     limit: int,
     prompt: Prompt | None,
 ) -> list[Tokens]:
-    """`room` is for both texts of a pair."""
+    """Split one input into windows. `room` is the number of tokens that both texts of a pair share
+    in a row."""
     shared = _shared(stride, room)
     parts, whole = read(
         tokenizer, text if prompt is None else prompt.spaced(text), limit * (room - shared) + shared
@@ -98,7 +99,7 @@ def _row(tokenizer: Tokenizer, parts: list[Encoding], prompt: Prompt | None) -> 
     if prompt is not None:
         ids, mask = prompt.fill([part.ids for part in parts])
         return Tokens(ids, [0] * len(ids), len(ids), mask=mask)
-    # One by one: of a pair whose second text has overflow, the library gives its further windows
-    # wrong type ids.
+    # Row by row, because the library gives wrong type ids to the further windows of a pair whose
+    # second text overflows.
     row = tokenizer.post_process(parts[0], parts[1] if len(parts) > 1 else None)
     return Tokens(row.ids, row.type_ids, len(row.ids))

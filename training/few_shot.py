@@ -9,18 +9,18 @@ from training.data import Dataset
 from training.errors import TrainingError
 
 
-def check(dataset: Dataset, shots: int) -> None:
-    if shots > len(dataset.texts):
+def check(dataset: Dataset, rows: int) -> None:
+    if rows > len(dataset.texts):
         raise TrainingError(
-            f"shots is {shots}, but there are {len(dataset.texts)} training examples; expected at"
+            f"few_shot is {rows}, but there are {len(dataset.texts)} training examples; expected at"
             " most that"
         )
 
 
-def draw(dataset: Dataset, shots: int, seed: int) -> Dataset:
-    """`shots` examples in all. Single label: the classes take turns, in an order of their own draw,
+def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
+    """`rows` examples in all. Single label: the classes take turns, in an order of their own draw,
     while they last."""
-    check(dataset, shots)
+    check(dataset, rows)
     rng = random.Random(seed)
     order = list(range(len(dataset.texts)))
     rng.shuffle(order)
@@ -35,7 +35,7 @@ def draw(dataset: Dataset, shots: int, seed: int) -> Dataset:
             turns[i] = (taken[label], rank[label])
             taken[label] += 1
         order.sort(key=turns.__getitem__)
-    chosen = order[:shots]
+    chosen = order[:rows]
     return dataclasses.replace(
         dataset,
         texts=[dataset.texts[i] for i in chosen],

@@ -19,8 +19,8 @@ from tests.training.test_training_cli import ROWS, arguments, jsonl
 from training.__main__ import app
 from training.config import Recipe
 from training.errors import TrainingError
-from training.start import read
 from training.train import train
+from training.warm_start import read
 
 STILL = dataclasses.replace(QUICK, learning_rate=1e-9, epochs=1, dtype="float32")
 
@@ -39,7 +39,7 @@ def test_it_begins_where_the_other_ended(bert: Backbone, method: str) -> None:
     head."""
     start = another(bert, list(SINGLE.labels))
     trained = train(
-        "toy", bert, SINGLE, SINGLE, dataclasses.replace(STILL, method=method), start=start
+        "toy", bert, SINGLE, SINGLE, dataclasses.replace(STILL, method=method), warm_start=start
     )
     assert trained.tensors.keys() == start.tensors.keys()
     for tensor, found in trained.tensors.items():
@@ -51,7 +51,7 @@ def test_other_labels_have_a_head_of_their_own(bert: Backbone) -> None:
     layer anew."""
     start = another(bert, ["x", "y", "z"], dense=True)
     trained = train(
-        "toy", bert, SINGLE, SINGLE, dataclasses.replace(STILL, dense_head=True), start=start
+        "toy", bert, SINGLE, SINGLE, dataclasses.replace(STILL, dense_head=True), warm_start=start
     )
     for tensor in ("down.weight", "up.bias", "head.dense.weight"):
         torch.testing.assert_close(
@@ -68,10 +68,10 @@ def test_what_does_not_fit(bert: Backbone, tmp_path: Path) -> None:
         TrainingError,
         match=f"--init wide@{wide.version} has bottleneck {QUICK.bottleneck + 1}; expected",
     ):
-        train("toy", bert, SINGLE, SINGLE, STILL, start=wide)
+        train("toy", bert, SINGLE, SINGLE, STILL, warm_start=wide)
     roberta = backbones.load(str(tiny_backbone(tmp_path / "roberta", "roberta")))
     with pytest.raises(TrainingError, match="was made for backbone"):
-        train("toy", bert, SINGLE, SINGLE, STILL, start=another(roberta, ["a", "b"]))
+        train("toy", bert, SINGLE, SINGLE, STILL, warm_start=another(roberta, ["a", "b"]))
     with pytest.raises(
         TrainingError,
         match="init is 'a@1', but method is 'full'; expected adamix or adapter with it",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.training.test_training import NUMBERS, SEVERAL
 from training.data import Dataset
-from training.shots import draw
+from training.few_shot import draw
 
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=60), st.data())

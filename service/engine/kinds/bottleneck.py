@@ -1,0 +1,124 @@
+"""Bottleneck adapters: `x += U·gelu(D·x + b_D) + b_U` at the feed-forward's output (AdaMix, arXiv
+2205.12410, section 3; the maths is `adapters.bottleneck`'s)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapters.spec import AdapterSpec
+from service.engine.sites import Add, Branch, Site
+
+# MKL sums products of fewer rows in another order. A short text's answer would then depend, in its
+# last bits, on whether the batch holds another text of its task.
+LEAST_ROWS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Bottleneck:
+    """One adapter's tensors on the device, as they lie in the file: down `[L, r, d]`, its bias
+    `[L, r]`, up `[L, d, r]`, its bias `[L, d]`, of L layers from `first_layer` on."""
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    first_layer: int
+
+    @classmethod
+    def load(cls, spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> Bottleneck:
+        """From an adapter file's tensors."""
+        return cls(
+            down=tensors["down.weight"],
+            down_bias=tensors["down.bias"],
+            up=tensors["up.weight"],
+            up_bias=tensors["up.bias"],
+            first_layer=spec.first_layer,
+        )
+
+    @property
+    def branch(self) -> Branch:
+        return Branch(self.first_layer, late=True)
+
+    @cached_property
+    def layers(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Per adapted layer: Dᵀ `[d, r]`, its bias, Uᵀ `[r, d]`, its bias; views that all batches
+        share."""
+        return list(
+            zip(
+                self.down.mT.unbind(),
+                self.down_bias.unbind(),
+                self.up.mT.unbind(),
+                self.up_bias.unbind(),
+                strict=True,
+            )
+        )
+
+
+class Bottlenecks:
+    """The bottlenecks of one batch, each for its own rows: two products per adapter and layer."""
+
+    def __init__(self, adapters: Sequence[Bottleneck], tokens: Sequence[slice], rows: int) -> None:
+        """`tokens[i]` are those of `adapters[i]`, in ascending order, of `rows` in all."""
+        self._sizes, self._places = _cuts(tokens, rows)
+        self._first = [adapter.first_layer for adapter in adapters]
+        self._layers = [adapter.layers for adapter in adapters]
+        shapes = [
+            (max(part.stop - part.start, LEAST_ROWS), adapter.down.shape[1])
+            for part, adapter in zip(tokens, adapters, strict=True)
+        ]
+        sizes = [n * width for n, width in shapes]
+        # one buffer for all adapters, so that GELU is one call
+        self._inner = adapters[0].down.new_empty(sum(sizes))
+        self._inners = [
+            part.view(shape) for part, shape in zip(_split(self._inner, sizes), shapes, strict=True)
+        ]
+
+    def at(self, layer: int) -> Mapping[Site, Add]:
+        adapting = [(i, layer - first) for i, first in enumerate(self._first) if layer >= first]
+        if not adapting:
+            return {}
+        return {"feed_forward": lambda _x, y: self._add(adapting, y)}
+
+    def _add(self, adapting: list[tuple[int, int]], y: Tensor) -> None:
+        """`adapting` are the adapters by their numbers, and which of their layers this is."""
+        parts = _split(y, self._sizes)
+        own = {i: parts[self._places[i]] for i, _ in adapting}
+        enough = {i: _lengthened(part) for i, part in own.items()}
+        for i, at in adapting:
+            down, bias, _, _ = self._layers[i][at]
+            torch.addmm(bias, enough[i], down, out=self._inners[i])
+        torch.ops.aten.gelu_(self._inner)
+        for i, at in adapting:
+            _, _, up, bias = self._layers[i][at]
+            enough[i].addmm_(self._inners[i], up).add_(bias)
+            if enough[i] is not own[i]:
+                own[i].copy_(enough[i][: len(own[i])])
+
+
+def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
+    """Sizes that cut `rows` at the ends of all parts, and which of the pieces each part is."""
+    sizes, places, end = [], [], 0
+    for part in parts:
+        if part.start > end:
+            sizes.append(part.start - end)
+        places.append(len(sizes))
+        sizes.append(part.stop - part.start)
+        end = part.stop
+    return [*sizes, rows - end], places
+
+
+def _lengthened(part: Tensor) -> Tensor:
+    """The same with rows of zeros up to LEAST_ROWS, if there are fewer."""
+    lacking = LEAST_ROWS - len(part)
+    return part if lacking <= 0 else F.pad(part, (0, 0, 0, lacking))
+
+
+def _split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = torch.split(x, sizes)
+    return parts

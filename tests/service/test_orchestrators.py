@@ -1,0 +1,125 @@
+"""What an orchestrator does to the environment: it adds variables, white space and quotation
+marks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.settings import InvalidSettings, read_settings
+from tests.service.conftest import running
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENT, SERVICE = (
+    yaml.safe_load((ROOT / f"deploy/kubernetes/{name}.yaml").read_text())
+    for name in ("deployment", "service")
+)
+
+
+def service_links() -> dict[str, str]:
+    """What Kubernetes gives every pod of the namespace for our Service, where enableServiceLinks is
+    true (kubernetes/pkg/kubelet/envvars)."""
+    prefix = SERVICE["metadata"]["name"].upper().replace("-", "_")
+    (port,) = SERVICE["spec"]["ports"]
+    number, link = str(port["port"]), f"tcp://10.96.12.34:{port['port']}"
+    return {
+        f"{prefix}_SERVICE_HOST": "10.96.12.34",
+        f"{prefix}_SERVICE_PORT": number,
+        f"{prefix}_SERVICE_PORT_{port['name'].upper()}": number,
+        f"{prefix}_PORT": link,
+        f"{prefix}_PORT_{number}_TCP": link,
+        f"{prefix}_PORT_{number}_TCP_PROTO": "tcp",
+        f"{prefix}_PORT_{number}_TCP_PORT": number,
+        f"{prefix}_PORT_{number}_TCP_ADDR": "10.96.12.34",
+    }
+
+
+def said_by_the_pod() -> dict[str, str]:
+    """The settings that deployment.yaml says with a value."""
+    (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+@pytest.fixture
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ADAMIX_"):
+            monkeypatch.delenv(name)
+
+
+def test_service_links_are_refused_by_name(tmp_path: Path) -> None:
+    """Started with Kubernetes' variables for a Service of its own name, the service says what they
+    are and how to be rid of them, and ends with exit code 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env={**os.environ, **service_links(), "ADAMIX_STORE": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: setting ADAMIX_PORT is 'tcp://10.96.12.34:80', which Kubernetes tells every pod"
+        " beside a Service called adamix; expected a value of your own: set ADAMIX_PORT in the pod,"
+        " or enableServiceLinks to false\n"
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_pod_starts_beside_its_service(tmp_path: Path) -> None:
+    """With the variables of the Service and the pod's own over them, as Kubernetes sets them, the
+    service starts."""
+    said = said_by_the_pod()
+    assert said["ADAMIX_PORT"] == "8000"
+    said["ADAMIX_PORT"] = "0"  # that of the pod may be taken on the machine of the tests
+    beside = {**service_links(), **said}
+    settings = {
+        name.removeprefix("ADAMIX_").lower(): value
+        for name, value in beside.items()
+        if name.startswith("ADAMIX_")
+    }
+    with running(tmp_path / "store", **settings) as server:
+        assert server.client().get("/ready").status_code == 200
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_white_space_at_the_ends_is_no_part_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, a path and a number that end in a newline, as a secret made of a file does, are those
+    without it."""
+    for name, value in (("API_KEY", "secret\n"), ("STORE", " /data\r\n"), ("SLOTS", "7\n")):
+        monkeypatch.setenv(f"ADAMIX_{name}", value)
+    settings = read_settings()
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "secret"
+    assert (settings.store, settings.slots) == (Path("/data"), 7)
+
+
+@pytest.mark.usefixtures("_no_settings")
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("PORT", "udp://[fd00::1]:53", "'udp://[fd00::1]:53', which Kubernetes tells every pod"),
+        ("PORT", '"8000"', "'\"8000\"', in quotation marks; expected it without"),
+        ("LOG_LEVEL", "'info'", "\"'info'\", in quotation marks; expected it without"),
+        ("HOST", " \n", "white space alone; expected a value, or no such variable"),
+        ("API_KEY", "\n", "white space alone; expected a value, or no such variable"),
+        ("ADMIN_KEY", '"hush"', "in quotation marks; expected it without"),
+    ],
+)
+def test_a_spoilt_value_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    """A value that an orchestrator spoilt is named with what was found; a key is named, but not
+    shown."""
+    monkeypatch.setenv(f"ADAMIX_{name}", value)
+    with pytest.raises(
+        InvalidSettings, match=f"^{re.escape(f'setting ADAMIX_{name} is {sentence}')}"
+    ) as refusal:
+        read_settings()
+    assert "hush" not in str(refusal.value)

@@ -1,0 +1,59 @@
+"""The command line's options of a recipe, made of its declarations in training.config."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_type_hints
+
+import click
+import typer
+
+from training.config import OPTIONS, PAPER, Recipe
+from training.errors import TrainingError
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with an option for each choice of a recipe beside its own; it is given them all by
+    name in its parameter `choices`."""
+    types = get_type_hints(Recipe)
+    own = inspect.signature(command, eval_str=True).parameters
+    parameters = [parameter for name, parameter in own.items() if name != "choices"]
+    for name, option in OPTIONS.items():
+        shown = typer.Option(rich_help_panel=option.panel, help=option.help, metavar=option.metavar)
+        kind = types[name] if option.reads is None else option.reads
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=getattr(Recipe, name),
+                annotation=Annotated[kind, shown],
+            )
+        )
+
+    @functools.wraps(command)
+    def collecting(**given: Any) -> None:
+        choices = {name: given.pop(name) for name in OPTIONS}
+        command(**given, choices=choices)
+
+    del collecting.__wrapped__  # inspect would look through it
+    signature = inspect.Signature(
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    collecting.__signature__ = signature  # type: ignore[attr-defined]
+    collecting.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return collecting
+
+
+def as_in_the_paper(choices: Mapping[str, Any], context: click.Context) -> dict[str, Any]:
+    """The choices with the paper's recipe in them. Raises TrainingError if one was given that
+    contradicts it."""
+    for name, expected in PAPER.items():
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and choices[name] != expected:
+            raise TrainingError(
+                f"--paper stands beside {name} {choices[name]!r}; expected {expected!r}, which is"
+                " the paper's, or no --paper"
+            )
+    return {**choices, **PAPER}
