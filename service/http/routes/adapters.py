@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,7 +15,7 @@ from service.http import examples
 from service.http.body import parse_body, read_body
 from service.http.middleware import announced_bytes
 from service.http.openapi import KEY_PROBLEMS, WRITE_PROBLEMS, answered, body_of, problems
-from service.http.routes import READ, WRITE, Task, Version, service_of
+from service.http.routes import READ, WRITE, Task, Version, as_json, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
 from service.http.uploads import read_form
 from service.http.views import detailed, info, listed
@@ -108,7 +107,6 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
 )
 def list_adapters(
     request: Request,
-    response: Response,
     search: Annotated[
         str, Query(max_length=64, description="Only tasks with this in their name.")
     ] = "",
@@ -119,18 +117,17 @@ def list_adapters(
     details: Annotated[
         bool, Query(description="With dev scores, requests since the start and their latency.")
     ] = False,
-) -> Sequence[AdapterInfo]:
+) -> Response:
     """Every task with its active version, by name; `X-Total-Count` says how many fit the search."""
     service = service_of(request)
     entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
-    response.headers["X-Total-Count"] = str(len(entries))
     found: list[AdapterInfo] = []
     for entry in entries[offset : None if limit is None else offset + limit]:
         # One that was deleted meanwhile, or is damaged on disk, is left out; a request for it says
         # why.
         with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
             found.append(listed(service, entry) if details else info(service, entry))
-    return found
+    return as_json(found, {"X-Total-Count": str(len(entries))})
 
 
 @router.get(

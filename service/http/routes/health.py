@@ -52,6 +52,7 @@ async def ready(request: Request) -> dict[str, str | int]:
         200: answered("The samples", METRICS, media_type="text/plain"),
         **problems(*KEY_PROBLEMS),
     },
+    openapi_extra={"security": [{}, {"api-key": []}, {"admin-key": []}]},  # open by default
     dependencies=MEASURE,
 )
 def metrics(

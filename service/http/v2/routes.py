@@ -19,7 +19,7 @@ from service.http.openapi import (
     body_of,
     problems,
 )
-from service.http.routes import PREDICT, READ, Task, Version, service_of
+from service.http.routes import PREDICT, READ, Task, Version, as_json, service_of
 from service.http.routes.prediction import (
     INLINE_NUMBERS,
     TRUNCATE,
@@ -116,19 +116,21 @@ async def ready(request: Request) -> dict[str, bool]:
         "requestBody": body_of(IndexRequest, examples.one({"ready": True})) | {"required": False}
     },
 )
-async def index(request: Request) -> list[IndexEntry]:
+async def index(request: Request) -> Response:
     """Every version of every task: each can be asked for, so each is ready."""
     body = await read_body(request)
     if body.strip():
         parse_body(body, IndexRequest, "an index request", "an object, perhaps with 'ready'")
     store = service_of(request).store
 
-    def listed() -> list[IndexEntry]:
-        return [
-            IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
-            for entry in store.entries()
-            for version in entry.versions
-        ]
+    def listed() -> Response:
+        return as_json(
+            [
+                IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
+                for entry in store.entries()
+                for version in entry.versions
+            ]
+        )
 
     return await asyncio.to_thread(listed)
 
