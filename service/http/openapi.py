@@ -78,10 +78,10 @@ _SENTENCES: dict[type[Exception], str] = {
     ),
     adapter_errors.UnknownTask: "there is no task 'sst'; the closest are 'sst2'",
     adapter_errors.UnknownVersion: (
-        f"task 'sst2' has no version 'beef'; expected one of {VERSION}"
+        f"task 'sst2' has no version 'beef'; expected one of {VERSION}, by 4 digits or more"
     ),
     adapter_errors.AmbiguousVersion: (
-        f"version '1' of task 'sst2' fits {VERSION}, 17f0bd3e92ac; expected a longer prefix"
+        f"version '1c9a' of task 'sst2' fits {VERSION}, 1c9af0bd3e92; expected a longer prefix"
     ),
     adapter_errors.NoActiveVersion: (
         f"task 'sst2' has no active version; expected one of {VERSION} to be activated"

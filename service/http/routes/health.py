@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from service.http.examples import METRICS, READY, one
@@ -47,7 +46,7 @@ async def ready(request: Request) -> dict[str, str | int]:
 @router.get(
     "/metrics",
     summary="Prometheus metrics",
-    response_class=PlainTextResponse,
+    response_class=Response,
     responses={
         200: answered("The samples", METRICS, media_type="text/plain"),
         **problems(*KEY_PROBLEMS),
