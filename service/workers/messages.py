@@ -57,13 +57,16 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Greeting(_Message, frozen=True):
-    """`tokenizer` is the tokeniser's JSON, `dtype` the backbone's on the device."""
+    """`tokenizer` is the tokeniser's JSON, `dtype` the backbone's on the device, `hosts` are
+    `Guard`'s."""
 
     tokenizer: str
     mask_token: str | None
     api_key: str | None
     dtype: str
     max_inputs: int
+    auto_truncate: bool
+    hosts: list[str] | None
     max_body_bytes: int
     max_wait_seconds: float
     drain_seconds: int
