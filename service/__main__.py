@@ -173,6 +173,8 @@ def serve_by_front_ends(
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         dtype=service.dtype,
         max_inputs=service.max_inputs,
+        auto_truncate=service.auto_truncate,
+        hosts=settings.hosts,
         max_body_bytes=settings.max_body_bytes,
         max_wait_seconds=settings.max_wait_seconds,
         drain_seconds=settings.drain_seconds,

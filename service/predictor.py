@@ -60,13 +60,16 @@ class Admitted:
 
 
 class Predictor(Protocol):
-    """`max_inputs` is how many rows one request may have, `dtype` the backbone's on the device,
-    `tracing` None where it is off."""
+    """`max_inputs` is how many rows one request may have; `auto_truncate` whether texts that are
+    too long are cut where a request says nothing; `dtype` the backbone's on the device; `tracing`
+    None where it is off."""
 
     @property
     def tokenizer(self) -> RequestTokenizer: ...
     @property
     def max_inputs(self) -> int: ...
+    @property
+    def auto_truncate(self) -> bool: ...
     @property
     def dtype(self) -> str: ...
     @property

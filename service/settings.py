@@ -8,11 +8,21 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.errors import AdaMixError
 from adapters.spec import first_problem
+from service.loopback import is_loopback
+
+MIN_KEY_CHARACTERS = 8
 
 
 class InvalidSettings(AdaMixError):
@@ -50,6 +60,18 @@ class Settings(BaseSettings):
         ),
     )
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
+    allowed_hosts: str = Field(
+        "",
+        description=(
+            "host names, with commas between them, under which a service on loopback is asked,"
+            " beside localhost"
+        ),
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^((/[A-Za-z0-9._~-]+)+/?|/)?$",
+        description="path under which a proxy offers the service, such as /ml",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -118,11 +140,18 @@ class Settings(BaseSettings):
     drain_seconds: int = Field(
         30, ge=0, description="how long SIGTERM waits for requests under way"
     )
+    auto_truncate: bool = Field(
+        False, description="cut texts that are too long, unless a request says truncate: false"
+    )
     api_key: SecretStr | None = Field(
-        None, description="if set, /predict and V2's infer want it as a bearer token"
+        None,
+        description="if set, predictions and reads need it as a bearer token (reads: or admin's)",
     )
     admin_key: SecretStr | None = Field(
-        None, description="who bears it may write; made at first start where one is needed"
+        None, description="writes need it as a bearer token; made at first start where needed"
+    )
+    open_metrics: bool = Field(
+        True, description="/metrics needs no key, even where ADAMIX_API_KEY is set"
     )
     tracing: bool = Field(
         False,
@@ -160,6 +189,40 @@ class Settings(BaseSettings):
                         " with commas between, or *"
                     ) from None
         return "*" if "*" in proxies else ",".join(proxies)
+
+    @property
+    def hosts(self) -> list[str] | None:
+        """The names that `allowed_hosts` lists, where the service listens on loopback; None where
+        it does not."""
+        if not is_loopback(self.host):
+            return None
+        names = (name.strip().lower() for name in self.allowed_hosts.split(","))
+        return [name for name in names if name]
+
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _usable_key(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """The message says what is wrong with a key, and does not show it."""
+        if key is None:
+            return None
+        name = str(info.field_name).upper()
+        text = key.get_secret_value()
+        if len(text) < MIN_KEY_CHARACTERS:
+            raise ValueError(
+                f"{name} has {len(text)} characters; expected at least {MIN_KEY_CHARACTERS}, as"
+                " openssl rand -hex 32 makes"
+            )
+        if not re.fullmatch("[!-~]+", text):
+            raise ValueError(
+                f"{name} holds white space, a control character or one that is not ASCII; expected"
+                " only characters that a header can carry"
+            )
+        return key
+
+    @field_validator("root_path")
+    @classmethod
+    def _without_last_slash(cls, path: str) -> str:
+        return path.rstrip("/")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -29,7 +29,15 @@ from tokenizers import Tokenizer
 
 from service.http import answers
 from service.http.auth import Guard
-from service.http.middleware import App, Receive, RequestContext, Scope, Send, announced_bytes
+from service.http.middleware import (
+    App,
+    OurHosts,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    announced_bytes,
+)
 from service.http.routes.predict import predict
 from service.http.server import Config, Server
 from service.http.v2.routes import infer
@@ -86,10 +94,13 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
             Tokenizer.from_str(greeting.tokenizer), greeting.mask_token, greeting.max_wait_seconds
         ),
         max_inputs=greeting.max_inputs,
+        auto_truncate=greeting.auto_truncate,
         dtype=greeting.dtype,
     )
     relay = Relay(wire, calls)
-    app = create_app(predictor, Guard(None, greeting.api_key), relay, greeting.max_body_bytes)
+    hosts = None if greeting.hosts is None else frozenset(greeting.hosts)
+    guard = Guard(None, greeting.api_key, hosts=hosts)
+    app = create_app(predictor, guard, relay, greeting.max_body_bytes)
     server = Server(
         Config(app, greeting.drain_seconds, greeting.connections), lambda: wire.send(Ready())
     )
@@ -139,6 +150,7 @@ def create_app(
     app.router.default = relay
     app.state.predictor, app.state.guard = predictor, guard
     answers.install(app)
+    app.add_middleware(OurHosts, guard=guard)
     app.add_middleware(RequestContext)
     return app
 

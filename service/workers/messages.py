@@ -52,17 +52,21 @@ class BrokenWire(Exception):
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    # mypy wants `frozen` of each class, too
     pass
 
 
-class Greeting(_Message):
-    """`tokenizer` is the tokeniser's JSON, `dtype` the backbone's on the device."""
+class Greeting(_Message, frozen=True):
+    """`tokenizer` is the tokeniser's JSON, `dtype` the backbone's on the device, `hosts` are
+    `Guard`'s."""
 
     tokenizer: str
     mask_token: str | None
     api_key: str | None
     dtype: str
     max_inputs: int
+    auto_truncate: bool
+    hosts: list[str] | None
     max_body_bytes: int
     max_wait_seconds: float
     drain_seconds: int
@@ -71,19 +75,19 @@ class Greeting(_Message):
     connections: ConnectionSettings
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     pass
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True):
     pass
 
 
-class Pong(_Message):
+class Pong(_Message, frozen=True):
     pass
 
 
-class Admit(_Message):
+class Admit(_Message, frozen=True):
     """`version` None: the active one."""
 
     call: int
@@ -91,7 +95,7 @@ class Admit(_Message):
     version: str | None
 
 
-class AdmitResult(_Message):
+class AdmitResult(_Message, frozen=True):
     """`digest` is the sha256 of the adapter's file."""
 
     call: int
@@ -126,7 +130,7 @@ class RowGroup(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
         return [Tokens(row.ids, row.types, len(row.ids), mask=row.mask) for row in self.rows]
 
 
-class Run(_Message):
+class Run(_Message, frozen=True):
     """The rows of one request."""
 
     call: int
@@ -141,7 +145,7 @@ class RowResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     batch: int
 
 
-class RunResult(_Message):
+class RunResult(_Message, frozen=True):
     """The rows' results in order, and their batches' reports. The reports' `waits` stay behind: a
     front end has no use for the waits of other requests' rows."""
 
@@ -167,7 +171,7 @@ class RunResult(_Message):
         return [Outcome(row.logits, row.queued, self.reports[row.batch]) for row in self.rows]
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True):
     """Why Admit or Run has no other answer. `data` are the attributes of the refusal, which are the
     arguments that it is made from."""
 
@@ -192,45 +196,45 @@ _REFUSALS: dict[
 ] = {"QueueFull": QueueFull, "Closed": Closed, "Referred": Referred}
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True):
     call: int
 
 
-class Tokenized(_Message):
+class Tokenized(_Message, frozen=True):
     seconds: float
 
 
-class Counted(_Message):
+class Counted(_Message, frozen=True):
     tasks: list[str]
     status: int
     seconds: float
 
 
-class RelayRequest(_Message):
+class RelayRequest(_Message, frozen=True):
     call: int
     request_id: str
     scope: dict[str, Any]
 
 
-class AppReceive(_Message):
+class AppReceive(_Message, frozen=True):
     call: int
 
 
-class Received(_Message):
-    call: int
-    message: dict[str, Any]
-
-
-class AppSend(_Message):
+class Received(_Message, frozen=True):
     call: int
     message: dict[str, Any]
 
 
-class Sent(_Message):
+class AppSend(_Message, frozen=True):
+    call: int
+    message: dict[str, Any]
+
+
+class Sent(_Message, frozen=True):
     call: int
 
 
-class AppReturned(_Message):
+class AppReturned(_Message, frozen=True):
     call: int
 
 

@@ -53,9 +53,11 @@ class RemotePredictor:
         *,
         tokenizer: RequestTokenizer,
         max_inputs: int,
+        auto_truncate: bool,
         dtype: str,
     ) -> None:
-        self.tokenizer, self.max_inputs, self.dtype = tokenizer, max_inputs, dtype
+        self.tokenizer, self.dtype = tokenizer, dtype
+        self.max_inputs, self.auto_truncate = max_inputs, auto_truncate
         self._wire, self._calls = wire, calls
         self._remembered: OrderedDict[tuple[str, object], Admitted] = OrderedDict()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
@@ -129,7 +131,8 @@ class RemotePredictor:
     async def _answer(self, question: Admit | Run) -> Answer:
         if not self._wire.open:
             raise Closed
-        answer = self._waiting[question.call] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[question.call] = answer
         self._wire.send(question)
         try:
             return await answer
