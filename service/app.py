@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +28,16 @@ from adapters.store import Store
 from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
-from service.engine.halving import Halving
+from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
-from service.http.auth import Guard, is_loopback, kept_admin_key
-from service.http.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
+from service.http.auth import Guard, kept_admin_key
+from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
+from service.http.uploads import UploadRoom
 from service.http.v2 import routes as v2
 from service.loader import Loader
+from service.refusals import DeviceOutOfMemory
 from service.service import ServedBackbone, Service
 from service.settings import InvalidSettings, Settings
 from service.telemetry.memory import memory_bytes
@@ -51,12 +56,12 @@ log = structlog.get_logger("service")
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no
     device."""
+    guard = _guard(settings)
     # In a thread that ends, so that its OpenMP workers end with it. libgomp counts the workers of
     # every thread; once they are more than the cores, it lets them sleep instead of spin, and the
     # engine's would be woken three hundred times a batch.
     with ThreadPoolExecutor(1) as apart:
         service = apart.submit(build_service, settings).result()
-    guard = _guard(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -74,10 +79,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # both would load their scripts from the internet
         redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         telemetry=_telemetry(service.tracing),
     )
     app.state.service = app.state.predictor = service
-    app.state.guard = guard
+    app.state.guard, app.state.root_path = guard, settings.root_path
+    app.state.uploads = UploadRoom(settings.max_upload_bytes)
+    app.router.redirect_slashes = False  # PlainPaths takes a last slash away
     answers.install(app)
     # Not by include_router: that would match every request twice.
     app.router.routes.extend(predict.router.routes)
@@ -88,7 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
     )
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(PlainPaths, root_path=settings.root_path)
+    app.add_middleware(OurHosts, guard=guard)
     if settings.workers == 1:  # else the front ends do this before they relay a request
         app.add_middleware(RequestContext)
     return app
@@ -147,16 +156,22 @@ def build_service(settings: Settings) -> Service:
         store=store,
         loader=Loader(store, slots),
         slots=slots,
-        tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
+        tokenizer=RequestTokenizer(
+            backbone.tokenizer, backbone.mask_token, settings.max_wait_seconds
+        ),
         batcher=Batcher(
-            Halving(engine.run, lambda: _shrink(service)),
+            partial(within_memory, engine.run),
             max_tokens=settings.max_batch_tokens or default_tokens,
             max_queue_rows=settings.max_queue_rows,
             max_adapters=settings.slots,
+            max_wait=settings.max_wait_seconds,
+            max_drain=settings.drain_seconds or math.inf,
             observe=metrics.batch,
+            failed=lambda error, rows: _failed(service, error, rows),
         ),
         metrics=metrics,
         max_inputs=settings.max_inputs,
+        auto_truncate=settings.auto_truncate,
         device=str(device),
         tracing=tracing,
     )
@@ -169,15 +184,17 @@ def _recorded(done: int, of: int) -> None:
     log.info("CUDA graphs recorded", done=done, of=of)
 
 
-def _shrink(service: Service) -> None:
-    """Batches half as large from now on: the device lacked memory for one."""
-    service.metrics.out_of_memory.inc()
-    batcher = service.batcher
-    batcher.max_tokens = max(1, batcher.max_tokens // 2)
-    log.warning(
-        "the device lacked memory for a batch; those that follow are smaller",
-        max_batch_tokens=batcher.max_tokens,
-    )
+def _failed(service: Service, error: Exception, rows: int) -> None:
+    """A batch failed; its parts are run next, and the requests that fail again are answered with
+    the error."""
+    if isinstance(error, DeviceOutOfMemory):
+        service.metrics.out_of_memory.inc()
+        log.warning(
+            "the device lacked memory for a batch; those that follow are smaller",
+            max_batch_tokens=service.batcher.max_tokens,
+        )
+    else:
+        log.warning("a batch failed; its rows are run in parts", rows=rows, error=repr(error))
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -237,18 +254,37 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _guard(settings: Settings) -> Guard:
-    """On loopback anyone may write, unless the operator set a key; elsewhere whoever bears the key,
-    made if need be."""
+    """On loopback anyone may write unless the operator set a key. Elsewhere writes need a key; one
+    is made if there is none."""
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    if admin_key is None and not is_loopback(settings.host):
-        admin_key, path, new = kept_admin_key(settings.store)
-        if new:
-            log.warning(
-                "made an admin key; it is shown this once", admin_key=admin_key, kept_in=str(path)
-            )
-        else:
-            log.info("admin key read", kept_in=str(path))
-    return Guard(admin_key, settings.api_key.get_secret_value() if settings.api_key else None)
+    hosts = settings.hosts
+    if admin_key is None and hosts is None:
+        admin_key = _kept_admin_key(settings)
+    return Guard(
+        admin_key,
+        settings.api_key.get_secret_value() if settings.api_key else None,
+        hosts=None if hosts is None else frozenset(hosts),
+        open_metrics=settings.open_metrics,
+    )
+
+
+def _kept_admin_key(settings: Settings) -> str:
+    """The log names the key's file and not the key: logs are kept, and sent elsewhere. A new key is
+    shown to an operator at a terminal."""
+    try:
+        key, path, new = kept_admin_key(settings.store)
+    except OSError as error:
+        raise InvalidSettings(
+            f"setting ADAMIX_ADMIN_KEY is not set, and a key cannot be kept beside the store"
+            f" {settings.store}: {error.strerror}; expected the setting, or a folder to write to"
+        ) from None
+    if new:
+        log.warning("made an admin key", kept_in=str(path))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"The admin key, shown this once: {key}\n")
+    else:
+        log.info("admin key read", kept_in=str(path))
+    return key
 
 
 def _seed(service: Service, settings: Settings) -> None:

@@ -3,17 +3,23 @@
     AdaMixError
     ├── what `adapters.errors` draws: a task, a version, a file, a text, the store
     └── Refusal
-        ├── MalformedBody       not JSON, not a form, compressed
+        ├── MalformedBody       not JSON, not a form
+        ├── CompressedBody      a body with a Content-Encoding
         ├── InvalidRequest      JSON whose fields are not what they should be
         ├── MissingKey          no bearer token, or a wrong one
+        ├── TooManyWrongKeys    from one address within a minute
         ├── ForeignPage         a browser page of another origin asks to write
+        ├── ForeignHost         a Host that is not this machine's, while it listens on loopback
         ├── BodyTooLarge
         ├── TooManyInputs
         ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
-        ├── QueueFull           no room for the request's rows
+        ├── AnswerTooLarge      long labels, for too many inputs
+        ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
+        ├── OutcomeUnknown      the engine process ended during a write
         ├── NotFinite           logits that are NaN or infinite
-        ├── DeviceOutOfMemory   the device lacks memory for a batch, even in halves
+        ├── DeviceOutOfMemory   the device lacks memory for a row alone
+        ├── AdapterNotLoaded    the device cannot take an adapter
         ├── ClientClosed        the client left; nobody reads the answer
         └── Referred            a front end cannot answer: the engine process gets the request
 
@@ -35,6 +41,10 @@ class MalformedBody(Refusal):
     """A body that is not what its content type says."""
 
 
+class CompressedBody(Refusal):
+    """A compressed body: what it would become has no limit."""
+
+
 class InvalidRequest(Refusal):
     """A request whose fields are not what they should be."""
 
@@ -43,8 +53,23 @@ class MissingKey(Refusal):
     """A request that bears no key where one is needed, or a wrong one."""
 
 
+class TooManyWrongKeys(Refusal):
+    """An address that sent too many wrong keys within a minute. `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            "this address sent too many wrong keys; expected the right one, in"
+            f" {retry_after} second{'' if retry_after == 1 else 's'}"
+        )
+
+
 class ForeignPage(Refusal):
-    """A web page of another origin, or under another host name, asks to write."""
+    """A web page of another origin asks to write, where no key is needed."""
+
+
+class ForeignHost(Refusal):
+    """A request for a host that is not this machine's loopback, where the service listens there."""
 
 
 class BodyTooLarge(Refusal):
@@ -62,11 +87,18 @@ class InputTooLong(Refusal):
     """An input with more tokens than its adapter takes, where the client did not ask to cut it."""
 
 
-class QueueFull(Refusal):
-    """The queue has no room for a request's rows; none of them was queued."""
+class AnswerTooLarge(Refusal):
+    """A request whose answer would be larger than the service makes."""
 
-    def __init__(self) -> None:
-        super().__init__("the queue is full; expected fewer rows at once: try again in a second")
+
+class QueueFull(Refusal):
+    """The queue has no room for a request, or not soon enough; none of its rows was queued.
+    `retry_after`: in how many seconds what is queued now should be done."""
+
+    def __init__(self, retry_after: int = 1) -> None:
+        self.retry_after = retry_after
+        when = "a second" if retry_after == 1 else f"{retry_after} seconds"
+        super().__init__(f"the queue is full; expected fewer rows at once: try again in {when}")
 
 
 class Closed(Refusal):
@@ -76,12 +108,32 @@ class Closed(Refusal):
         super().__init__("the service is stopping; expected requests to go to another replica")
 
 
+class OutcomeUnknown(Refusal):
+    """The engine process ended during a write: the store holds what was written, or what was there
+    before."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the engine process ended during this write, and whether it was done is unknown;"
+            " expected GET /adapters/{task} to show it once the service is back"
+        )
+
+
 class NotFinite(Refusal):
     """Logits that are NaN or infinite: the adapter overflows on a text, in the dtype it runs in."""
 
 
 class DeviceOutOfMemory(Refusal):
-    """The device has too little memory for a batch, even in halves."""
+    """The device has too little memory for a batch; for a request, one of whose rows has no room
+    alone."""
+
+
+class AdapterNotLoaded(Refusal):
+    """An adapter that could not be put on the device: its rows fail, those of others do not."""
+
+    def __init__(self, adapter_key: str, message: str) -> None:
+        self.adapter_key = adapter_key
+        super().__init__(message)
 
 
 class ClientClosed(Refusal):

@@ -85,6 +85,7 @@ class Service:
     batcher: Batcher[Row, Logits]
     metrics: Metrics
     max_inputs: int
+    auto_truncate: bool
     device: str
     tracing: Tracing | None
     stopping: bool = False
