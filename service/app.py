@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from adapters.store import Store
 from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
-from service.engine.halving import Halving
+from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
@@ -35,6 +37,7 @@ from service.http.routes import adapters, docs, health, page, predict, storage
 from service.http.uploads import UploadRoom
 from service.http.v2 import routes as v2
 from service.loader import Loader
+from service.refusals import DeviceOutOfMemory
 from service.service import ServedBackbone, Service
 from service.settings import InvalidSettings, Settings
 from service.telemetry.memory import memory_bytes
@@ -153,13 +156,18 @@ def build_service(settings: Settings) -> Service:
         store=store,
         loader=Loader(store, slots),
         slots=slots,
-        tokenizer=RequestTokenizer(backbone.tokenizer, backbone.mask_token),
+        tokenizer=RequestTokenizer(
+            backbone.tokenizer, backbone.mask_token, settings.max_wait_seconds
+        ),
         batcher=Batcher(
-            Halving(engine.run, lambda: _shrink(service)),
+            partial(within_memory, engine.run),
             max_tokens=settings.max_batch_tokens or default_tokens,
             max_queue_rows=settings.max_queue_rows,
             max_adapters=settings.slots,
+            max_wait=settings.max_wait_seconds,
+            max_drain=settings.drain_seconds or math.inf,
             observe=metrics.batch,
+            failed=lambda error, rows: _failed(service, error, rows),
         ),
         metrics=metrics,
         max_inputs=settings.max_inputs,
@@ -176,15 +184,17 @@ def _recorded(done: int, of: int) -> None:
     log.info("CUDA graphs recorded", done=done, of=of)
 
 
-def _shrink(service: Service) -> None:
-    """Batches half as large from now on: the device lacked memory for one."""
-    service.metrics.out_of_memory.inc()
-    batcher = service.batcher
-    batcher.max_tokens = max(1, batcher.max_tokens // 2)
-    log.warning(
-        "the device lacked memory for a batch; those that follow are smaller",
-        max_batch_tokens=batcher.max_tokens,
-    )
+def _failed(service: Service, error: Exception, rows: int) -> None:
+    """A batch failed; its parts are run next, and the requests that fail again are answered with
+    the error."""
+    if isinstance(error, DeviceOutOfMemory):
+        service.metrics.out_of_memory.inc()
+        log.warning(
+            "the device lacked memory for a batch; those that follow are smaller",
+            max_batch_tokens=service.batcher.max_tokens,
+        )
+    else:
+        log.warning("a batch failed; its rows are run in parts", rows=rows, error=repr(error))
 
 
 def _tracing(settings: Settings) -> Tracing | None:

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from service.refusals import Closed, QueueFull
+from service.refusals import AdapterNotLoaded, Closed, DeviceOutOfMemory, QueueFull
+
+# A task may queue four times as many rows as places are free: alone it gets four fifths of the
+# queue, and each further task still finds room. This is the dynamic threshold of Choudhury and
+# Hahne (1998), "Dynamic queue length thresholds for shared-memory packet switches".
+ROWS_PER_FREE_PLACE = 4
+# Weight of what is known of the device's pace, against 1 for a new batch: about ten batches count.
+KEPT = 0.9
 
 
-class Row(Protocol):
+class Queueable(Protocol):
     """What the batcher must know of a row."""
 
     @property
@@ -30,7 +38,7 @@ class Row(Protocol):
     def tokens(self) -> int: ...  # what it costs
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=Queueable)
 T = TypeVar("T")
 
 
@@ -63,15 +71,23 @@ class _Request(Generic[T]):
     done: asyncio.Future[None]
     outcomes: list[Outcome[T] | None]
     unanswered: int
-    queued: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Entry(Generic[R, T]):
     row: R
     index: int
     request: _Request[T]
     arrived: float
+    queued: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class _TaskQueue(Generic[R, T]):
+    """The entries of one task, in their order. `rows` counts those that are still `queued`."""
+
+    entries: deque[_Entry[R, T]] = field(default_factory=deque)
+    rows: int = 0
 
 
 class Batcher(Generic[R, T]):
@@ -80,7 +96,7 @@ class Batcher(Generic[R, T]):
     A batch takes one row of each waiting task in turn (round robin, going on where the last batch
     stopped) until `max_tokens` tokens or `max_adapters` distinct adapters are reached; it always
     takes at least one row. So a flood of one task delays another task's row by one batch at most.
-    `patience`: see `_regroup`.
+    `patience`: see `_regroup`. Which requests are admitted: see `_check_room`.
     """
 
     def __init__(
@@ -90,17 +106,25 @@ class Batcher(Generic[R, T]):
         max_tokens: int,
         max_queue_rows: int,
         max_adapters: int,
+        max_wait: float = math.inf,
+        max_drain: float = math.inf,
         patience: float = 0.1,
         observe: Callable[[BatchReport], None] = lambda _: None,
+        failed: Callable[[Exception, int], None] = lambda _error, _rows: None,
     ) -> None:
+        """`max_wait` and `max_drain` are seconds: what a request may have to wait before its first
+        row runs, and in what time everything that is queued must be done. `observe` is told of each
+        batch that ran, `failed` of each that raised, with its rows."""
         self._run = run
         self.max_tokens = max_tokens
         self.max_queue_rows = max_queue_rows
         self._max_adapters = max_adapters
+        self._max_wait, self._max_drain = max_wait, max_drain
         self._patience = patience
-        self._observe = observe
-        self._queues: OrderedDict[str, deque[_Entry[R, T]]] = OrderedDict()
-        self._queued_rows = 0
+        self._observe, self._failed = observe, failed
+        self._queues: OrderedDict[str, _TaskQueue[R, T]] = OrderedDict()
+        self._queued_rows = self._queued_tokens = 0
+        self._pace = _Pace()
         # how many requests by the last batch; until when (time.monotonic's)
         self._answered, self._patience_ends = 0, 0.0
         self._wake = asyncio.Event()
@@ -121,26 +145,27 @@ class Batcher(Generic[R, T]):
         """Queue the rows of one request and wait for all their results, in order.
 
         If the caller is cancelled, its rows that have not started are dropped. Raises QueueFull,
-        Closed, or whatever the device raised on a batch that held one of the rows.
+        Closed, or whatever the device raised on one of the rows alone.
         """
         if self._closing:
             raise Closed
-        if self._queued_rows + len(rows) > self.max_queue_rows:
-            raise QueueFull
         if not rows:
             return []
+        self._check_room(rows)
         now = time.monotonic()
         done = asyncio.get_running_loop().create_future()
-        request: _Request[T] = _Request(done, [None] * len(rows), len(rows), len(rows))
-        for index, row in enumerate(rows):
-            self._queues.setdefault(row.task, deque()).append(_Entry(row, index, request, now))
-        self._queued_rows += len(rows)
+        request: _Request[T] = _Request(done, [None] * len(rows), len(rows))
+        entries = [_Entry(row, index, request, now) for index, row in enumerate(rows)]
+        for entry in entries:
+            self._put(entry)
         self._wake.set()
         try:
             await done
-        finally:  # answered, failed or left: what still waits is of no use to anybody
-            self._queued_rows -= request.queued
-            request.queued = 0
+        except BaseException:  # failed or left: what still waits is of no use to anybody
+            for entry in entries:
+                if entry.queued:
+                    self._uncount(entry)
+            raise
         return [outcome for outcome in request.outcomes if outcome is not None]
 
     async def close(self) -> None:
@@ -151,15 +176,79 @@ class Batcher(Generic[R, T]):
             await self._loop_task
         self._worker.shutdown()
 
+    def _check_room(self, rows: Sequence[R]) -> None:
+        """Raises QueueFull, unless the queue has places for the rows, each task with rows in it
+        keeps to its share of them, its turn comes within `max_wait`, and its last row's turn within
+        `max_drain`. An empty queue takes everything that it has places for: to come again would not
+        help.
+        """
+        free = self.max_queue_rows - self._queued_rows
+        if len(rows) > free:
+            raise self._refusal(self._queued_tokens)
+        if not self._queued_rows:
+            return
+        all_rows = self._queued_rows + len(rows)
+        all_tokens = self._queued_tokens + sum(row.tokens for row in rows)
+        if all_tokens <= self.max_tokens and 2 * all_rows <= self.max_queue_rows:
+            return  # one batch, and no share can be too large: no need to look at the tasks
+        wanted = Counter(row.task for row in rows)
+        tasks = len(self._queues) + sum(task not in self._queues for task in wanted)
+        for task, count in wanted.items():
+            queue = self._queues.get(task)
+            before = 0 if queue is None else queue.rows
+            # Tasks take turns: until one has sent some rows, each has sent as many, or all it has.
+            ahead = self._queued_tokens * min(1.0, before * tasks / self._queued_rows)
+            in_all = all_tokens * min(1.0, (before + count) * tasks / all_rows)
+            if (
+                (before and before + count > ROWS_PER_FREE_PLACE * free)
+                or self._takes_longer(ahead, self._max_wait)
+                or self._takes_longer(in_all, self._max_drain)
+            ):
+                raise self._refusal(ahead)
+
+    def _takes_longer(self, tokens: float, seconds: float) -> bool:
+        """Whether so many tokens take longer than that, as far as the pace is known. However slow
+        the device is, one batch may wait: else the next one could not be full."""
+        return tokens > self.max_tokens and self._pace.seconds(tokens) > seconds
+
+    def _refusal(self, ahead: float) -> QueueFull:
+        return QueueFull(max(1, math.ceil(self._pace.seconds(ahead))))
+
+    def _put(self, entry: _Entry[R, T]) -> None:
+        queue = self._queues.get(entry.row.task)
+        if queue is None:
+            queue = self._queues[entry.row.task] = _TaskQueue()
+        queue.entries.append(entry)
+        queue.rows += 1
+        self._queued_rows += 1
+        self._queued_tokens += entry.row.tokens
+
+    def _uncount(self, entry: _Entry[R, T]) -> None:
+        """An entry waits no more: it was taken, or nobody waits for it."""
+        entry.queued = False
+        queue = self._queues[entry.row.task]
+        queue.rows -= 1
+        self._queued_rows -= 1
+        self._queued_tokens -= entry.row.tokens
+        if not queue.rows:
+            del self._queues[entry.row.task]
+
     async def _loop(self) -> None:
+        busy_since = None  # the end of the last batch, if that left rows behind
         while True:
             await self._regroup()
             batch = self._form()
             if batch:
+                tokens, full = sum(entry.row.tokens for entry in batch), self._queued_rows > 0
+                began = busy_since or time.monotonic()
                 await self._execute(batch)
+                ended = time.monotonic()
+                self._pace.add(tokens, ended - began, full=full)
+                busy_since = ended if full else None
             elif self._closing:
                 return
             else:
+                busy_since = None
                 self._wake.clear()
                 await self._wake.wait()
 
@@ -195,7 +284,7 @@ class Batcher(Generic[R, T]):
                 )
                 if batch and (full or crowded):
                     continue  # stays in front: the next batch begins with it
-                self._take(task)
+                self._take(entry)
                 batch.append(entry)
                 tokens += entry.row.tokens
                 adapters.add(entry.row.adapter_key)
@@ -205,33 +294,47 @@ class Batcher(Generic[R, T]):
     def _head(self, task: str) -> _Entry[R, T] | None:
         """The first row of a task whose client still waits."""
         queue = self._queues[task]
-        while queue and queue[0].request.done.done():
-            queue.popleft()
-        if not queue:
-            del self._queues[task]
-            return None
-        return queue[0]
+        while queue.rows:
+            entry = queue.entries[0]
+            if entry.queued and not entry.request.done.done():
+                return entry
+            queue.entries.popleft()
+            if entry.queued:  # its request has just failed
+                self._uncount(entry)
+        return None
 
-    def _take(self, task: str) -> None:
-        entry = self._queues[task].popleft()
-        entry.request.queued -= 1
-        self._queued_rows -= 1
-        if self._queues[task]:
-            self._queues.move_to_end(task)
-        else:
-            del self._queues[task]
+    def _take(self, entry: _Entry[R, T]) -> None:
+        task = entry.row.task
+        self._queues[task].entries.popleft()
+        self._queues.move_to_end(task)
+        self._uncount(entry)
 
     async def _execute(self, batch: list[_Entry[R, T]]) -> None:
+        """Run a batch. If it raises, its parts are run, down to single rows, before any other
+        batch: so a row that cannot be run fails alone, and each one costs its batch as many further
+        passes as halving takes to find it."""
+        try:
+            await self._pass(batch)
+            return
+        except Exception as error:
+            if isinstance(error, DeviceOutOfMemory):
+                self.max_tokens = max(1, self.max_tokens // 2)
+            self._failed(error, len(batch))
+            parts = _parts(batch, error)
+        while parts:
+            part = [entry for entry in parts.pop() if not entry.request.done.done()]
+            try:
+                if part:
+                    await self._pass(part)
+            except Exception as error:
+                parts += _parts(part, error)
+
+    async def _pass(self, batch: list[_Entry[R, T]]) -> None:
+        """Run entries together and answer them. Raises what the device raises."""
         rows = [entry.row for entry in batch]
         started = time.monotonic()
-        try:
-            values = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, rows)
-            answers = list(zip(batch, values, strict=True))
-        except Exception as error:
-            for entry in batch:
-                if not entry.request.done.done():
-                    entry.request.done.set_exception(error)
-            return
+        values = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, rows)
+        answers = list(zip(batch, values, strict=True))
         seconds = time.monotonic() - started
         waits = [started - entry.arrived for entry in batch]
         tasks = len({row.task for row in rows})
@@ -255,3 +358,53 @@ class Batcher(Generic[R, T]):
         request.unanswered -= 1
         if request.unanswered == 0 and not request.done.done():
             request.done.set_result(None)
+
+
+def _parts(batch: list[_Entry[R, T]], error: Exception) -> list[list[_Entry[R, T]]]:
+    """What of a batch that raised is worth another pass, the first part last; the other rows fail
+    with the error.
+
+    Rows of one adapter stay together: if it is the adapter that is at fault, they cost least so.
+    """
+    if isinstance(error, AdapterNotLoaded):
+        rest = [entry for entry in batch if entry.row.adapter_key != error.adapter_key]
+        if len(rest) < len(batch):
+            _fail([entry for entry in batch if entry.row.adapter_key == error.adapter_key], error)
+            return [rest] if rest else []
+    if len(batch) == 1:
+        _fail(batch, error)
+        return []
+    ordered = sorted(batch, key=lambda entry: entry.row.adapter_key)
+    middle = (len(ordered) + 1) // 2
+    return [ordered[middle:], ordered[:middle]]
+
+
+def _fail(entries: list[_Entry[R, T]], error: Exception) -> None:
+    for entry in entries:
+        if not entry.request.done.done():
+            entry.request.done.set_exception(error)
+
+
+class _Pace:
+    """How fast the device works, by the latest batches.
+
+    Once a batch left rows behind, only such batches count: smaller ones take longer a token, and
+    say little of a queue.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+        self._full = False
+
+    def add(self, tokens: int, seconds: float, *, full: bool) -> None:
+        """One batch; `full`: it left rows behind."""
+        if full and not self._full:
+            self._tokens = self._seconds = 0.0
+            self._full = True
+        if full or not self._full:
+            self._tokens = KEPT * self._tokens + tokens
+            self._seconds = KEPT * self._seconds + seconds
+
+    def seconds(self, tokens: float) -> float:
+        """How long so many tokens take; 0 as long as nothing is known."""
+        return tokens * self._seconds / self._tokens if self._tokens else 0.0

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from adapters.spec import AdapterSpec, ProblemType
+
 if TYPE_CHECKING:  # only their names are needed here; a front end does without their modules
-    from adapters.spec import AdapterSpec, ProblemType
     from adapters.text import Tokens
     from service.batcher import Outcome
     from service.telemetry.tracing import Tracing

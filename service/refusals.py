@@ -14,10 +14,12 @@
         ├── TooManyInputs
         ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
         ├── AnswerTooLarge      long labels, for too many inputs
-        ├── QueueFull           no room for the request's rows
+        ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
+        ├── OutcomeUnknown      the engine process ended during a write
         ├── NotFinite           logits that are NaN or infinite
-        ├── DeviceOutOfMemory   the device lacks memory for a batch, even in halves
+        ├── DeviceOutOfMemory   the device lacks memory for a row alone
+        ├── AdapterNotLoaded    the device cannot take an adapter
         ├── ClientClosed        the client left; nobody reads the answer
         └── Referred            a front end cannot answer: the engine process gets the request
 
@@ -90,10 +92,13 @@ class AnswerTooLarge(Refusal):
 
 
 class QueueFull(Refusal):
-    """The queue has no room for a request's rows; none of them was queued."""
+    """The queue has no room for a request, or not soon enough; none of its rows was queued.
+    `retry_after`: in how many seconds what is queued now should be done."""
 
-    def __init__(self) -> None:
-        super().__init__("the queue is full; expected fewer rows at once: try again in a second")
+    def __init__(self, retry_after: int = 1) -> None:
+        self.retry_after = retry_after
+        when = "a second" if retry_after == 1 else f"{retry_after} seconds"
+        super().__init__(f"the queue is full; expected fewer rows at once: try again in {when}")
 
 
 class Closed(Refusal):
@@ -103,12 +108,32 @@ class Closed(Refusal):
         super().__init__("the service is stopping; expected requests to go to another replica")
 
 
+class OutcomeUnknown(Refusal):
+    """The engine process ended during a write: the store holds what was written, or what was there
+    before."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the engine process ended during this write, and whether it was done is unknown;"
+            " expected GET /adapters/{task} to show it once the service is back"
+        )
+
+
 class NotFinite(Refusal):
     """Logits that are NaN or infinite: the adapter overflows on a text, in the dtype it runs in."""
 
 
 class DeviceOutOfMemory(Refusal):
-    """The device has too little memory for a batch, even in halves."""
+    """The device has too little memory for a batch; for a request, one of whose rows has no room
+    alone."""
+
+
+class AdapterNotLoaded(Refusal):
+    """An adapter that could not be put on the device: its rows fail, those of others do not."""
+
+    def __init__(self, adapter_key: str, message: str) -> None:
+        self.adapter_key = adapter_key
+        super().__init__(message)
 
 
 class ClientClosed(Refusal):

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -53,7 +54,10 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on; any but loopback needs the admin key for writes",
+        description=(
+            "address or name to listen on, :: for IPv6 and IPv4; any but loopback needs the admin"
+            " key for writes"
+        ),
     )
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
     allowed_hosts: str = Field(
@@ -85,6 +89,11 @@ class Settings(BaseSettings):
         description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU",
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
+    max_wait_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="expected wait for the device; requests with a longer one get 429",
+    )
     max_inputs: int = Field(
         256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
     )
@@ -97,6 +106,35 @@ class Settings(BaseSettings):
         description=(
             "of adapters in memory; by default a quarter of the machine's or container's, 4 GiB at"
             " most"
+        ),
+    )
+    keep_alive_seconds: float = Field(
+        75, gt=0, description="how long a connection may rest between two requests"
+    )
+    header_seconds: float = Field(
+        10, gt=0, description="how long a request's line and headers may take"
+    )
+    body_seconds: float = Field(
+        30,
+        gt=0,
+        description=(
+            "how long a request's body may take, and a second more for each 16 KiB; likewise how"
+            " long a client may read nothing of its answer"
+        ),
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "of each process that speaks HTTP; by default what the limit of open files leaves,"
+            " 16384 at most"
+        ),
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description=(
+            "addresses and networks, with commas between, whose X-Forwarded-For and"
+            " X-Forwarded-Proto are believed; *: everybody's"
         ),
     )
     drain_seconds: int = Field(
@@ -164,6 +202,27 @@ class Settings(BaseSettings):
     @classmethod
     def _without_last_slash(cls, path: str) -> str:
         return path.rstrip("/")
+
+    @field_validator("host")
+    @classmethod
+    def _bare(cls, host: str) -> str:
+        """An IPv6 address without its brackets, which belong to URLs."""
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, listed: str) -> str:
+        proxies = [proxy.strip() for proxy in listed.split(",") if proxy.strip()]
+        for proxy in proxies:
+            if proxy != "*":
+                try:
+                    ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(
+                        f"TRUSTED_PROXIES is {listed!r}: {error}; expected addresses and networks,"
+                        " with commas between, or *"
+                    ) from None
+        return "*" if "*" in proxies else ",".join(proxies)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,54 +1,73 @@
-"""Text → ids for the server: in one call a request, off the event loop when there is much of it."""
+"""Text → ids for the server: off the event loop when there is much of it, and no more of it than a
+row can hold."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TypeVar
+from itertools import chain
 
 from tokenizers import Tokenizer
 
+from adapters.errors import TooManyWindows
 from adapters.long_text import windows
 from adapters.prompt import fitted
-from adapters.text import TextInput, Tokens, encode
+from adapters.text import CHARACTERS_PER_TOKEN, TextInput, Tokens, encode
+from service.fair_threads import FairThreads
 from service.refusals import InputTooLong
 
-T = TypeVar("T")
-
 INLINE_CHARACTERS = 4096  # about a millisecond of work: a thread's hand-over costs a tenth of that
+PIECE_CHARACTERS = 1 << 15  # how long others wait for a thread: some tens of milliseconds
+# As far as any text is read, if its tokens may not need more: 128 characters for each of 512
+# tokens. Only endless words, white space and the like have fewer tokens there than a row holds.
+READ_CHARACTERS = 1 << 16
 TEMPLATES = 1024  # kept as tokens: making them takes longer than a short text does
 THREADS = 2  # so that a flood of long texts waits here, and takes neither all cores nor all memory
+SECONDS_PER_CHARACTER = 1e-6  # at first; then what the pieces take
 
 
 class RequestTokenizer:
     """The backbone's tokeniser, shared by all requests."""
 
-    def __init__(self, tokenizer: Tokenizer, mask_token: str | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, mask_token: str | None, max_wait: float = math.inf
+    ) -> None:
+        """A request that would wait longer than `max_wait` seconds for a thread is refused."""
         self.tokenizer, self.mask_token = tokenizer, mask_token
         self._prompt = lru_cache(TEMPLATES)(
             lambda template, max_length: (
                 None if template is None else fitted(template, tokenizer, mask_token, max_length)
             )
         )
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
+        self._threads = FairThreads(
+            THREADS, "tokenizer", max_wait=max_wait, seconds_per_cost=SECONDS_PER_CHARACTER
+        )
 
     async def encode(
         self, texts: Sequence[TextInput], max_length: int, template: str | None, *, truncate: bool
     ) -> list[Tokens]:
-        """Tokenise a request's rows. Raises InputTooLong, or InvalidPrompt for a template that this
-        backbone cannot use."""
+        """Tokenise a request's rows. Raises InputTooLong, QueueFull, or InvalidPrompt for a
+        template that this backbone cannot use."""
         prompt = self._prompt(template, max_length)
-        rows = await self._run(texts, partial(encode, self.tokenizer, texts, max_length, prompt))
+        most = _most(max_length)
+        if not truncate:
+            for i, text in enumerate(texts):
+                if (longest := max(map(len, text))) > most:
+                    raise InputTooLong(_too_long(i, f"{longest} characters", max_length))
+        work = [
+            (cost, partial(encode, self.tokenizer, piece, max_length, prompt))
+            for cost, piece in _pieces(texts, most)
+        ]
+        if len(work) == 1 and work[0][0] <= INLINE_CHARACTERS:
+            rows = work[0][1]()
+        else:
+            rows = list(chain.from_iterable(await self._threads.run(work)))
         if not truncate:
             for i, row in enumerate(rows):
                 if row.full_length > max_length:
-                    raise InputTooLong(
-                        f"input {i} has {row.full_length} tokens{'' if row.exact else ' or more'}; "
-                        f"expected at most {max_length} "
-                        '(or "truncate": true in the request; for V2 in its parameters)'
-                    )
+                    found = f"{row.full_length} tokens{'' if row.exact else ' or more'}"
+                    raise InputTooLong(_too_long(i, found, max_length))
         return rows
 
     async def windows(
@@ -60,15 +79,56 @@ class RequestTokenizer:
         stride: int | None,
         limit: int,
     ) -> list[list[Tokens]]:
-        """Tokenise a request's texts, each to one row or to its windows. Raises as `windows`, and
-        InvalidPrompt."""
+        """Tokenise a request's texts, each to one row or to its windows. Raises as `windows`,
+        QueueFull, and InvalidPrompt."""
         prompt = self._prompt(template, max_length)
+        most = _most(limit * max_length)
+        heads = [_head(text, most) for text in texts]
         work = partial(
-            windows, self.tokenizer, texts, max_length, stride=stride, limit=limit, prompt=prompt
+            windows, self.tokenizer, heads, max_length, stride=stride, limit=limit, prompt=prompt
         )
-        return await self._run(texts, work)
+        cost = sum(len(part) for head in heads for part in head)
+        if cost <= INLINE_CHARACTERS:
+            rows = work()
+        else:
+            (rows,) = await self._threads.run([(cost, work)])
+        for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            if head != text:  # and still it had few tokens: no windows may lose what follows
+                raise TooManyWindows(
+                    f"input {i} has {max(map(len, text))} characters; expected at most {most} for"
+                    f" {limit} windows"
+                )
+        return rows
 
-    async def _run(self, texts: Sequence[TextInput], work: Callable[[], T]) -> T:
-        if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+def _most(tokens: int) -> int:
+    """How many characters of a text are read for so many tokens of it."""
+    return max(READ_CHARACTERS, 2 * CHARACTERS_PER_TOKEN * tokens)
+
+
+def _head(text: TextInput, characters: int) -> TextInput:
+    if all(len(part) <= characters for part in text):
+        return text
+    first, *second = (part[:characters] for part in text)
+    return (first, second[0]) if second else (first,)
+
+
+def _pieces(texts: Sequence[TextInput], most: int) -> Iterator[tuple[int, list[TextInput]]]:
+    """The texts, as far as they are read, by turns of a thread; and the characters of each turn."""
+    cost, piece = 0, list[TextInput]()
+    for text in texts:
+        head = _head(text, most)
+        characters = sum(map(len, head))
+        if piece and cost + characters > PIECE_CHARACTERS:
+            yield cost, piece
+            cost, piece = 0, []
+        piece.append(head)
+        cost += characters
+    yield cost, piece
+
+
+def _too_long(i: int, found: str, max_length: int) -> str:
+    return (
+        f"input {i} has {found}; expected at most {max_length} tokens"
+        ' (or "truncate": true in the request; for V2 in its parameters)'
+    )

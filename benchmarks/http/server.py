@@ -96,6 +96,7 @@ def _settings(store: Path, backbone: str, log_level: str) -> dict[str, str]:
         "SEED": str(store / "none"),
         "BACKBONE": backbone,
         "LOG_LEVEL": log_level,
+        "MAX_WAIT_SECONDS": "100",  # what is measured is how long answers take, not what is refused
     }
     return surroundings({f"ADAMIX_{name}": value for name, value in settings.items()})
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from adapters.file import Adapter
+from adapters.spec import shown
 from service.engine.kinds import registry
 from service.engine.resident import Head, Pair, Resident
+from service.refusals import AdapterNotLoaded
 
 
 class Slots:
@@ -109,11 +111,18 @@ class Slots:
         started = time.monotonic()
         try:
             resident = self._load(adapter)
-        except Exception:  # such as too little memory
-            self._failed()
-            raise
-        self._loaded(time.monotonic() - started)
-        return resident
+        except Exception as error:  # such as too little memory
+            reason = shown(str(error))
+        else:
+            self._loaded(time.monotonic() - started)
+            return resident
+        # Not in the `except`, whose error keeps the tensors that were loaded alive.
+        self._failed()
+        raise AdapterNotLoaded(
+            adapter.digest,
+            f"version {adapter.version} of task {adapter.spec.task!r} could not be put on the"
+            f" device: {reason}; expected memory for it, or fewer slots (ADAMIX_SLOTS)",
+        )
 
     def _load(self, adapter: Adapter) -> Resident:
         if self._device.type == "cuda":

@@ -56,9 +56,11 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
     (refusals.Closed, 503),
+    (refusals.OutcomeUnknown, 503),
     # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),
+    (refusals.AdapterNotLoaded, 503),
 )
 
 
@@ -121,9 +123,9 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """The headers of an error's answer."""
     if isinstance(error, refusals.MissingKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, refusals.TooManyWrongKeys):
+    if isinstance(error, refusals.QueueFull | refusals.TooManyWrongKeys):
         return {"Retry-After": str(error.retry_after)}
-    return {"Retry-After": "1"} if isinstance(error, refusals.QueueFull) else {}
+    return {"Retry-After": "1"} if isinstance(error, refusals.Closed) else {}
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

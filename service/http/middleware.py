@@ -3,6 +3,7 @@ body. Plain ASGI, without the framework."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from service.http.answers import refused
 from service.http.auth import Guard
-from service.refusals import BodyTooLarge, ForeignHost
+from service.refusals import BodyTooLarge, Closed, ForeignHost
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -67,6 +68,12 @@ class RequestContext:
         except Exception:
             status = status or 500  # answered further out, by Starlette
             raise
+        except asyncio.CancelledError:
+            # uvicorn ends what the drain time was too short for, with a 500 of its own if there is
+            # no answer yet.
+            if status:
+                raise
+            await refused(Closed())(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info

@@ -95,8 +95,8 @@ _SENTENCES: dict[type[Exception], str] = {
         "the request has 300 inputs for 1 task; expected at most 256 rows in all"
     ),
     refusals.InputTooLong: (
-        'input 0 has 302 tokens; expected at most 128 (or "truncate": true in the request; for V2'
-        " in its parameters)"
+        'input 0 has 302 tokens; expected at most 128 tokens (or "truncate": true in the request;'
+        " for V2 in its parameters)"
     ),
     adapter_errors.TooManyWindows: (
         "input 0 has 30000 tokens or more and takes 322 windows or more; "
@@ -116,6 +116,7 @@ _SENTENCES: dict[type[Exception], str] = {
     ),
     refusals.QueueFull: str(refusals.QueueFull()),
     refusals.Closed: str(refusals.Closed()),
+    refusals.OutcomeUnknown: str(refusals.OutcomeUnknown()),
     adapter_errors.DamagedAdapter: (
         f"version {VERSION} of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
         f" expected {VERSION}…"
@@ -125,8 +126,12 @@ _SENTENCES: dict[type[Exception], str] = {
         " float16; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
     ),
     refusals.DeviceOutOfMemory: (
-        "the device has no memory for a batch of 64 rows and 16384 tokens, nor for half of it; "
-        "expected shorter texts, or fewer slots (ADAMIX_SLOTS) beside them"
+        "the device has no memory for 1 row of 512 tokens; expected shorter texts, or fewer slots"
+        " (ADAMIX_SLOTS) beside them"
+    ),
+    refusals.AdapterNotLoaded: (
+        "version 1c9a3464a366 of task 'sst2' could not be put on the device: 'CUDA out of memory.';"
+        " expected memory for it, or fewer slots (ADAMIX_SLOTS)"
     ),
     adapter_errors.StoreError: "the store var/store cannot be written: No space left on device",
 }
@@ -157,9 +162,10 @@ PREDICT_PROBLEMS = (
         "QueueFull",
         "NotFinite",
         "DeviceOutOfMemory",
+        "AdapterNotLoaded",
     ),
 )
-WRITE_PROBLEMS = (*KEY_PROBLEMS, "ForeignPage", "StoreError")
+WRITE_PROBLEMS = (*KEY_PROBLEMS, "ForeignPage", "StoreError", "OutcomeUnknown")
 
 _HEADERS = {
     "X-Adapter-Version": ("Which version answered, of each task.", f"sst2@{VERSION}"),

@@ -106,7 +106,7 @@ class Metrics:
         )
         self.out_of_memory = Counter(
             "adamix_out_of_memory",
-            "Batches that the device lacked memory for, tried again in halves.",
+            "Batches that the device lacked memory for, run in parts.",
             registry=registry,
         )
         self.load = histogram(

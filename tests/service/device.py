@@ -8,18 +8,23 @@ import queue
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from service.batcher import Batcher, Outcome
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A row; a device here answers a row with itself."""
+    """A row; a device here answers a row with itself, and raises `error` on a batch that holds one
+    with it."""
 
     task: str
     tokens: int = 1
     version: str = "1"
+    error: Exception | None = None
 
     @property
     def adapter_key(self) -> str:
@@ -40,8 +45,9 @@ class Device:
         self.batches.append(rows)
         self._loop.call_soon_threadsafe(self._began.put_nowait, rows)
         verdict = None if self._free else self._verdicts.get(timeout=10)
-        if verdict is not None:
-            raise verdict
+        for error in (verdict, *(row.error for row in rows)):
+            if error is not None:
+                raise error
         return rows
 
     async def begins(self) -> list[Text]:
@@ -76,7 +82,7 @@ async def serving(
     max_queue_rows: int = 1000,
     max_adapters: int = 100,
     patience: float = 0.0,
-    observe: Any = lambda _: None,
+    **options: Any,
 ) -> AsyncIterator[Batcher[Text, Text]]:
     batcher: Batcher[Text, Text] = Batcher(
         device,
@@ -84,7 +90,7 @@ async def serving(
         max_queue_rows=max_queue_rows,
         max_adapters=max_adapters,
         patience=patience,
-        observe=observe,
+        **options,
     )
     batcher.start()
     try:
@@ -92,6 +98,21 @@ async def serving(
     finally:
         device.let_go()
         await batcher.close()
+
+
+class Clock:
+    """time.monotonic, as a batcher reads it, under a test's control."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    @asynccontextmanager
+    async def serving(self, device: Device, **options: Any) -> AsyncIterator[Batcher[Text, Text]]:
+        """As `serving`, by this clock."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("service.batcher.time", SimpleNamespace(monotonic=lambda: self.now))
+            async with serving(device, **options) as batcher:
+                yield batcher
 
 
 async def submitted(

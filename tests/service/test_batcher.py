@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, BatchReport
-from service.refusals import Closed, QueueFull
+from service.refusals import AdapterNotLoaded, Closed, QueueFull
 from tests.service.device import (
+    Clock,
     Device,
     Text,
     in_loop,
@@ -266,6 +269,83 @@ async def test_a_full_queue_refuses_the_whole_request() -> None:
 
 
 @in_loop
+async def test_a_flood_leaves_places_to_other_tasks() -> None:
+    """A task alone takes four fifths of the queue, a second one four fifths of the rest, and a
+    task with nothing queued finds a place; rows of a fan-out count for their tasks."""
+    device = Device()
+    async with serving(device, max_queue_rows=100) as batcher:
+        await plugged(batcher, device)
+        for task, places in (("flood", 80), ("second", 16), ("third", 4)):
+            for _ in range(places):
+                await submitted(batcher, [Text(task)])
+            with pytest.raises(QueueFull):
+                await batcher.submit([Text(task)])
+            if places > 4:
+                with pytest.raises(QueueFull):
+                    await batcher.submit([Text("new"), Text("flood")])
+        assert batcher.queued_rows == 100
+
+
+@in_loop
+async def test_a_task_whose_turn_comes_too_late_is_refused() -> None:
+    """Once the pace is known, a task may queue until its next row would wait longer than `max_wait`
+    behind its own rows and as many of each other task; QueueFull says how long it would."""
+    clock, device = Clock(), Device()
+    async with clock.serving(device, max_tokens=10, max_wait=5.0) as batcher:
+        await _learn(batcher, device, clock, seconds=1.0)  # for each ten tokens
+        flood = [await submitted(batcher, [Text("flood")] * 10) for _ in range(6)]
+        with pytest.raises(QueueFull, match="try again in 6 seconds") as raised:
+            await batcher.submit([Text("flood")])
+        assert raised.value.retry_after == 6
+        assert batcher.queued_rows == 60
+        other = [await submitted(batcher, [Text("other", 10)]) for _ in range(10)]
+        assert not any(request.done() for request in (*flood, *other))
+
+
+@in_loop
+async def test_the_queue_is_never_kept_too_short_for_full_batches() -> None:
+    """However slow the device is, what a batch holds may wait, and an empty queue takes whatever
+    has places."""
+    clock, device = Clock(), Device()
+    async with clock.serving(device, max_tokens=10, max_wait=0.1) as batcher:
+        await _learn(batcher, device, clock, seconds=60.0)
+        requests = [await submitted(batcher, [Text("a", 5)]) for _ in range(3)]
+        with pytest.raises(QueueFull, match="try again in 90 seconds"):
+            await batcher.submit([Text("a", 5)])
+        for request in requests:
+            request.cancel()
+        await asyncio.wait(requests)
+        large = await submitted(batcher, [Text("a", 500)] * 100)
+        assert batcher.queued_rows == 100
+        assert not large.done()
+
+
+@in_loop
+async def test_no_more_is_admitted_than_can_be_drained() -> None:
+    """A request whose last row would not be run within `max_drain` is refused; one whose turn comes
+    sooner is admitted beside it."""
+    clock, device = Clock(), Device()
+    async with clock.serving(device, max_tokens=10, max_drain=10.0) as batcher:
+        await _learn(batcher, device, clock, seconds=1.0)
+        for task in "abcde":
+            await submitted(batcher, [Text(task, 10), Text(task, 10)])
+        with pytest.raises(QueueFull):
+            await batcher.submit([Text("new", 10)] * 2)
+        await submitted(batcher, [Text("new", 10)])
+        assert batcher.queued_rows == 11
+
+
+async def _learn(
+    batcher: Batcher[Text, Text], device: Device, clock: Clock, seconds: float
+) -> None:
+    """Let a full batch take so long, and keep the device at work after it."""
+    await submitted(batcher, [Text("plug", batcher.max_tokens)] * 2)
+    await device.begins()
+    clock.now += seconds
+    await next_batch(device)
+
+
+@in_loop
 async def test_places_in_the_queue_are_free_once_rows_run() -> None:
     """Rows under way take no place in the queue."""
     device = Device()
@@ -319,37 +399,97 @@ async def test_leaving_while_rows_run() -> None:
 
 
 @in_loop
-async def test_a_batch_that_raises_fails_its_requests_only() -> None:
-    """What the device raises goes to the requests of that batch, whose other rows are dropped; the
-    rest is run."""
+async def test_a_row_that_fails_fails_its_request_alone() -> None:
+    """A row on which the device raises fails its request, whose other rows are dropped; its batch
+    mates are answered from parts of the batch, before any other batch runs."""
     device = Device()
-    async with serving(device, max_tokens=2) as batcher:
+    async with serving(device, max_tokens=8) as batcher:
         plug = await plugged(batcher, device)
-        failing = await submitted(batcher, [Text("a"), Text("a"), Text("a")])
-        fellow = await submitted(batcher, [Text("b")])
-        later = await submitted(batcher, [Text("c")])
-        assert [row.task for row in await next_batch(device)] == ["a", "b"]
-        error = RuntimeError("out of memory")
-        device.end(error)
-        assert [row.task for row in await device.begins()] == ["c"]
-        device.end()
-        for request in (failing, fellow):
-            with pytest.raises(RuntimeError) as raised:
-                await request
-            assert raised.value is error
+        error = RuntimeError("index out of range")
+        mates = [await submitted(batcher, [Text(task)]) for task in "abcdefg"]
+        guilty = await submitted(batcher, [Text("x", error=error), *[Text("x")] * 9])
+        later = await submitted(batcher, [Text("late", 8)])
+        device.let_go()
+        with pytest.raises(RuntimeError) as raised:
+            await guilty
+        assert raised.value is error
+        assert [len(await mate) for mate in mates] == [1] * 7
         assert len(await later) == len(await plug) == 1
         assert batcher.queued_rows == 0
-        again = await submitted(batcher, [Text("a")])
-        assert len(await device.begins()) == 1
-        device.end()
-        assert len(await again) == 1
+    assert [len(batch) for batch in device.batches[1:]] == [8, 4, 4, 2, 2, 1, 1, 1]
+    assert [row.task for row in device.batches[-1]] == ["late"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(faults=st.lists(st.booleans(), min_size=1, max_size=70))
+def test_what_failing_rows_cost(faults: list[bool]) -> None:
+    """Of n rows of as many requests exactly those fail that must, and each one costs log2(n) failed
+    passes beside the first at most; no row is in more than log2(n) + 1 passes."""
+
+    @in_loop
+    async def scenario() -> None:
+        device = Device()
+        errors = [RuntimeError(str(i)) if fault else None for i, fault in enumerate(faults)]
+        async with serving(device) as batcher:
+            await plugged(batcher, device)
+            requests = [await submitted(batcher, [Text("a", error=error)]) for error in errors]
+            device.let_go()
+            ends = await asyncio.gather(*requests, return_exceptions=True)
+        for end, error in zip(ends, errors, strict=True):
+            assert end is error if error is not None else isinstance(end, list)
+        passes = device.batches[1:]
+        failed = [rows for rows in passes if any(row.error for row in rows)]
+        halvings = math.ceil(math.log2(len(faults)))
+        assert len(failed) <= sum(faults) * halvings + 1
+        tries = Counter(row for rows in passes for row in rows)
+        assert max(tries.values()) <= halvings + 1
+
+    scenario()
+
+
+@in_loop
+async def test_an_adapter_that_cannot_be_loaded_fails_its_rows_alone() -> None:
+    """Where the device cannot take an adapter, its rows fail with that at once; all others of the
+    batch are run together."""
+    device = Device()
+    refusal = AdapterNotLoaded("b@1", "no memory for b")
+    async with serving(device) as batcher:
+        await plugged(batcher, device)
+        failing = [await submitted(batcher, [Text("b", error=refusal)]) for _ in range(5)]
+        mates = [await submitted(batcher, [Text(task)]) for task in "aacc"]
+        newer = await submitted(batcher, [Text("b", version="2")])
+        device.let_go()
+        ends = await asyncio.gather(*failing, return_exceptions=True)
+        assert ends == [refusal] * 5
+        assert [len(await mate) for mate in (*mates, newer)] == [1] * 5
+    assert [len(batch) for batch in device.batches[1:]] == [10, 5]
+
+
+@in_loop
+async def test_rows_of_a_client_that_left_are_in_no_part() -> None:
+    """A client that leaves while its batch runs has no row in the parts of a batch that fails."""
+    device = Device()
+    async with serving(device) as batcher:
+        gone = await submitted(batcher, [Text("gone"), Text("gone")])
+        error = RuntimeError("no")
+        await device.begins()
+        stays = await submitted(batcher, [Text("a")])
+        fails = await submitted(batcher, [Text("b", error=error), Text("gone")])
+        gone.cancel()
+        await asyncio.wait([gone])
+        device.end(error)
+        assert len(await device.begins()) == 3
+        fails.cancel()
+        await asyncio.wait([fails])
+        device.let_go()
+        assert len(await stays) == 1
+    assert [[row.task for row in batch] for batch in device.batches[2:]] == [["a"]]
 
 
 @in_loop
 async def test_a_device_that_loses_rows_fails_its_batch_only() -> None:
-    """A device that answers fewer results than rows fails that batch's requests, and the loop goes
-    on."""
-    answers: list[list[str]] = [["one"], ["one", "two"]]
+    """A device that answers fewer results than rows fails that request, and the loop goes on."""
+    answers: list[list[str]] = [["one"], [], ["one", "two"]]
     batcher: Batcher[Text, str] = Batcher(
         lambda _: answers.pop(0), max_tokens=9, max_queue_rows=9, max_adapters=9
     )
@@ -440,14 +580,22 @@ async def test_reports() -> None:
 
 
 @in_loop
-async def test_a_failed_batch_is_not_reported() -> None:
-    """A batch that raised is no batch that ran: nothing is reported of it."""
+async def test_a_failed_batch_is_told_of_and_not_reported() -> None:
+    """A batch that raised is no batch that ran: it is told of once, and only the parts of it that
+    ran are reported."""
     reports: list[BatchReport] = []
+    told: list[tuple[Exception, int]] = []
     device = Device()
-    async with serving(device, observe=reports.append) as batcher:
-        request = await submitted(batcher, [Text("a")])
-        await device.begins()
-        device.end(RuntimeError("no"))
+    error = RuntimeError("no")
+    async with serving(
+        device, observe=reports.append, failed=lambda *what: told.append(what)
+    ) as batcher:
+        await plugged(batcher, device)
+        requests = [await submitted(batcher, [Text("a")]) for _ in range(3)]
+        fails = await submitted(batcher, [Text("b", error=error)])
+        device.let_go()
         with pytest.raises(RuntimeError):
-            await request
-    assert reports == []
+            await fails
+        assert [len(await request) for request in requests] == [1, 1, 1]
+    assert told == [(error, 4)]
+    assert [report.rows for report in reports] == [1, 2, 1]

@@ -149,7 +149,8 @@ PROVOKED: dict[str, Provoke] = {
 OTHERS = {
     *("TooManyWrongKeys", "AnswerTooLarge"),
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
-    *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "StoreError"),
+    *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
+    *("StoreError", "OutcomeUnknown"),
 }
 
 

@@ -103,7 +103,10 @@ def test_metrics_stay_inside(proxied: httpx2.Client) -> None:
 
 
 def test_the_proxy_takes_what_the_service_takes() -> None:
-    """nginx's limit of a body is the service's of an upload, and a form around it."""
+    """nginx's limit of a body is the service's of an upload, and a form around it; its idle
+    connections end before the service ends them."""
     (mebibytes,) = re.findall(r"client_max_body_size (\d+)m;", CONFIGURATION)
     limit = Settings.model_fields["max_upload_bytes"].default
     assert limit < int(mebibytes) << 20 < limit + (2 << 20)
+    (seconds,) = re.findall(r" keepalive_timeout (\d+)s;", CONFIGURATION)
+    assert int(seconds) < Settings.model_fields["keep_alive_seconds"].default

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from service.engine.engine import Engine
 from service.engine.kinds.bottleneck import Bottleneck
 from service.engine.row import Row
 from service.engine.slots import Slots
+from service.refusals import AdapterNotLoaded
 from tests.tiny import random_adapter
 
 CPU = torch.device("cpu")
@@ -174,11 +177,12 @@ def test_keyed_by_digest(bert: Backbone) -> None:
 
 
 def test_a_load_that_fails_takes_no_slot(adapters: dict[str, Adapter]) -> None:
-    """An adapter that the device does not take is counted as a failure, not as a load, and is not
-    resident."""
+    """An adapter that the device does not take is counted as a failure, not as a load, is not
+    resident, and is named in the refusal."""
     slots, counts = counted(2, device=torch.device("cuda:99"))
-    with pytest.raises((RuntimeError, AssertionError)):
+    with pytest.raises(AdapterNotLoaded, match="of task 'a' could not be put on the device") as it:
         acquire(slots, adapters, "a")
+    assert it.value.adapter_key == adapters["a"].digest
     assert on_device(slots, adapters) == ""
     assert (len(counts.seconds), counts.failures) == (0, 1)
 
@@ -297,3 +301,32 @@ def test_the_engine_with_fewer_slots_than_tasks(
     for row, logits in zip(rows, found, strict=True):
         alone = Engine(bert, Slots(1, CPU, torch.float32), CPU, torch.float32).run([row])[0]
         torch.testing.assert_close(torch.tensor(logits), torch.tensor(alone), rtol=0.0, atol=1e-5)
+
+
+def test_an_adapter_that_cannot_be_loaded_fails_its_rows_alone(
+    bert: Backbone, adapters: dict[str, Adapter]
+) -> None:
+    """Of a batch of three adapters, one of which the device cannot take, the rows of the others get
+    their logits, and the failing one's get its refusal."""
+    slots, counts = counted(3)
+    engine = Engine(bert, slots, CPU, torch.float32)
+    broken = replace(adapters["b"], tensors={})
+    (tokens,) = encode(bert.tokenizer, [("a good film",)], 64)
+    rows = [Row(it, tokens.ids, tokens.types) for it in (adapters["a"], broken, adapters["c"])] * 2
+
+    async def serve() -> list[Any]:
+        batcher = Batcher(engine.run, max_tokens=1000, max_queue_rows=100, max_adapters=3)
+        batcher.start()
+        requests = [batcher.submit([row]) for row in rows]
+        ends = await asyncio.gather(*requests, return_exceptions=True)
+        await batcher.close()
+        return ends
+
+    for row, end in zip(rows, asyncio.run(serve()), strict=True):
+        if row.adapter is broken:
+            assert isinstance(end, AdapterNotLoaded)
+            assert "of task 'b' could not be put on the device" in str(end)
+        else:
+            alone = Engine(bert, Slots(1, CPU, torch.float32), CPU, torch.float32).run([row])[0]
+            assert end[0].value == pytest.approx(alone, abs=1e-5)
+    assert counts.failures == 1

@@ -14,9 +14,11 @@ from torch import Tensor
 from adapters.spec import AdapterSpec
 from service.engine.sites import Add, Branch, Site
 
-# MKL sums products of fewer rows in another order. A short text's answer would then depend, in its
-# last bits, on whether the batch holds another text of its task.
-LEAST_ROWS = 4
+# MKL shares a product's rows among its threads, and sums the last rows of a share in another order
+# if they are fewer than four. A row's sums would then depend on how many other rows its adapter has
+# in the batch, and int8 would round some of them to another step. Whole fours have been the same
+# for any number of threads; from 32 rows on, so has any number of rows (up to 16 threads).
+FOUR, ALIGNED_BELOW = 4, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class Bottlenecks:
         self._first = [adapter.first_layer for adapter in adapters]
         self._layers = [adapter.layers for adapter in adapters]
         shapes = [
-            (max(part.stop - part.start, LEAST_ROWS), adapter.down.shape[1])
+            (_aligned(part.stop - part.start), adapter.down.shape[1])
             for part, adapter in zip(tokens, adapters, strict=True)
         ]
         sizes = [n * width for n, width in shapes]
@@ -89,16 +91,16 @@ class Bottlenecks:
         """`adapting` are the adapters by their numbers, and which of their layers this is."""
         parts = _split(y, self._sizes)
         own = {i: parts[self._places[i]] for i, _ in adapting}
-        enough = {i: _lengthened(part) for i, part in own.items()}
+        whole = {i: _lengthened(part) for i, part in own.items()}
         for i, at in adapting:
             down, bias, _, _ = self._layers[i][at]
-            torch.addmm(bias, enough[i], down, out=self._inners[i])
+            torch.addmm(bias, whole[i], down, out=self._inners[i])
         torch.ops.aten.gelu_(self._inner)
         for i, at in adapting:
             _, _, up, bias = self._layers[i][at]
-            enough[i].addmm_(self._inners[i], up).add_(bias)
-            if enough[i] is not own[i]:
-                own[i].copy_(enough[i][: len(own[i])])
+            whole[i].addmm_(self._inners[i], up).add_(bias)
+            if whole[i] is not own[i]:
+                own[i].copy_(whole[i][: len(own[i])])
 
 
 def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
@@ -113,10 +115,14 @@ def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
     return [*sizes, rows - end], places
 
 
+def _aligned(rows: int) -> int:
+    return rows + -rows % FOUR if rows < ALIGNED_BELOW else rows
+
+
 def _lengthened(part: Tensor) -> Tensor:
-    """The same with rows of zeros up to LEAST_ROWS, if there are fewer."""
-    lacking = LEAST_ROWS - len(part)
-    return part if lacking <= 0 else F.pad(part, (0, 0, 0, lacking))
+    """The same, with rows of zeros up to a multiple of four if there are few."""
+    lacking = _aligned(len(part)) - len(part)
+    return part if lacking == 0 else F.pad(part, (0, 0, 0, lacking))
 
 
 def _split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

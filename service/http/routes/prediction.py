@@ -39,6 +39,7 @@ TRUNCATE = {
 
 T = TypeVar("T")
 Wanted = Sequence[tuple[Admitted, Sequence[TextInput]]]
+Nested = list[list[list[Tokens]]]  # rows, by adapter and text
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,9 @@ async def predicted(
     InputTooLong, InvalidWindow, TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when
     nobody waits for the answer any more."""
     started = time.monotonic()
-    nested = await _rows(predictor, wanted, truncate=truncate, window=window)
-    rows = [
-        (adapter, row)
-        for (adapter, _), texts in zip(wanted, nested, strict=True)
-        for row in chain.from_iterable(texts)
-    ]
-    tokenized = time.monotonic()
-    predictor.tokenized(tokenized - started)
-    outcomes = await _unless_client_leaves(request, predictor.run(rows))
+    nested, rows, tokenized, outcomes = await _unless_client_leaves(
+        request, _run(predictor, wanted, started, truncate=truncate, window=window)
+    )
     if predictor.tracing is not None:
         predictor.tracing.stages(
             started,
@@ -161,13 +156,29 @@ async def predicted(
     )
 
 
+async def _run(
+    predictor: Predictor, wanted: Wanted, started: float, *, truncate: bool, window: Window | None
+) -> tuple[Nested, list[tuple[Admitted, Tokens]], float, list[Outcome[Logits]]]:
+    """The rows, by adapter and text and all together; when they were tokenised, and their
+    outcomes."""
+    nested = await _rows(predictor, wanted, truncate=truncate, window=window)
+    rows = [
+        (adapter, row)
+        for (adapter, _), texts in zip(wanted, nested, strict=True)
+        for row in chain.from_iterable(texts)
+    ]
+    tokenized = time.monotonic()
+    predictor.tokenized(tokenized - started)
+    return nested, rows, tokenized, await predictor.run(rows)
+
+
 async def _rows(
     predictor: Predictor, wanted: Wanted, *, truncate: bool, window: Window | None
-) -> list[list[list[Tokens]]]:
+) -> Nested:
     """By adapter and text: one row, or the text's windows. In all at most as many rows as a request
     may have inputs."""
     tokenizer = predictor.tokenizer
-    found: list[list[list[Tokens]]] = []
+    found: Nested = []
     spare = predictor.max_inputs - sum(len(texts) for _, texts in wanted)
     for adapter, texts in wanted:
         length, template = adapter.signature.max_length, adapter.signature.template
