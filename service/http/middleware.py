@@ -14,7 +14,7 @@ import structlog
 from opentelemetry import trace
 from starlette.responses import Response
 
-from service.http.answers import error_type, headers_of, problem, refused, status_of
+from service.http.answers import refused
 from service.http.auth import Guard
 from service.refusals import BodyTooLarge, Closed, ForeignHost
 
@@ -73,9 +73,7 @@ class RequestContext:
             # no answer yet.
             if status:
                 raise
-            closed = Closed()
-            answer = problem(status_of(closed), str(closed), error_type(Closed), headers_of(closed))
-            await answer(scope, receive, send_with_id)
+            await refused(Closed())(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info

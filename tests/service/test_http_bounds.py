@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from adapters.backbone import Backbone
+from adapters.file import parse
 from adapters.store import Store
 from service.http.uploads import UploadRoom
 from tests.service.conftest import Server, running
@@ -115,8 +116,9 @@ def test_more_tasks_than_rows_are_not_loaded(
     of them is read."""
     store = Store(tmp_path / "store")
     for i in range(5):
-        store.put(adapter_bytes(f"task{i}"))
+        store.put(parse(adapter_bytes(f"task{i}")))
     query = "&".join(f"task=task{i}" for i in range(5))
+    store.close()
     with running(tmp_path / "store", max_inputs=4) as server, server.client() as client:
         answer = client.post(f"/predict?{query}", content=b"")
         assert (answer.status_code, answer.json()["error_type"]) == (413, "TooManyInputs")
@@ -169,11 +171,11 @@ def test_a_refusal_echoes_little(what: str, client: httpx2.Client) -> None:
 def test_an_answer_is_bounded_by_its_labels(tmp_path: Path, embedded: Backbone) -> None:
     """Long labels times many inputs would be a huge answer: it is refused, and fewer inputs or
     labels are answered."""
-    labels = [f"{i:03d}{'l' * 997}" for i in range(400)]
+    labels = [f"{i:03d}{'l' * 247}" for i in range(1000)]
     data = random_adapter(embedded, "wordy", labels)[2]
-    Store(tmp_path / "store").put(data)
-    texts = ["good"] * 100
-    tensor = {"name": "text", "shape": [100], "datatype": "BYTES", "data": texts}
+    Store(tmp_path / "store").put(parse(data))
+    texts = ["good"] * 120
+    tensor = {"name": "text", "shape": [120], "datatype": "BYTES", "data": texts}
     with running(tmp_path / "store") as server, server.client() as client:
         path = "/predict?task=wordy"
         refused = client.post(path, json={"inputs": texts})
@@ -182,7 +184,7 @@ def test_an_answer_is_bounded_by_its_labels(tmp_path: Path, embedded: Backbone) 
             assert client.post(path, json=body).status_code == 200
         path = "/v2/models/wordy/infer"
         assert client.post(path, json={"inputs": [tensor]}).status_code == 200
-        outputs = [{"name": "score", "parameters": {"classification": 400}}]
+        outputs = [{"name": "score", "parameters": {"classification": 1000}}]
         refused = client.post(path, json={"inputs": [tensor], "outputs": outputs})
         assert (refused.status_code, refused.json()["error_type"]) == (413, "AnswerTooLarge")
 
@@ -192,7 +194,7 @@ def test_many_labels_are_answered_alike_off_the_event_loop(
 ) -> None:
     """An answer of many numbers, which is made in a thread, is that of its texts one by one."""
     labels = [f"label-{i}" for i in range(500)]
-    Store(tmp_path / "store").put(random_adapter(embedded, "wide", labels)[2])
+    Store(tmp_path / "store").put(parse(random_adapter(embedded, "wide", labels)[2]))
     texts = ["good", "bad", "awful"] * 4
     with running(tmp_path / "store") as server, server.client() as client:
         path = "/predict?task=wide"

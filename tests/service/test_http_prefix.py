@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
+from adapters.file import parse
 from adapters.store import Store
 from tests.service.conftest import Server, running
 
@@ -19,7 +20,7 @@ def prefixed(
 ) -> Iterator[Server]:
     """A server that is told of its prefix."""
     folder = tmp_path_factory.mktemp("prefixed") / "store"
-    Store(folder).put(adapter_bytes("sst2"))
+    Store(folder).put(parse(adapter_bytes("sst2")))
     with running(folder, root_path="/a/ml/") as server:
         yield server
 
