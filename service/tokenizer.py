@@ -51,23 +51,28 @@ class RequestTokenizer:
         template that this backbone cannot use."""
         prompt = self._prompt(template, max_length)
         most = _most(max_length)
-        if not truncate:
-            for i, text in enumerate(texts):
-                if (longest := max(map(len, text))) > most:
-                    raise InputTooLong(_too_long(i, f"{longest} characters", max_length))
-        work = [
-            (cost, partial(encode, self.tokenizer, piece, max_length, prompt))
-            for cost, piece in _pieces(texts, most)
-        ]
-        if len(work) == 1 and work[0][0] <= INLINE_CHARACTERS:
-            rows = work[0][1]()
+        if sum(len(part) for text in texts for part in text) <= INLINE_CHARACTERS:
+            rows = encode(self.tokenizer, texts, max_length, prompt)
         else:
-            rows = list(chain.from_iterable(await self._threads.run(work)))
+            pieces = [
+                (cost, partial(encode, self.tokenizer, piece, max_length, prompt))
+                for cost, piece in _pieces(texts, most)
+            ]
+            rows = list(chain.from_iterable(await self._threads.run(pieces)))
         if not truncate:
-            for i, row in enumerate(rows):
+            for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+                longest = max(map(len, text))
                 if row.full_length > max_length:
-                    found = f"{row.full_length} tokens{'' if row.exact else ' or more'}"
-                    raise InputTooLong(_too_long(i, found, max_length))
+                    exact = row.exact and longest <= most
+                    found = f"{row.full_length} tokens{'' if exact else ' or more'}"
+                elif longest > most:  # and still it had few tokens
+                    found = f"{longest} characters, of which {most} are read"
+                else:
+                    continue
+                raise InputTooLong(
+                    f"input {i} has {found}; expected at most {max_length} tokens"
+                    ' (or "truncate": true in the request; for V2 in its parameters)'
+                )
         return rows
 
     async def windows(
@@ -125,10 +130,3 @@ def _pieces(texts: Sequence[TextInput], most: int) -> Iterator[tuple[int, list[T
         piece.append(head)
         cost += characters
     yield cost, piece
-
-
-def _too_long(i: int, found: str, max_length: int) -> str:
-    return (
-        f"input {i} has {found}; expected at most {max_length} tokens"
-        ' (or "truncate": true in the request; for V2 in its parameters)'
-    )

@@ -8,9 +8,9 @@ Address = tuple[str | int | bytes, ...]  # as the address family has it
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address that nobody else has; it does not listen yet. Of a name's addresses it
-    is the first, IPv4 before IPv6. Raises OSError, of which gaierror is for a name that has none,
-    and UnicodeError for what is no name."""
+    """A socket at an address that no other socket has. It does not listen yet. For a name it takes
+    the first of its addresses, IPv4 before IPv6. Raises OSError (gaierror for a name without an
+    address), and UnicodeError for a text that is no name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     return bound_at(family, address)
@@ -19,8 +19,8 @@ def bound(host: str, port: int) -> socket.socket:
 def bound_at(
     family: socket.AddressFamily | int, address: Address, *, shared: bool = False
 ) -> socket.socket:
-    """The same at an address that is known; `shared`: with every other socket that is so. Raises
-    OSError."""
+    """The same, at an address that is known. With `shared`, other `shared` sockets may have it too.
+    Raises OSError."""
     place = socket.socket(family)
     try:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -73,9 +73,9 @@ class Connections:
         self._logged = float("-inf")
 
     def add(self, connection: Protocol) -> bool:
-        """Whether there is room for it; where need be, the connection that has been waiting for the
-        longest time gives way. One that has to be refused counts as waiting: it is left open for
-        its client to read why, until some more have come."""
+        """Whether there is room for it. If there is none, the connection that has waited for the
+        longest time is closed. A connection that must be refused counts as waiting: it stays open,
+        so that its client can read why, until some more have come."""
         self._all.add(connection)
         room = len(self._all) - len(self.waiting) <= self.limit
         if len(self._all) > self.limit + (0 if room else REFUSED_AT_ONCE) and self.waiting:

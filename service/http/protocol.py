@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 import orjson
 import structlog
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.http.connections import Phase
 from service.refusals import Closed
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
-    from service.http.middleware import App, Receive, Scope, Send
     from service.http.server import Config
 
 MAX_HEAD_BYTES = 64 << 10  # request line and headers; or a chunked body's trailers
@@ -44,6 +45,9 @@ MAX_PIPELINED = 64  # requests on one connection that wait for the answer to the
 PIECE_BYTES = 16 << 10
 BODY_BYTES_PER_SECOND = 16 << 10  # each so many bytes of a body give it one more second
 PROBE_SECONDS = 0.25
+FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
+# Every request passes these: a global is found faster than an Enum's member.
+IDLE, HEAD, BODY, OURS = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.OURS
 
 log = structlog.get_logger("service")
 
@@ -102,6 +106,7 @@ TOO_MANY = LastAnswer(
     "TooManyConnections",
     "the service has as many connections as it can; expected fewer: try again in a second",
 )
+FAILED = LastAnswer(500, "InternalError", "the service failed on this request; its log says why")
 STOPPING = LastAnswer(503, "Stopping", str(Closed()))
 
 
@@ -110,7 +115,8 @@ class Unreadable(Exception):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. `phase` says whose turn it is, `since` (loop time) since when."""
+    """One connection. `phase` says whose turn it is, `since` (loop time) since when; None: since
+    now, which the next `check` writes down, so that no request asks for the time."""
 
     config: Config
 
@@ -123,7 +129,7 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.phase = Phase.NEW
-        self.since = self.loop.time()
+        self.since: float | None = None
         self._connections = config.connections
         self._socket: asyncio.Transport
         self._view: _Transport
@@ -132,7 +138,7 @@ class Protocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None  # uvicorn's own `cycle` is the newest
         self._refusal: LastAnswer | None = None  # to be sent after the answers that come first
         self._client_ended = False  # it has closed its side, and may read on
-        self._unsent_bytes, self._unsent_since = 0, self.since
+        self._unsent_bytes, self._unsent_since = 0, 0.0
 
     # The connection's beginning and end
 
@@ -147,7 +153,7 @@ class Protocol(HttpToolsProtocol):
         if self._connections.add(self):
             self._connections.waiting[self] = None
         else:
-            self.phase = Phase.HEAD  # which may be under way: it is left time to read the answer
+            self.phase = HEAD  # which may be under way: it is left time to read the answer
             self._refuse(TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,9 +166,9 @@ class Protocol(HttpToolsProtocol):
         """Whether the connection stays open: the client has closed its side of it, and may yet
         read."""
         self._client_ended = True
-        if self.phase in (Phase.HEAD, Phase.BODY):
+        if self.phase in (HEAD, BODY):
             self._refuse(NO_HTTP)
-        elif self.phase is Phase.OURS and not self._view.closing:
+        elif self.phase is OURS and not self._view.closing:
             self.cycle.keep_alive = False
             self._probe()
         else:
@@ -186,7 +192,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._view.closing = True
         self.pipeline.clear()
-        sends = self.phase in (Phase.HEAD, Phase.BODY, Phase.REST)
+        sends = self.phase in (HEAD, BODY, Phase.REST)
         if sends and not self._client_ended and not self._connections.stopping:
             self._enter(Phase.LINGER)
             self._connections.waiting[self] = None
@@ -203,22 +209,19 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server stops: what is being read or answered is the last."""
-        if self._answering is None and self.phase is not Phase.BODY:
+        if self._answering is None and self.phase is not BODY:
             self.drop()
         else:
             self.cycle.keep_alive = False
 
     # Bytes that come
 
-    def data_received(self, data: bytes) -> None:
-        if len(data) <= PIECE_BYTES:
-            self._read(data)
-        else:
+    def data_received(self, data: bytes | memoryview) -> None:
+        if len(data) > PIECE_BYTES:
             whole = memoryview(data)
             for start in range(0, len(data), PIECE_BYTES):
-                self._read(whole[start : start + PIECE_BYTES])
-
-    def _read(self, data: bytes | memoryview) -> None:
+                self.data_received(whole[start : start + PIECE_BYTES])
+            return
         self._unread_bytes += len(data)
         while not self._view.closing and self._refusal is None:
             try:
@@ -232,7 +235,7 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(cause.args[0] if isinstance(cause, Unreadable) else NO_HTTP)
             else:
                 if self._unread_bytes > MAX_HEAD_BYTES + PIECE_BYTES:
-                    self._refuse(HEADERS_TOO_LARGE)
+                    self._refuse(self._too_large())
             return
 
     def _read_on(self) -> None:
@@ -251,20 +254,15 @@ class Protocol(HttpToolsProtocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
-        if self.phase is Phase.BODY:  # of `_read_on`
+        if self.phase is BODY:  # of `_read_on`
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise Unreadable(IMPATIENT)
         super().on_message_begin()
-        self._enter(Phase.HEAD)
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > MAX_URL_BYTES:
-            raise Unreadable(URL_TOO_LONG)
+        self.phase, self.since = HEAD, None
 
     def on_headers_complete(self) -> None:
-        if self.phase is Phase.BODY:  # of `_read_on`
+        if self.phase is BODY:  # of `_read_on`
             return
         self._check_head()
         self._unread_bytes = self._body_bytes = 0
@@ -272,20 +270,24 @@ class Protocol(HttpToolsProtocol):
         # Trailers come as headers do, when the application has the request already: they are
         # dropped.
         self.headers = []
-        self._enter(Phase.BODY)
+        self.phase, self.since = BODY, None
         self._connections.waiting.pop(self, None)
 
     def _check_head(self) -> None:
-        """Raises Unreadable."""
+        """What the parser does not look at; and which app the request is for. Raises
+        Unreadable."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise Unreadable(NO_HTTP)
-        if self.parser.get_method() == b"CONNECT":
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             raise Unreadable(TUNNEL)
         hosts = 0
+        self.app = self.config.loaded_app
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
+            elif name in FORWARDED:
+                self.app = self.config.app_behind_proxies
             elif name == b"transfer-encoding":
                 if version == "1.0":
                     raise Unreadable(
@@ -299,55 +301,72 @@ class Protocol(HttpToolsProtocol):
             raise Unreadable(MALFORMED(f"the request has {hosts} Host headers; expected one"))
         if len(self.headers) > MAX_HEADERS:
             raise Unreadable(HEADERS_TOO_LARGE)
-        if self._unread_bytes > MAX_HEAD_BYTES:  # some of them may be the body's
+        if self._unread_bytes > MAX_URL_BYTES:  # some of them may be the body's
             lines = sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
-            if len(self.url) + lines > MAX_HEAD_BYTES:
-                raise Unreadable(HEADERS_TOO_LARGE)
+            if len(self.url) > MAX_URL_BYTES or len(self.url) + lines > MAX_HEAD_BYTES:
+                raise Unreadable(self._too_large())
+
+    def _too_large(self) -> LastAnswer:
+        too_long = self.phase is HEAD and len(self.url) > MAX_URL_BYTES
+        return URL_TOO_LONG if too_long else HEADERS_TOO_LARGE
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
         self._body_bytes += len(body)
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():  # its body comes by `_read_on`
             return
         self._unread_bytes = 0
-        super().on_message_complete()
         if self.cycle.response_complete:
             self._rest()
         else:
-            self.phase = Phase.OURS
+            self.phase = OURS
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     # Requests and their answers
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
         if cycle.waiting_for_100_continue:
             # A client that is refused before it sends its body may send it, or the next request.
             cycle.keep_alive = False
-        super()._start_asgi_task(cycle, partial(self._answered, cycle, app))
+        task = self.loop.create_task(self._answer(cycle, app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
-    async def _answered(
-        self, cycle: RequestResponseCycle, app: App, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Let the application answer. In place of uvicorn's `run_asgi`, which answers a fault in
+        plain text, also one at the end of the time to stop, and closes a connection after a whole
+        answer without saying so."""
+        instead = FAILED
         try:
-            await app(scope, receive, send)
+            await app(cycle.scope, cycle.receive, cycle.send)
         except asyncio.CancelledError:
-            # the time to stop is over, and uvicorn would answer this with its own 500
+            instead = STOPPING
+        except Exception as error:
+            # Starlette raises again what it has answered, and logged
+            if not cycle.response_complete:
+                log.error("the app failed on a request", exc_info=error)
+        if not cycle.response_complete and not cycle.disconnected:
             self._leave(cycle)
             if not cycle.response_started:
-                self._write(STOPPING)
+                self._write(instead)
             self.close()
-        except Exception:
-            # Starlette raises again what it has answered with 500, and logged: no reason to close.
-            if not cycle.response_complete:
-                raise
+        cycle.on_response = lambda: None  # or the two would hold each other in memory
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         self._answering = None
-        if self.transport.is_closing():
+        if self._view.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
@@ -355,24 +374,22 @@ class Protocol(HttpToolsProtocol):
         elif self._refusal is not None:
             self._write(self._refusal)
             self.close()
-        elif self.phase is Phase.BODY:
+        elif self.phase is OURS:
+            self._rest()
+        elif self.phase is BODY:
             self._enter(Phase.REST)
             self._connections.waiting[self] = None
-        elif self.phase is Phase.OURS:
-            self._rest()
 
     def _rest(self) -> None:
-        self._enter(Phase.IDLE)
-        self._connections.waiting.pop(self, None)
+        self.phase, self.since = IDLE, None
         self._connections.waiting[self] = None
 
     def _enter(self, phase: Phase) -> None:
-        self.phase = phase
-        self.since = self.loop.time()
+        self.phase, self.since = phase, None
 
     def _refuse(self, refusal: LastAnswer) -> None:
         """Read no more, and say why, once the requests before have been answered."""
-        broken = self.cycle if self.phase is Phase.BODY else None
+        broken = self.cycle if self.phase is BODY else None
         if broken is not None and broken is self._answering:
             self._leave(broken)
             self._answering = None
@@ -411,18 +428,18 @@ class Protocol(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Give up on a client that lets us wait for too long."""
         self._check_unsent(now)
-        if self.flow.read_paused:  # it waits for us
+        if self.since is None or self.flow.read_paused:  # then it waits for us
             self.since = now
         seconds = self._connections.seconds.get(self.phase)
         if seconds is None:
             return
-        if self.phase is Phase.BODY:
+        if self.phase is BODY:
             seconds += self._body_bytes / BODY_BYTES_PER_SECOND
         if now - self.since < seconds or self._refusal is not None:
             return
-        if self.phase is Phase.HEAD:
+        if self.phase is HEAD:
             self._refuse(HEAD_TOO_SLOW)
-        elif self.phase is Phase.BODY:
+        elif self.phase is BODY:
             self._refuse(BODY_TOO_SLOW)
         else:
             self.drop()

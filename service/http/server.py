@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.http.connections import Connections, ConnectionSettings
 from service.http.protocol import Protocol
 
 if TYPE_CHECKING:  # it takes the web framework, which help and completion do not wait for
+    from uvicorn._types import ASGI3Application
+
     from service.http.middleware import App
 
 
@@ -27,6 +30,7 @@ class Config(uvicorn.Config):
             http=Protocol,
             ws="none",
             workers=1,
+            proxy_headers=False,
             forwarded_allow_ips=settings.trusted_proxies,
             access_log=False,
             log_config=None,
@@ -34,6 +38,14 @@ class Config(uvicorn.Config):
             server_header=False,
         )
         self.connections = Connections(settings)
+        self.app_behind_proxies: ASGI3Application
+
+    def load(self) -> None:
+        """What a proxy says of its client is looked at where it says something: most requests have
+        no such header."""
+        super().load()
+        trusted = self.forwarded_allow_ips
+        self.app_behind_proxies = ProxyHeadersMiddleware(self.loaded_app, trusted)
 
 
 class Server(uvicorn.Server):

@@ -19,7 +19,7 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.classifier import collate, from_adapter
-from adapters.file import Adapter, parse
+from adapters.file import Adapter, parse, serialize
 from adapters.spec import Pooling
 from adapters.text import TextInput, Tokens, encode
 from service.engine.encoder import PackedEncoder
@@ -444,6 +444,24 @@ def test_a_bottleneck_s_sums_are_each_row_s_own(threads: int, bottleneck: int) -
         assert [n for n in range(1, 64) if not torch.equal(adapted(n), wanted[:n])] == []
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_an_adapter_that_overflows(dtype: torch.dtype, bert: Backbone) -> None:
+    """Rows of an adapter whose numbers overflow are not finite, and those of its batch mates are
+    what they are without it."""
+    huge, *others = adapters_of(bert)
+    tensors = {name: torch.full_like(t, 3e38) for name, t in huge.tensors.items()}
+    huge = parse(serialize(huge.spec, tensors))
+    tokens = rows_of(bert, [5, 5, 3, 9, 2, 3])
+    engine = Engine(bert, Slots(16, CPU, dtype), CPU, dtype)
+    rows = mixed([huge, *others], tokens)
+    for row, logits in zip(rows, engine.run(rows), strict=True):
+        if row.adapter is huge:
+            assert not torch.tensor(logits).isfinite().any()
+        else:
+            alone = torch.tensor(engine.run([row])[0])
+            torch.testing.assert_close(torch.tensor(logits), alone, rtol=0.01, atol=0.01)
 
 
 def test_two_versions_of_a_task(bert: Backbone) -> None:

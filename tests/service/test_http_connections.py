@@ -262,6 +262,49 @@ def test_a_fault_of_ours_keeps_the_connection() -> None:
             assert "connection" not in answer.headers
 
 
+def test_an_app_that_does_not_answer() -> None:
+    """An app that fails before it answers, or never answers, is a 500 in our form; one that stops
+    within its answer ends the connection there."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        if scope["path"] == "/raises":
+            raise RuntimeError("secret")
+        if scope["path"] == "/stops":
+            headers = [(b"content-length", b"9")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    with serving(app) as server:
+        for path in ("raises", "nothing"):
+            (answer,) = exchange(server, f"GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert (answer.status, answer.error_type) == (500, "InternalError")
+            assert answer.headers["connection"] == "close"
+        with connected(server) as connection:
+            connection.sendall(b"GET /stops HTTP/1.1\r\nHost: a\r\n\r\n")
+            whole = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert whole.endswith(b"\r\n\r\nhalf")
+
+
+def test_a_client_that_waits_for_leave_to_send(server: Server) -> None:
+    """A client that expects 100 is told to go on, or refused and the connection closed: what comes
+    next may be its body or its next request."""
+    expect = b"Expect: 100-continue\r\nContent-Length"
+    with connected(server) as connection:
+        connection.sendall((PREDICT % len(BODY)).replace(b"Content-Length", expect))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        (answer,) = answers(connection)
+        assert answer.status == 200
+    with connected(server) as connection:
+        connection.sendall((PREDICT % (1 << 30)).replace(b"Content-Length", expect))
+        answer = first_answer(connection)
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        connection.sendall(HEALTH)
+        assert answers(connection) == []
+
+
 def test_proxies_that_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """X-Forwarded-… of a trusted proxy is believed, of others not, whatever uvicorn's own variables
     say."""
