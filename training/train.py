@@ -109,7 +109,11 @@ def train(
     # What the file could not say is found out here, not when the training is done.
     blank = Probe(inputs=texts, logits=tuple((0.0,) * len(train_set.labels) for _ in texts))
     try:
-        described("mean", {"recipe": dataclasses.asdict(recipe)}, blank)
+        described(
+            "mean" if recipe.prompt is None else "mask",
+            {"recipe": dataclasses.asdict(recipe)},
+            blank,
+        )
     except ValidationError as error:
         raise TrainingError(f"the adapter's file cannot say this: {first_problem(error)}") from None
     measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, warm_start, say)
