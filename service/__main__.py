@@ -175,6 +175,7 @@ def serve_by_front_ends(
         max_inputs=service.max_inputs,
         auto_truncate=service.auto_truncate,
         hosts=settings.hosts,
+        root_path=settings.root_path,
         max_body_bytes=settings.max_body_bytes,
         max_wait_seconds=settings.max_wait_seconds,
         drain_seconds=settings.drain_seconds,

@@ -32,6 +32,7 @@ from service.http.auth import Guard
 from service.http.middleware import (
     App,
     OurHosts,
+    PlainPaths,
     Receive,
     RequestContext,
     Scope,
@@ -100,7 +101,7 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     relay = Relay(wire, calls)
     hosts = None if greeting.hosts is None else frozenset(greeting.hosts)
     guard = Guard(None, greeting.api_key, hosts=hosts)
-    app = create_app(predictor, guard, relay, greeting.max_body_bytes)
+    app = create_app(predictor, guard, relay, greeting.root_path, greeting.max_body_bytes)
     server = Server(
         Config(app, greeting.drain_seconds, greeting.connections), lambda: wire.send(Ready())
     )
@@ -128,7 +129,7 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
 
 
 def create_app(
-    predictor: RemotePredictor, guard: Guard, relay: App, max_body_bytes: int
+    predictor: RemotePredictor, guard: Guard, relay: App, root_path: str, max_body_bytes: int
 ) -> Starlette:
     """The ASGI application."""
     kept = KeptBodies(MAX_KEPT_BYTES)
@@ -150,6 +151,7 @@ def create_app(
     app.router.default = relay
     app.state.predictor, app.state.guard = predictor, guard
     answers.install(app)
+    app.add_middleware(PlainPaths, root_path=root_path)
     app.add_middleware(OurHosts, guard=guard)
     app.add_middleware(RequestContext)
     return app

@@ -67,6 +67,7 @@ class Greeting(_Message, frozen=True):
     max_inputs: int
     auto_truncate: bool
     hosts: list[str] | None
+    root_path: str
     max_body_bytes: int
     max_wait_seconds: float
     drain_seconds: int

@@ -172,7 +172,7 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a pair too much": ("POST", "/predict?task=sst2", {"json": {"inputs": PAIR}}),
     "a pair too few": ("POST", "/predict?task=mrpc", {"json": FILM}),
     "a control character": ("POST", "/predict?task=sst2", {"json": {"inputs": "a\u0001"}}),
-    "a top_k": ("POST", "/predict?task=sst2", {"json": FILM | {"parameters": {"top_k": 3}}}),
+    "a top_k": ("POST", "/predict?task=sst2", {"json": FILM | {"parameters": {"top_k": 0}}}),
     "too long": ("POST", "/predict?task=sst2", {"json": {"inputs": LONG}}),
     "too many": ("POST", "/predict?task=sst2", {"json": {"inputs": ["a"] * 65}}),
     "too many windows": (
@@ -626,17 +626,20 @@ def test_a_write_under_way_when_the_engine_process_dies(
 ) -> None:
     """A write that the engine process has begun to read when it is killed is answered with a
     sentence that says that its outcome is unknown, and how to see it. What changes nothing is
-    answered that the service stops."""
+    answered that the service stops. So it is also under a prefix."""
     shutil.copytree(filled_store, tmp_path / "store")
     upload = httpx2.Request(
         "POST", "http://localhost/adapters", files={"file": adapter_bytes("new")}
     )
     body = upload.read()
     asked = {
-        "OutcomeUnknown": (b"/adapters", upload.headers["Content-Type"]),
-        "Stopping": (b"/v2/repository/index", "application/json"),
+        "OutcomeUnknown": (b"/ml/adapters", upload.headers["Content-Type"]),
+        "Stopping": (b"/ml/v2/repository/index", "application/json"),
     }
-    with running(tmp_path / "store", workers=2) as server, contextlib.ExitStack() as stack:
+    with (
+        running(tmp_path / "store", workers=2, root_path="/ml") as server,
+        contextlib.ExitStack() as stack,
+    ):
         waiting = {}
         for error_type, (path, content_type) in asked.items():
             connection = waiting[error_type] = stack.enter_context(connected(server))

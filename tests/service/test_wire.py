@@ -57,6 +57,7 @@ GREETING = Greeting(
     max_inputs=256,
     auto_truncate=False,
     hosts=["adamix.example"],
+    root_path="/ml",
     max_body_bytes=1 << 20,
     max_wait_seconds=1.5,
     drain_seconds=30,
