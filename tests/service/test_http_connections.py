@@ -266,7 +266,7 @@ def test_an_app_that_does_not_answer() -> None:
     """An app that fails before it answers, or never answers, is a 500 in our form; one that stops
     within its answer ends the connection there."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             raise NotImplementedError
         if scope["path"] == "/raises":
