@@ -15,6 +15,9 @@ begins is its decision alone. This file adds what it leaves to its user:
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -447,6 +450,11 @@ class Protocol(HttpToolsProtocol):
     def _check_unsent(self, now: float) -> None:
         """An answer that its client does not read is dropped with its connection."""
         unsent = self._socket.get_write_buffer_size()
+        if unsent:  # and what the kernel has of it, which goes on where the client is slow
+            descriptor = self._socket.get_extra_info("socket").fileno()
+            unsent += int.from_bytes(
+                fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder
+            )
         if unsent != self._unsent_bytes:
             self._unsent_bytes, self._unsent_since = unsent, now
         elif unsent and now - self._unsent_since >= self._connections.write_seconds:
