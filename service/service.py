@@ -169,7 +169,7 @@ class Service:
         signature = self._fitting[adapter] = Signature.of(adapter.spec)
         return signature
 
-    async def self_test(self, adapter: Adapter) -> None:
+    async def replay_probe(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not
         the trainer's."""
         admitted = Admitted(self.check_fits(adapter), adapter.digest, adapter)

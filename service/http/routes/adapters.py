@@ -74,7 +74,7 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     async with request.app.state.uploads.taken(announced_bytes(request.scope)):
         data, activate = await read_form(request)
         adapter = await asyncio.to_thread(parse, data)
-        await service.self_test(adapter)
+        await service.replay_probe(adapter)
         version, new = await asyncio.to_thread(service.store.put, adapter, activate=activate)
     response.status_code = 201 if new else 200
     prefix = f"{request.app.state.root_path}/adapters/{adapter.spec.task}"
