@@ -1,7 +1,7 @@
 """What the int8 backbone costs and gains: every shipped task on its whole dev file, and bare linear
 layers.
 
-    python -m benchmarks.engine.int8 --data ../shared/data
+    python -m benchmarks.engine.int8 --data DATA
 
 float32 and int8 take turns on the very same batches, in which rows of all tasks are mixed; the
 logits give each task's scores, the times a ratio. The linear layers are measured at the embedded
