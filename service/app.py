@@ -132,6 +132,7 @@ def build_service(settings: Settings) -> Service:
         settings.store,
         min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache,
         read_only=settings.read_only,
+        check=lambda adapter: service.check_fits(adapter),
     )
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
@@ -301,7 +302,6 @@ def _seed(service: Service, settings: Settings) -> None:
         for file in sorted(settings.seed.glob("*.safetensors")):
             try:
                 adapter = load(file)
-                service.check_fits(adapter)
                 store.put(adapter)
             except (AdaMixError, OSError) as error:
                 log.warning("shipped adapter left out", file=str(file), reason=str(error))
