@@ -48,8 +48,8 @@ class Entry:
     task: str
     versions: tuple[Version, ...] = ()
     active: str | None = None
-    problem: str | None = None
     summaries: dict[str, Summary] = field(default_factory=dict, compare=False, repr=False)
+    problem: str | None = None
 
     @property
     def active_version(self) -> Version | None:
@@ -99,16 +99,15 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
     Makes no `Path` of a file: that would take most of the time that ten thousand tasks take.
     """
     versions = []
-    active = None
     deleted = False
+    # First: where another process writes, the version that it names is there when it is read.
+    active = _content(f"{folder}/{ACTIVE}")
     with os.scandir(folder) as files:
         for file in files:
             if (found := _FILE.fullmatch(file.name)) is not None:
                 with contextlib.suppress(FileNotFoundError):  # another process just deleted it
                     stat = file.stat()
                     versions.append(Version(found[1], stat.st_size, stat.st_mtime))
-            elif file.name == ACTIVE:
-                active = _content(file.path)
             elif file.name == DELETED:
                 deleted = True
             elif file.name.startswith(LEFTOVER) and repair:
@@ -126,13 +125,14 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
         return Entry(task, tuple(versions), active)
     found_there = f"its file {ACTIVE!r} holds {shown(active)}"
     if _DIGEST.fullmatch(active):  # nobody activated the other versions
-        return Entry(task, tuple(versions), None, f"{found_there}, a version whose file is gone")
+        reason = f"{found_there}, a version whose file is gone"
+        return Entry(task, tuple(versions), problem=reason)
     if len(versions) != 1:
-        return Entry(task, tuple(versions), None, f"{found_there}, which names no version")
+        return Entry(task, tuple(versions), problem=f"{found_there}, which names no version")
     # A version was active, and no active one is ever deleted: it is the only one that there is.
     only = versions[0]
     problem = f"{found_there}; its only version {only.short} is taken for the active one"
-    return Entry(task, (only,), only.digest, problem)
+    return Entry(task, (only,), only.digest, problem=problem)
 
 
 def clear(folder: Path) -> None:
@@ -151,8 +151,11 @@ def _age(version: Version) -> tuple[float, str]:
     return version.created, version.digest
 
 
-def _content(path: str) -> str:
-    descriptor = os.open(path, os.O_RDONLY)
+def _content(path: str) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         return os.read(descriptor, 256).decode("ascii", "replace").strip()
     finally:

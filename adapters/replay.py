@@ -1,4 +1,5 @@
-"""Replay an adapter's probe on a backbone, with the reference model."""
+"""Replay an adapter's probe on a backbone, with the reference model: for
+`python -m adapters validate`. A server replays probes on its own engine."""
 
 from __future__ import annotations
 

@@ -416,7 +416,7 @@ class Store:
     def _holds(self, task: str, version: Version, adapter: Adapter) -> bool:
         """Whether a version's file is what it was."""
         try:
-            return self.path(task, version.digest).read_bytes() == adapter.data
+            return memoryview(self.path(task, version.digest).read_bytes()) == adapter.data
         except OSError:
             return False
 

@@ -56,9 +56,9 @@ def main() -> None:
 def resolved(requirements: list[str], known: dict[str, str] | None = None) -> dict[str, str]:
     """Each package's entry of a lock by its name; at the versions of `known` alone, if given."""
     with tempfile.TemporaryDirectory() as scratch:
-        asked, excluded, out, bound = (
-            Path(scratch) / name for name in ("in", "ex", "out", "bound")
-        )
+        folder = Path(scratch)
+        asked, excluded = folder / "asked", folder / "excluded"
+        bound, out = folder / "bound", folder / "out"
         asked.write_text("\n".join(requirements))
         # The library that the backbone's package asks for, and its weights do not need; and pip,
         # which each environment has.
@@ -90,8 +90,10 @@ def write_cpu_build(version: str) -> None:
     try:
         found = indexed(requirement, index) if index else found_by_pip(requirement)
     except subprocess.CalledProcessError:
-        sys.stderr.write(f"{requirement} was not found: locks/torch-cpu.txt stays as it is\n")
-        return
+        sys.exit(
+            f"{requirement} was not found; expected TORCH_INDEX_URL to name an index that has"
+            " it. locks/torch-cpu.txt stays as it is"
+        )
     lines = [requirement, *(f"    --hash={digest}" for digest in sorted(hashes | found))]
     path.write_text(HEADER + " \\\n".join(lines) + "\n")
 
@@ -120,8 +122,12 @@ def found_by_pip(requirement: str) -> set[str]:
 
 
 def run(*command: str) -> str:
+    """What the command writes; its reason not to stands on stderr."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
 import socket
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +18,12 @@ import typer
 import uvloop
 
 from adapters.errors import AdaMixError
-from service.http.protocol import Server, configured
+from service.http.addresses import bound
+from service.http.connections import ConnectionSettings
+from service.http.server import Config, Server
 from service.settings import InvalidSettings, Settings, read_settings
 from service.telemetry import logs
 from service.workers.listeners import claimed
-from service.workers.wire import Greeting
 
 # torch and transformers take seconds to import, which help and completion do not wait for
 if TYPE_CHECKING:
@@ -88,17 +91,43 @@ def main(
             **{name: value for name, value in given.items() if value is not None}
         )
         logs.configure(settings.log_level, settings.log_format)
-        from service.app import create_app
+        # before all that takes time, or makes a key
+        with placed(settings) as place:
+            from service.app import create_app
 
-        application = create_app(settings)
-        raise typer.Exit(serve(application, application.state.service, settings))
+            application = create_app(settings)
+            raise typer.Exit(serve(application, application.state.service, settings, place))
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
 
-def serve(application: App, service: Service, settings: Settings) -> int:
-    """Serve until a signal; the exit code."""
+def placed(settings: Settings) -> socket.socket:
+    """A socket at the settings' address, which does not listen yet. Raises InvalidSettings."""
+    try:
+        return (claimed if settings.workers > 1 else bound)(settings.host, settings.port)
+    except (OSError, UnicodeError) as error:
+        raise _no_place(settings, error) from None
+
+
+def _no_place(settings: Settings, error: OSError | UnicodeError) -> InvalidSettings:
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return InvalidSettings(
+            f"setting ADAMIX_HOST is {settings.host!r}, which is no address: {reason}"
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return InvalidSettings(
+            f"setting ADAMIX_HOST is {settings.host!r}, which is no address of this machine:"
+            f" {reason}"
+        )
+    return InvalidSettings(
+        f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}"
+    )
+
+
+def serve(application: App, service: Service, settings: Settings, place: socket.socket) -> int:
+    """Serve there until a signal; the exit code. Raises InvalidSettings."""
     # One text is no work for a thread pool, and its threads would take the engine's cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # uvicorn answers what is under way, then raises the signal again: being asked to stop is no
@@ -109,59 +138,68 @@ def serve(application: App, service: Service, settings: Settings) -> int:
     # most of a second.
     gc.collect()
     gc.freeze()
-    if settings.workers > 1:
-        return 0 if serve_by_front_ends(application, service, settings) else 1
-    config = configured(application, settings.drain_seconds, settings.host, settings.port)
-    server = Server(config, partial(tell, service))
+    by = serve_here if settings.workers == 1 else serve_by_front_ends
+    return 0 if by(application, service, settings, place) else 1
+
+
+def serve_here(
+    application: App, service: Service, settings: Settings, place: socket.socket
+) -> bool:
+    """With HTTP in this process; whether it could. Raises InvalidSettings."""
+    config = Config(application, settings.drain_seconds, connection_settings(settings))
+    server = Server(config, partial(tell, service, place))
     try:
-        server.run()
-    except SystemExit as ended:
-        # uvicorn's own code for an address that it cannot have, whose reason it has logged, is 3
-        return 2 if ended.code else 0
-    return 0 if server.started else 1
-
-
-def serve_by_front_ends(application: App, service: Service, settings: Settings) -> bool:
-    """The same, with HTTP in processes of its own; whether they could. Raises InvalidSettings."""
-    from service.workers.supervisor import FrontEnds
-
-    try:
-        place = claimed(settings.host, settings.port)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InvalidSettings(
-            f"setting ADAMIX_HOST is {settings.host!r}, which is no address: {reason}"
-        ) from None
+        server.run(sockets=[place])
     except OSError as error:
-        reason = str(error.strerror).lower()
-        raise InvalidSettings(
-            f"setting ADAMIX_PORT is {settings.port}, but on {settings.host}: {reason}"
-        ) from None
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # another one was at the same address, and did not listen before
+        raise _no_place(settings, error) from None
+    except SystemExit as ended:
+        return not ended.code
+    return server.started
+
+
+def serve_by_front_ends(
+    application: App, service: Service, settings: Settings, place: socket.socket
+) -> bool:
+    """With HTTP in processes of its own; whether they could."""
+    from service.workers.messages import Greeting
+    from service.workers.supervisor import Supervisor
+
     greeting = Greeting(
         tokenizer=service.tokenizer.tokenizer.to_str(),
         mask_token=service.tokenizer.mask_token,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         dtype=service.dtype,
         max_inputs=service.max_inputs,
+        auto_truncate=service.auto_truncate,
+        hosts=settings.hosts,
+        root_path=settings.root_path,
         max_body_bytes=settings.max_body_bytes,
         max_wait_seconds=settings.max_wait_seconds,
         drain_seconds=settings.drain_seconds,
         log_level=settings.log_level,
         log_format=settings.log_format,
+        connections=connection_settings(settings),
     )
     environment = {
         name: value for name, value in os.environ.items() if name.upper() != "ADAMIX_ADMIN_KEY"
     }
-    with place:
-        front_ends = FrontEnds(application, service, greeting, place, environment)
-        return uvloop.run(
-            front_ends.serve(settings.workers, lambda: tell(service, place.getsockname()[:2]))
-        )
+    supervisor = Supervisor(application, service, greeting, place, environment)
+    return uvloop.run(supervisor.serve(settings.workers, partial(tell, service, place)))
 
 
-def tell(service: Service, address: tuple[str, int]) -> None:
+def connection_settings(settings: Settings) -> ConnectionSettings:
+    """Those of the settings that each process needs which speaks HTTP."""
+    return ConnectionSettings(
+        **{field.name: getattr(settings, field.name) for field in fields(ConnectionSettings)}
+    )
+
+
+def tell(service: Service, place: socket.socket) -> None:
     """Tell the operator who reads the log where it listens, and what is served there."""
-    host, port = address
+    host, port = place.getsockname()[:2]
     storage = service.storage()
     log.info(
         "listening",

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,9 +31,10 @@ from service.engine.engine import Engine
 from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
-from service.http.auth import Guard, is_loopback, kept_admin_key
-from service.http.middleware import PROBES, BodyLimit, HeadAsGet, RequestContext
+from service.http.auth import Guard, kept_admin_key
+from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
+from service.http.uploads import UploadRoom
 from service.http.v2 import routes as v2
 from service.loader import Loader
 from service.refusals import DeviceOutOfMemory
@@ -54,12 +56,12 @@ log = structlog.get_logger("service")
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no
     device."""
+    guard = _guard(settings)
     # In a thread that ends, so that its OpenMP workers end with it. libgomp counts the workers of
     # every thread; once they are more than the cores, it lets them sleep instead of spin, and the
     # engine's would be woken three hundred times a batch.
     with ThreadPoolExecutor(1) as apart:
         service = apart.submit(build_service, settings).result()
-    guard = _guard(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -77,10 +79,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # both would load their scripts from the internet
         redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         telemetry=_telemetry(service.tracing),
     )
     app.state.service = app.state.predictor = service
-    app.state.guard = guard
+    app.state.guard, app.state.root_path = guard, settings.root_path
+    app.state.uploads = UploadRoom(settings.max_upload_bytes)
+    app.router.redirect_slashes = False  # PlainPaths takes a last slash away
     answers.install(app)
     # Not by include_router: that would match every request twice.
     app.router.routes.extend(predict.router.routes)
@@ -91,7 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
     )
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(PlainPaths, root_path=settings.root_path)
+    app.add_middleware(OurHosts, guard=guard)
     if settings.workers == 1:  # else the front ends do this before they relay a request
         app.add_middleware(RequestContext)
     return app
@@ -126,6 +132,7 @@ def build_service(settings: Settings) -> Service:
         settings.store,
         min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache,
         read_only=settings.read_only,
+        check=lambda adapter: service.check_fits(adapter),
     )
     metrics = Metrics(CollectorRegistry())
     slots = Slots(
@@ -165,6 +172,7 @@ def build_service(settings: Settings) -> Service:
         ),
         metrics=metrics,
         max_inputs=settings.max_inputs,
+        auto_truncate=settings.auto_truncate,
         device=str(device),
         tracing=tracing,
     )
@@ -247,18 +255,37 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _guard(settings: Settings) -> Guard:
-    """On loopback anyone may write, unless the operator set a key; elsewhere whoever bears the key,
-    made if need be."""
+    """On loopback anyone may write unless the operator set a key. Elsewhere writes need a key; one
+    is made if there is none."""
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    if admin_key is None and not is_loopback(settings.host):
-        admin_key, path, new = kept_admin_key(settings.store)
-        if new:
-            log.warning(
-                "made an admin key; it is shown this once", admin_key=admin_key, kept_in=str(path)
-            )
-        else:
-            log.info("admin key read", kept_in=str(path))
-    return Guard(admin_key, settings.api_key.get_secret_value() if settings.api_key else None)
+    hosts = settings.hosts
+    if admin_key is None and hosts is None:
+        admin_key = _kept_admin_key(settings)
+    return Guard(
+        admin_key,
+        settings.api_key.get_secret_value() if settings.api_key else None,
+        hosts=None if hosts is None else frozenset(hosts),
+        open_metrics=settings.open_metrics,
+    )
+
+
+def _kept_admin_key(settings: Settings) -> str:
+    """The log names the key's file and not the key: logs are kept, and sent elsewhere. A new key is
+    shown to an operator at a terminal."""
+    try:
+        key, path, new = kept_admin_key(settings.store)
+    except OSError as error:
+        raise InvalidSettings(
+            f"setting ADAMIX_ADMIN_KEY is not set, and a key cannot be kept beside the store"
+            f" {settings.store}: {error.strerror}; expected the setting, or a folder to write to"
+        ) from None
+    if new:
+        log.warning("made an admin key", kept_in=str(path))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"The admin key, shown this once: {key}\n")
+    else:
+        log.info("admin key read", kept_in=str(path))
+    return key
 
 
 def _seed(service: Service, settings: Settings) -> None:
@@ -275,7 +302,6 @@ def _seed(service: Service, settings: Settings) -> None:
         for file in sorted(settings.seed.glob("*.safetensors")):
             try:
                 adapter = load(file)
-                service.check_fits(adapter)
                 store.put(adapter)
             except (AdaMixError, OSError) as error:
                 log.warning("shipped adapter left out", file=str(file), reason=str(error))

@@ -177,10 +177,10 @@ class Batcher(Generic[R, T]):
         self._worker.shutdown()
 
     def _check_room(self, rows: Sequence[R]) -> None:
-        """Raises QueueFull, unless the queue has places for the rows, each task with rows in it
-        keeps to its share of them, its turn comes within `max_wait`, and its last row's turn within
-        `max_drain`. An empty queue takes everything that it has places for: to come again would not
-        help.
+        """Raises QueueFull if the queue lacks places for the rows. Raises it too if one of their
+        tasks exceeds its share of the places, waits longer than `max_wait` for its turn, or longer
+        than `max_drain` for the turn of its last row. An empty queue takes all rows that it has
+        places for: a later try would not help.
         """
         free = self.max_queue_rows - self._queued_rows
         if len(rows) > free:
@@ -253,12 +253,13 @@ class Batcher(Generic[R, T]):
                 await self._wake.wait()
 
     async def _regroup(self) -> None:
-        """Wait until half as many rows are queued as requests were just answered, for a part of
-        that batch's time at most.
+        """Wait until the queue has half as many rows as the last batch answered requests. Wait no
+        longer than a part of that batch's time.
 
-        Their clients ask again within moments. The first to do so would be a batch of its own, for
-        which the others would wait, and then be the next one without it: batches of 1 and 31, for
-        ever. Half keep the device busy for the rest.
+        The answered clients ask again within moments. Without this wait, the first of them would
+        get a batch of its own. The others would wait for it and form the next batch without it, and
+        so on: batches of 1 and 31, for ever. Half of the rows keep the device busy until the rest
+        have come.
         """
         while 2 * self._queued_rows < self._answered and not self._closing:
             if (left := self._patience_ends - time.monotonic()) <= 0:
@@ -310,9 +311,9 @@ class Batcher(Generic[R, T]):
         self._uncount(entry)
 
     async def _execute(self, batch: list[_Entry[R, T]]) -> None:
-        """Run a batch. If it raises, its parts are run, down to single rows, before any other
-        batch: so a row that cannot be run fails alone, and each one costs its batch as many further
-        passes as halving takes to find it."""
+        """Run a batch. If it raises, run its parts, down to single rows, before any other batch.
+        So a row that cannot be run fails alone. It costs its batch the further passes that halving
+        needs to find it."""
         try:
             await self._pass(batch)
             return
@@ -361,10 +362,10 @@ class Batcher(Generic[R, T]):
 
 
 def _parts(batch: list[_Entry[R, T]], error: Exception) -> list[list[_Entry[R, T]]]:
-    """What of a batch that raised is worth another pass, the first part last; the other rows fail
-    with the error.
+    """The parts of a batch that raised that are worth another pass. The part to run first stands
+    last. The other rows fail with the error.
 
-    Rows of one adapter stay together: if it is the adapter that is at fault, they cost least so.
+    Rows of one adapter stay together: if the adapter is at fault, this takes the fewest passes.
     """
     if isinstance(error, AdapterNotLoaded):
         rest = [entry for entry in batch if entry.row.adapter_key != error.adapter_key]

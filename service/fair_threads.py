@@ -35,9 +35,9 @@ class FairThreads:
     """Runs requests' work, piece by piece, in `threads` threads.
 
     The order is self-clocked fair queueing (Golestani 1994, "A self-clocked fair queueing scheme
-    for broadband applications"), each request a flow: a piece's tag is its cost beyond the tag of
-    the piece that was begun last, and the lowest tag is begun first. So a request waits for about
-    as much of each other one's cost as it has itself.
+    for broadband applications"). Each request is a flow. A piece's tag is its cost plus the tag of
+    the piece that was begun last. The piece with the lowest tag is begun first. So for each other
+    request, a request waits for about as much work as it has itself.
     """
 
     def __init__(

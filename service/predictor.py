@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from adapters.spec import AdapterSpec, ProblemType
+
 if TYPE_CHECKING:  # only their names are needed here; a front end does without their modules
-    from adapters.spec import AdapterSpec, ProblemType
     from adapters.text import Tokens
     from service.batcher import Outcome
     from service.telemetry.tracing import Tracing
@@ -59,13 +60,16 @@ class Admitted:
 
 
 class Predictor(Protocol):
-    """`max_inputs` is how many rows one request may have, `dtype` the backbone's on the device,
-    `tracing` None where it is off."""
+    """`max_inputs` is how many rows one request may have; `auto_truncate` whether texts that are
+    too long are cut where a request says nothing; `dtype` the backbone's on the device; `tracing`
+    None where it is off."""
 
     @property
     def tokenizer(self) -> RequestTokenizer: ...
     @property
     def max_inputs(self) -> int: ...
+    @property
+    def auto_truncate(self) -> bool: ...
     @property
     def dtype(self) -> str: ...
     @property

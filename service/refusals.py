@@ -3,15 +3,20 @@
     AdaMixError
     ├── what `adapters.errors` draws: a task, a version, a file, a text, the store
     └── Refusal
-        ├── MalformedBody       not JSON, not a form, compressed
+        ├── MalformedBody       not JSON, not a form
+        ├── CompressedBody      a body with a Content-Encoding
         ├── InvalidRequest      JSON whose fields are not what they should be
         ├── MissingKey          no bearer token, or a wrong one
+        ├── TooManyWrongKeys    from one address within a minute
         ├── ForeignPage         a browser page of another origin asks to write
+        ├── ForeignHost         a Host that is not this machine's, while it listens on loopback
         ├── BodyTooLarge
         ├── TooManyInputs
         ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
+        ├── AnswerTooLarge      long labels, for too many inputs
         ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
+        ├── OutcomeUnknown      the engine process ended during a write
         ├── NotFinite           logits that are NaN or infinite
         ├── DeviceOutOfMemory   the device lacks memory for a row alone
         ├── AdapterNotLoaded    the device cannot take an adapter
@@ -36,6 +41,10 @@ class MalformedBody(Refusal):
     """A body that is not what its content type says."""
 
 
+class CompressedBody(Refusal):
+    """A compressed body: what it would become has no limit."""
+
+
 class InvalidRequest(Refusal):
     """A request whose fields are not what they should be."""
 
@@ -44,8 +53,23 @@ class MissingKey(Refusal):
     """A request that bears no key where one is needed, or a wrong one."""
 
 
+class TooManyWrongKeys(Refusal):
+    """An address that sent too many wrong keys within a minute. `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            "this address sent too many wrong keys; expected the right one, in"
+            f" {retry_after} second{'' if retry_after == 1 else 's'}"
+        )
+
+
 class ForeignPage(Refusal):
-    """A web page of another origin, or under another host name, asks to write."""
+    """A web page of another origin asks to write, where no key is needed."""
+
+
+class ForeignHost(Refusal):
+    """A request for a host that is not this machine's loopback, where the service listens there."""
 
 
 class BodyTooLarge(Refusal):
@@ -63,6 +87,10 @@ class InputTooLong(Refusal):
     """An input with more tokens than its adapter takes, where the client did not ask to cut it."""
 
 
+class AnswerTooLarge(Refusal):
+    """A request whose answer would be larger than the service makes."""
+
+
 class QueueFull(Refusal):
     """The queue has no room for a request, or not soon enough; none of its rows was queued.
     `retry_after`: in how many seconds what is queued now should be done."""
@@ -78,6 +106,17 @@ class Closed(Refusal):
 
     def __init__(self) -> None:
         super().__init__("the service is stopping; expected requests to go to another replica")
+
+
+class OutcomeUnknown(Refusal):
+    """The engine process ended during a write: the store holds what was written, or what was there
+    before."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the engine process ended during this write, and whether it was done is unknown;"
+            " expected GET /adapters/{task} to show it once the service is back"
+        )
 
 
 class NotFinite(Refusal):

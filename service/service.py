@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -85,13 +84,10 @@ class Service:
     batcher: Batcher[Row, Logits]
     metrics: Metrics
     max_inputs: int
+    auto_truncate: bool
     device: str
     tracing: Tracing | None
     stopping: bool = False
-    # Adapters in memory that fit the backbone: each is checked when it is first used.
-    _fitting: WeakKeyDictionary[Adapter, Signature] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False
-    )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -138,9 +134,8 @@ class Service:
         """Load one version of a task and start to bring it to the device. Raises as `admit`, and
         counts nothing."""
         adapter = await self.loader.load(task, digest)
-        signature = self._fitting.get(adapter) or self.check_fits(adapter)
         await self.loader.prefetch(adapter)
-        return Admitted(signature, adapter.digest, adapter)
+        return _admitted(adapter)
 
     async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
         """Queue a request's rows together and wait for their logits. Raises as `Batcher.submit`."""
@@ -155,8 +150,9 @@ class Service:
         its series must not come back."""
         self.metrics.request([task for task in tasks if task in self.store], status, seconds)
 
-    def check_fits(self, adapter: Adapter) -> Signature:
-        """The adapter's signature. Raises BackboneMismatch if this backbone cannot run it."""
+    def check_fits(self, adapter: Adapter) -> None:
+        """Raises BackboneMismatch if this backbone cannot run the adapter. The store asks before it
+        first keeps an adapter in memory, so no request asks again."""
         backbone = self.backbone
         check_backbone(
             adapter,
@@ -165,13 +161,12 @@ class Service:
             has_pooler=backbone.has_pooler,
             has_mask=backbone.has_mask,
         )
-        signature = self._fitting[adapter] = Signature.of(adapter.spec)
-        return signature
 
-    async def self_test(self, adapter: Adapter) -> None:
+    async def replay_probe(self, adapter: Adapter) -> None:
         """Replay the adapter's probe as any request; raises BackboneMismatch if its logits are not
         the trainer's."""
-        admitted = Admitted(self.check_fits(adapter), adapter.digest, adapter)
+        self.check_fits(adapter)
+        admitted = _admitted(adapter)
         spec = adapter.spec
         texts: Any = spec.probe.inputs  # one or two texts each: the spec was checked
         tokens = await self.tokenizer.encode(texts, spec.max_length, spec.template, truncate=True)
@@ -215,6 +210,10 @@ class Service:
             "queue_max_rows": self.batcher.max_queue_rows,
         }
         return {**queue, **values}, tiers
+
+
+def _admitted(adapter: Adapter) -> Admitted:
+    return Admitted(Signature.of(adapter.spec), adapter.digest, adapter)
 
 
 def _row(admitted: Admitted, tokens: Tokens) -> Row:

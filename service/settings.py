@@ -4,14 +4,25 @@ them."""
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.errors import AdaMixError
 from adapters.spec import first_problem
+from service.loopback import is_loopback
+
+MIN_KEY_CHARACTERS = 8
 
 
 class InvalidSettings(AdaMixError):
@@ -43,9 +54,24 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on; any but loopback needs the admin key for writes",
+        description=(
+            "address or name to listen on, :: for IPv6 and IPv4; any but loopback needs the admin"
+            " key for writes"
+        ),
     )
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
+    allowed_hosts: str = Field(
+        "",
+        description=(
+            "host names, with commas between them, under which a service on loopback is asked,"
+            " beside localhost"
+        ),
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^((/[A-Za-z0-9._~-]+)+/?|/)?$",
+        description="path under which a proxy offers the service, such as /ml",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -82,14 +108,50 @@ class Settings(BaseSettings):
             " most"
         ),
     )
+    keep_alive_seconds: float = Field(
+        75, gt=0, description="how long a connection may rest between two requests"
+    )
+    header_seconds: float = Field(
+        10, gt=0, description="how long a request's line and headers may take"
+    )
+    body_seconds: float = Field(
+        30,
+        gt=0,
+        description=(
+            "how long a request's body may take, and a second more for each 16 KiB; likewise how"
+            " long a client may read nothing of its answer"
+        ),
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "of each process that speaks HTTP; by default what the limit of open files leaves,"
+            " 16384 at most"
+        ),
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description=(
+            "addresses and networks, with commas between, whose X-Forwarded-For and"
+            " X-Forwarded-Proto are believed; *: everybody's"
+        ),
+    )
     drain_seconds: int = Field(
         30, ge=0, description="how long SIGTERM waits for requests under way"
     )
+    auto_truncate: bool = Field(
+        False, description="cut texts that are too long, unless a request says truncate: false"
+    )
     api_key: SecretStr | None = Field(
-        None, description="if set, /predict and V2's infer want it as a bearer token"
+        None,
+        description="if set, predictions and reads need it as a bearer token (reads: or admin's)",
     )
     admin_key: SecretStr | None = Field(
-        None, description="who bears it may write; made at first start where one is needed"
+        None, description="writes need it as a bearer token; made at first start where needed"
+    )
+    open_metrics: bool = Field(
+        True, description="/metrics needs no key, even where ADAMIX_API_KEY is set"
     )
     tracing: bool = Field(
         False,
@@ -106,6 +168,61 @@ class Settings(BaseSettings):
     @classmethod
     def _unspoilt(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {name: _unspoilt(name, value) for name, value in values.items()}
+
+    @field_validator("host")
+    @classmethod
+    def _bare(cls, host: str) -> str:
+        """An IPv6 address without its brackets, which belong to URLs."""
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, listed: str) -> str:
+        proxies = [proxy.strip() for proxy in listed.split(",") if proxy.strip()]
+        for proxy in proxies:
+            if proxy != "*":
+                try:
+                    ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(
+                        f"TRUSTED_PROXIES is {listed!r}: {error}; expected addresses and networks,"
+                        " with commas between, or *"
+                    ) from None
+        return "*" if "*" in proxies else ",".join(proxies)
+
+    @property
+    def hosts(self) -> list[str] | None:
+        """The names that `allowed_hosts` lists, where the service listens on loopback; None where
+        it does not."""
+        if not is_loopback(self.host):
+            return None
+        names = (name.strip().lower() for name in self.allowed_hosts.split(","))
+        return [name for name in names if name]
+
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _usable_key(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """The message says what is wrong with a key, and does not show it."""
+        if key is None:
+            return None
+        name = str(info.field_name).upper()
+        text = key.get_secret_value()
+        if len(text) < MIN_KEY_CHARACTERS:
+            raise ValueError(
+                f"{name} has {len(text)} characters; expected at least {MIN_KEY_CHARACTERS}, as"
+                " openssl rand -hex 32 makes"
+            )
+        if not re.fullmatch("[!-~]+", text):
+            raise ValueError(
+                f"{name} holds white space, a control character or one that is not ASCII; expected"
+                " only characters that a header can carry"
+            )
+        return key
+
+    @field_validator("root_path")
+    @classmethod
+    def _without_last_slash(cls, path: str) -> str:
+        return path.rstrip("/")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -90,6 +90,16 @@ def main(
             help="Where to write the adapter (.safetensors).",
         ),
     ] = None,
+    probe: Annotated[
+        Path | None,
+        _results(
+            metavar="FILE",
+            help=(
+                "JSON lines with `text`, perhaps `text_pair`: the first 8 go into the adapter's"
+                " file, with logits; else neutral sentences do."
+            ),
+        ),
+    ] = None,
     run_dir: Annotated[
         Path | None,
         _results(
@@ -203,7 +213,8 @@ def main(
             raise TrainingError(
                 "--resume stands without --run-dir; expected the folder to go on in"
             )
-        runs = Runs(task, out, scores, metric or (known.metric if known else None), folders, begun)
+        metric = metric or (known.metric if known else None)
+        runs = Runs(task, out, scores, metric, folders, begun, probe)
         runs.check(recipe, numbers)
         # Of several processes only the main one may say anything: what the others would, `join` has
         # silenced.

@@ -19,6 +19,7 @@ Method = Literal["adamix", "adapter", "adapter-rdrop", "houlsby", "lora", "bitfi
 # What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can
 # be exported.
 SERVABLE: tuple[Method, ...] = ("adamix", "adapter", "adapter-rdrop")
+SERVABLE_NAMES = "adamix, adapter or adapter-rdrop"
 TWO_PASSES: tuple[Method, ...] = ("adamix", "adapter-rdrop")
 Routing = Literal["batch", "rows"]
 SecondPass = Literal["random", "mean"]
@@ -48,7 +49,7 @@ class Option:
 class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
-    Files from before version 0.2 have `consistency`, the weight of a consistency loss that was a
+    Files from before 2026-11-28 have `consistency`, the weight of a consistency loss that was a
     sum over the mini-batch, where there is `consistency_weight` now, the weight of a mean; and
     `shots` and `words`, which are `few_shot` and `label_words` now.
     """
@@ -240,7 +241,7 @@ class Recipe:
             if self.method not in SERVABLE and getattr(self, name) != getattr(Recipe, name):
                 raise TrainingError(
                     f"{name} is {getattr(self, name)!r}, but method is {self.method!r}; expected"
-                    f" {' or '.join(SERVABLE)} with it"
+                    f" {SERVABLE_NAMES} with it"
                 )
 
     def _check_prompt(self) -> None:

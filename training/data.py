@@ -1,12 +1,11 @@
-"""Data files → examples: JSON lines, CSV (quoted) and TSV (unquoted); texts or pairs; labels or
-numbers."""
+"""Rows → examples: texts or pairs, with labels or numbers."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from adapters.errors import InvalidText
 from adapters.spec import ProblemType
 from adapters.text import TextInput, check_encodable
 from training.errors import DataError
+from training.rows import read_rows
 
 Source = Path | str  # what errors call the place that rows come from
 Rows = Iterable[tuple[int, dict[str, Any]]]  # (line number, columns)
@@ -22,6 +22,8 @@ Part = tuple[Source, Rows]
 
 MAX_LABEL_CHARACTERS = 256  # a thousand of them still fit a file's header
 MAX_CLASSES = 1000  # the adapter format's limit
+NO_NUMBERS = {"", "nan", "na", "n/a", "null", "none"}  # how tables write that a number is missing
+SHOWN_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Columns:
     pair: str | None = None
     label: str = "label"
     label_separator: str = "|"
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that a row may not hold twice."""
+        return self.text, self.pair or "text_pair", self.label
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,10 @@ def read(
     With no `problem_type`, labels that are lists make it multi-label, fractional numbers
     regression, anything else single-label. Raises DataError.
     """
-    return assemble((train, _rows(train)), (dev, _rows(dev)), columns, problem_type)
+    needed = columns.needed
+    return assemble(
+        (train, read_rows(train, needed)), (dev, read_rows(dev, needed)), columns, problem_type
+    )
 
 
 def assemble(
@@ -72,16 +82,15 @@ def assemble(
             f"{train} holds {_kind(train_texts)}, {dev} {_kind(dev_texts)}; expected the same"
             " columns in both"
         )
-    problem_type = problem_type or _infer(train_labels)
+    problem_type = problem_type or _infer(train, train_labels, columns)
     if problem_type == "regression":
         return (
             Dataset(problem_type, ("score",), train_texts, _numbers(train, train_labels, columns)),
             Dataset(problem_type, ("score",), dev_texts, _numbers(dev, dev_labels, columns)),
         )
     several = problem_type == "multi_label_classification"
-    train_names, dev_names = (
-        [_names(label, several, columns) for label in x] for x in (train_labels, dev_labels)
-    )
+    train_names = _all_names(train, train_labels, several, columns)
+    dev_names = _all_names(dev, dev_labels, several, columns)
     labels = _label_names(train, train_names, several)
     index = {name: i for i, name in enumerate(labels)}
     for i, names in enumerate(dev_names):
@@ -104,13 +113,16 @@ def assemble(
 def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInput], list[Any]]:
     texts: list[TextInput] = []
     labels: list[Any] = []
+    unusable: list[tuple[int, str]] = []  # the lines whose text is empty, say, and why
     pair = columns.pair
     try:
         for number, row in rows:
             if not texts and pair is None and "text_pair" in row:
                 pair = "text_pair"
             text = tuple(
-                _text(row, name, path, number) for name in (columns.text, pair) if name is not None
+                _text(row, name, path, number, unusable)
+                for name in (columns.text, pair)
+                if name is not None
             )
             if pair is None and "text_pair" in row:
                 raise DataError(
@@ -119,72 +131,31 @@ def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInpu
                 )
             texts.append(text)  # type: ignore[arg-type]  # one or two strings, by the two columns above
             labels.append(_label(row, columns.label, path, number))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    if unusable:
+        (number, reason), *others = unusable
+        lines = ", ".join(str(line) for line, _ in others[:SHOWN_LINES])
+        more = "…" if len(others) > SHOWN_LINES else ""
+        too = f" (and {len(others)} more such texts, on lines {lines}{more})" if others else ""
+        raise DataError(f"{path}, line {number}: {reason}{too}")
     if not texts:
         raise DataError(f"{path} holds no examples; expected at least one")
     return texts, labels
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, columns) of each row."""
-    if path.suffix in (".csv", ".tsv"):
-        yield from _table_rows(path)
-    elif path.suffix in (".jsonl", ".json", ".ndjson"):
-        yield from _json_rows(path)
-    else:
-        raise DataError(f"{path} ends in {path.suffix!r}; expected .jsonl, .csv or .tsv")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}, is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}, line {number}, is a JSON {type(row).__name__}; expected an object"
-                )
-            yield number, row
-
-
-def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    dialect: dict[str, Any] = (
-        {"delimiter": ","}
-        if path.suffix == ".csv"
-        else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    )
-    csv.field_size_limit(1 << 24)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=path.suffix == ".csv", **dialect)
-        try:
-            for row in reader:
-                # what DictReader makes of too many fields and of too few
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path}, line {reader.line_num}, does not have the header's"
-                        f" {len(reader.fieldnames or [])} columns"
-                    )
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}"
-            ) from None
-
-
-def _text(row: dict[str, Any], name: str, path: Source, number: int) -> str:
+def _text(
+    row: dict[str, Any], name: str, path: Source, number: int, unusable: list[tuple[int, str]]
+) -> str:
     if name not in row:
         raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{path}, line {number}, column {name!r}, is {text!r}; expected a text")
-    _check_text(text, name, path, number)
+    try:
+        check_encodable(text, f"column {name!r}")
+    except InvalidText as error:
+        unusable.append((number, str(error)))
     return text
 
 
@@ -192,6 +163,10 @@ def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
     if name not in row:
         raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
     label = row[name]
+    if isinstance(label, list):
+        label = [part.strip() if isinstance(part, str) else part for part in label]
+    elif isinstance(label, str):
+        label = label.strip()
     for part in label if isinstance(label, list) else [label]:
         if not isinstance(part, str | int | float) or (
             isinstance(part, float) and not math.isfinite(part)
@@ -201,22 +176,27 @@ def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
                 " or a list of names"
             )
         if isinstance(part, str) and part:  # an empty one may say "no label" of several
-            _check_text(part, name, path, number)
+            try:
+                check_encodable(part, f"column {name!r}")
+            except InvalidText as error:
+                raise DataError(f"{path}, line {number}: {error}") from None
     return label
 
 
-def _check_text(text: str, name: str, path: Source, number: int) -> None:
-    try:
-        check_encodable(text, f"column {name!r}")
-    except InvalidText as error:
-        raise DataError(f"{path}, line {number}: {error}") from None
-
-
-def _infer(labels: list[Any]) -> ProblemType:
+def _infer(path: Source, labels: list[Any], columns: Columns) -> ProblemType:
+    """Whole numbers are classes, also where a table writes them as 0.0 and 1.0."""
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
     numbers = [_number(label) for label in labels]
-    if None not in numbers and any(isinstance(x, float) or "." in str(x) for x in labels):
+    missing = [i for i, number in enumerate(numbers) if number is None]
+    if 0 < len(missing) < len(labels) and all(
+        isinstance(labels[i], str) and labels[i].lower() in NO_NUMBERS for i in missing
+    ):
+        raise DataError(
+            f"{path}, row {missing[0] + 1}, column {columns.label!r}, is {labels[missing[0]]!r}"
+            " among numbers; expected a number in every row"
+        )
+    if not missing and any(number is not None and number % 1 for number in numbers):
         return "regression"
     return "single_label_classification"
 
@@ -244,6 +224,42 @@ def _numbers(path: Source, labels: list[Any], columns: Columns) -> list[float]:
     return values
 
 
+def _all_names(path: Source, labels: list[Any], several: bool, columns: Columns) -> list[list[str]]:
+    """The names of each row's labels. Refuses what looks like vectors of 0 and 1, the usual form of
+    several labels elsewhere: read as names they would make two labels, "0" and "1"."""
+    if several and _multi_hot(labels):
+        raise DataError(
+            f"{path}, column {columns.label!r}, holds vectors of 0 and 1, such as {labels[0]!r};"
+            " expected a list of the names of the row's labels"
+        )
+    rows = []
+    for i, label in enumerate(labels):
+        if not several and isinstance(label, list):
+            raise DataError(
+                f"{path}, row {i + 1}, column {columns.label!r}, is {_shown(label)}; expected one"
+                " name, or --problem-type multi_label_classification"
+            )
+        names = _names(label, several, columns)
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(
+                f"{path}, row {i + 1}, column {columns.label!r}, is {_shown(label)}, which holds"
+                f" {twice!r} twice; expected each label's name once (vectors of 0 and 1 are not"
+                " read)"
+            )
+        rows.append(names)
+    return rows
+
+
+def _multi_hot(labels: list[Any]) -> bool:
+    lengths = {len(label) if isinstance(label, list) else 0 for label in labels}
+    return (
+        len(lengths) == 1
+        and lengths.pop() > 1
+        and all(not isinstance(part, str) and part in (0, 1) for row in labels for part in row)
+    )
+
+
 def _names(label: Any, several: bool, columns: Columns) -> list[str]:
     if several and isinstance(label, str):
         label = [part.strip() for part in label.split(columns.label_separator) if part.strip()]
@@ -260,6 +276,7 @@ def _label_names(path: Source, rows: list[list[str]], several: bool) -> tuple[st
         raise DataError(
             f"{path} holds {only}; expected {'at least one' if several else 'two or more'}"
         )
+    _check_spellings(path, found)
     longest = max(found, key=len, default="")
     if len(longest) > MAX_LABEL_CHARACTERS:
         raise DataError(
@@ -276,8 +293,25 @@ def _label_names(path: Source, rows: list[list[str]], several: bool) -> tuple[st
     )
 
 
+def _check_spellings(path: Source, names: Iterable[str]) -> None:
+    """Names that look alike would be classes of their own."""
+    known: dict[str, str] = {}
+    for name in sorted(names):
+        other = known.setdefault(unicodedata.normalize("NFC", " ".join(name.split())), name)
+        if other != name:
+            raise DataError(
+                f"{path} holds the labels {other!a} and {name!a}, which differ by white"
+                " space or Unicode form alone; expected one spelling"
+            )
+
+
 def _kind(texts: list[TextInput]) -> str:
     return "pairs" if len(texts[0]) == 2 else "single texts"
+
+
+def _shown(label: Any) -> str:
+    text = repr(label)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

@@ -54,7 +54,7 @@ def fit(
             routes = trainer.router.draw(rng, len(indices))
             if number <= began:  # done before the checkpoint: only its draws are repeated
                 continue
-            rate = trainer.schedule.get_last_lr()[0]
+            rate = float(trainer.schedule.get_last_lr()[0])
             loss = trainer.step(number, indices, routes)
             tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
             seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
 
-from adapters.backbone import Backbone, location
+from adapters.backbone import Backbone, pretrained
 from adapters.classifier import WordHead
 from adapters.prompt import split
 from adapters.spec import MASK
@@ -133,7 +133,7 @@ def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     config = backbone.config
     model: Any
     model, report = AutoModelForMaskedLM.from_pretrained(
-        location(backbone.name), dtype=torch.float32, output_loading_info=True
+        **pretrained(backbone.name), dtype=torch.float32, output_loading_info=True
     )
     if report["missing_keys"]:
         raise TrainingError(

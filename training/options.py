@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
-import click
 import typer
 
 from training.config import OPTIONS, PAPER, Recipe
@@ -46,12 +45,12 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     return collecting
 
 
-def as_in_the_paper(choices: Mapping[str, Any], context: click.Context) -> dict[str, Any]:
+def as_in_the_paper(choices: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
     """The choices with the paper's recipe in them. Raises TrainingError if one was given that
     contradicts it."""
     for name, expected in PAPER.items():
-        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-        if given and choices[name] != expected:
+        source = context.get_parameter_source(name)  # by its name: Typer has a click of its own
+        if source is not None and source.name != "DEFAULT" and choices[name] != expected:
             raise TrainingError(
                 f"--paper stands beside {name} {choices[name]!r}; expected {expected!r}, which is"
                 " the paper's, or no --paper"

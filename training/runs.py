@@ -16,6 +16,7 @@ from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
+from adapters.text import TextInput
 from training import few_shot, progress
 from training.config import Recipe
 from training.data import Dataset
@@ -23,6 +24,7 @@ from training.errors import TrainingError
 from training.evaluate import main_metric
 from training.folder import Folders
 from training.jsonl import append, check_appendable, recorded
+from training.probe import probe_texts
 from training.processes import current
 from training.progress import Progress
 from training.record import record
@@ -32,7 +34,8 @@ from training.train import Measured, Trained, check_servable, measure, train
 @dataclass(frozen=True)
 class Runs:
     """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders`
-    everything of each run. They begin as `warm_start`, if there is one."""
+    everything of each run. They begin as `warm_start`, if there is one. `probe` has the texts of
+    the adapter's probe, which are else neutral ones."""
 
     task: str
     out: Path | None
@@ -40,6 +43,7 @@ class Runs:
     metric: str | None
     folders: Folders | None
     warm_start: Adapter | None = None
+    probe: Path | None = None
 
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
         """Find out before the training, not after it, what could not be written. Raises
@@ -77,10 +81,11 @@ class Runs:
         metric = main_metric(sets[0].problem_type, recipes[0].positive, self.metric)
         if recipes[0].few_shot is not None:
             few_shot.check(sets[0], recipes[0].few_shot)
+        probe = probe_texts(self.probe, sets[0].text_pair)
         _say_where_experts_lack_rows(recipes[0], recipes[0].few_shot or len(sets[0].texts))
         lines: list[dict[str, Any]] = []
         for recipe in recipes:
-            measured, version = self._one(backbone, sets, recipe, subset)
+            measured, version = self._one(backbone, sets, recipe, subset, probe)
             if measured.done.step != measured.done.steps:
                 return lines  # Ctrl-C is meant for the whole command, and half a run is no result
             line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
@@ -98,7 +103,12 @@ class Runs:
         return lines
 
     def _one(
-        self, backbone: Backbone, sets: tuple[Dataset, Dataset], recipe: Recipe, subset: str
+        self,
+        backbone: Backbone,
+        sets: tuple[Dataset, Dataset],
+        recipe: Recipe,
+        subset: str,
+        probe: tuple[TextInput, ...],
     ) -> tuple[Measured, str | None]:
         """The run, and the version of the adapter that it wrote."""
         labels, rows = sets[0].labels, recipe.few_shot or len(sets[0].texts)
@@ -129,13 +139,21 @@ class Runs:
 
             if outs:
                 trained = train(
-                    self.task, backbone, *sets, recipe, report, checkpoints, self.warm_start
+                    self.task,
+                    backbone,
+                    *sets,
+                    recipe,
+                    report,
+                    checkpoints,
+                    self.warm_start,
+                    probe,
+                    typer.echo,
                 )
                 measured = trained.measured
             else:
-                trained, measured = (
-                    None,
-                    measure(backbone, *sets, recipe, report, checkpoints, self.warm_start),
+                trained = None
+                measured = measure(
+                    backbone, *sets, recipe, report, checkpoints, self.warm_start, typer.echo
                 )
             if metrics is not None:
                 metrics.scores(measured.done.step, recipe.evaluate, measured.scores)

@@ -5,23 +5,25 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.classifier import Classifier, from_tensors, to_tensors
+from adapters.convert.probe import neutral_probe
 from adapters.file import Adapter
 from adapters.merge import merge
-from adapters.spec import AdapterSpec, Probe, check_template
-from adapters.text import Tokens, encode
+from adapters.spec import AdapterSpec, Pooling, Probe, check_template, first_problem
+from adapters.text import TextInput, Tokens, encode
 from training import few_shot, label_words
 from training.checkpoint import Checkpoints
-from training.config import SERVABLE, Recipe
+from training.config import SERVABLE, SERVABLE_NAMES, Recipe
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged, scores
@@ -29,10 +31,11 @@ from training.fit import fit
 from training.hardware import hardware
 from training.head_first import fit_head
 from training.methods import build, trained_parameters
+from training.probe import probe_of
 from training.progress import Progress
 from training.warm_start import begin_as
 
-PROBE_ROWS = 4
+FAR = 10  # STS-B's scores go to 5
 
 
 @dataclass(frozen=True)
@@ -73,31 +76,52 @@ def train(
     report: Callable[[Progress], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
     warm_start: Adapter | None = None,
+    probe: Sequence[TextInput] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """One run, from examples to a merged adapter, which begins as `warm_start` if given.
-    Ctrl-C ends the training early; what it has is merged all the same.
+    Ctrl-C ends the training early; what it has is merged all the same. The file's probe has the
+    texts of `probe`, or else neutral ones. `say` is given what the user should know.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
     check_servable(recipe)
-    dev_rows = _rows(backbone, dev_set, recipe)
-    probed = _probe_rows(dev_rows)
-    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, warm_start)
+    max_length = min(recipe.max_length, backbone.max_length)
+    texts = tuple(probe or neutral_probe(train_set.text_pair))
+
+    def described(pooling: Pooling, training: dict[str, Any], probe: Probe) -> AdapterSpec:
+        return AdapterSpec(
+            task=task,
+            labels=train_set.labels,
+            problem_type=train_set.problem_type,
+            text_pair=train_set.text_pair,
+            max_length=max_length,
+            pooling=pooling,
+            template=recipe.prompt,
+            backbone=backbone.reference,
+            first_layer=recipe.first_layer,
+            bottleneck=recipe.bottleneck,
+            activation="gelu",
+            training=training,
+            probe=probe,
+        )
+
+    # What the file could not say is found out here, not when the training is done.
+    blank = Probe(inputs=texts, logits=tuple((0.0,) * len(train_set.labels) for _ in texts))
+    try:
+        described(
+            "mean" if recipe.prompt is None else "mask",
+            {"recipe": dataclasses.asdict(recipe)},
+            blank,
+        )
+    except ValidationError as error:
+        raise TrainingError(f"the adapter's file cannot say this: {first_problem(error)}") from None
+    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, warm_start, say)
     judged = measured.judged
-    spec = AdapterSpec(
-        task=task,
-        labels=train_set.labels,
-        problem_type=train_set.problem_type,
-        text_pair=train_set.text_pair,
-        max_length=min(recipe.max_length, backbone.max_length),
-        pooling=judged.pooling,
-        template=recipe.prompt,
-        backbone=backbone.reference,
-        first_layer=recipe.first_layer,
-        bottleneck=recipe.bottleneck,
-        activation="gelu",
-        training=_provenance(recipe, measured, dev_set),
-        probe=_probe(judged, dev_set, dev_rows, probed),
+    spec = described(
+        judged.pooling,
+        _provenance(recipe, measured, dev_set),
+        probe_of(judged, backbone, texts, max_length, recipe.prompt),
     )
     tensors = to_tensors(judged.sites, judged.head, getattr(torch, recipe.dtype))
     return Trained(spec, tensors, measured.scores, measured)
@@ -109,7 +133,7 @@ def check_servable(recipe: Recipe) -> None:
     if recipe.method not in SERVABLE:
         raise TrainingError(
             f"method is {recipe.method!r}, which no server can apply; expected"
-            f" {' or '.join(SERVABLE)} for an adapter file (without --out, any method is trained"
+            f" {SERVABLE_NAMES} for an adapter file (without --out, any method is trained"
             " and scored)"
         )
     if recipe.evaluate != "merged":
@@ -127,9 +151,10 @@ def measure(
     report: Callable[[Progress], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
     warm_start: Adapter | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Train by whatever method and score it on the dev set; a merged adapter is scored as its file
-    would hold it.
+    would hold it. `say` is given what the user should know of the data.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
@@ -141,6 +166,9 @@ def measure(
     if recipe.few_shot is not None:
         train_set = few_shot.draw(train_set, recipe.few_shot, recipe.seed)
     rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
+    _say_what_is_cut(say, backbone, recipe, rows, dev_rows)
+    if train_set.problem_type == "regression":
+        _say_how_far_targets_lie(say, train_set.targets)
 
     model = build(
         backbone, len(train_set.labels), recipe, label_words.head(backbone, recipe, train_set)
@@ -181,24 +209,34 @@ def _rows(backbone: Backbone, data: Dataset, recipe: Recipe) -> list[Tokens]:
     )
 
 
-def _probe_rows(rows: list[Tokens]) -> list[int]:
-    """The first dev rows that are not cut."""
-    whole = [i for i, row in enumerate(rows) if row.full_length == len(row.ids)][:PROBE_ROWS]
-    if not whole:
-        raise TrainingError(
-            "every dev row is longer than max_length; expected at least one that fits, for the"
-            " probe"
+def _say_what_is_cut(
+    say: Callable[[str], None],
+    backbone: Backbone,
+    recipe: Recipe,
+    rows: list[Tokens],
+    dev_rows: list[Tokens],
+) -> None:
+    length = min(recipe.max_length, backbone.max_length)
+    if (
+        recipe.max_length > length and recipe.max_length != Recipe.max_length
+    ):  # else nobody chose it
+        say(f"--max-length is {recipe.max_length}, but the backbone takes {length} tokens at most")
+    for name, some in (("training", rows), ("dev", dev_rows)):
+        cut = sum(row.full_length > len(row.ids) for row in some)
+        if cut:
+            say(
+                f"{cut} of {len(some)} {name} rows are longer than {length} tokens and were cut;"
+                " a service refuses such a text unless it is asked to truncate it"
+            )
+
+
+def _say_how_far_targets_lie(say: Callable[[str], None], targets: list[float]) -> None:
+    largest = max(map(abs, targets))
+    if largest > FAR:
+        say(
+            f"the numbers to learn go up to {largest:g} in magnitude; training works best from"
+            f" -{FAR} to {FAR}: scale them, and scale the answers back"
         )
-    return whole
-
-
-def _probe(merged: Classifier, dev_set: Dataset, rows: list[Tokens], chosen: list[int]) -> Probe:
-    """Some dev rows with the logits of the merged adapter as it will be in the file."""
-    logits = predict(merged, [rows[i] for i in chosen])
-    return Probe(
-        inputs=tuple(dev_set.texts[i] for i in chosen),
-        logits=tuple(tuple(row) for row in logits.double().tolist()),
-    )
 
 
 def _provenance(recipe: Recipe, measured: Measured, dev_set: Dataset) -> dict[str, Any]:

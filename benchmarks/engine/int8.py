@@ -1,7 +1,7 @@
 """What the int8 backbone costs and gains: every shipped task on its whole dev file, and bare linear
 layers.
 
-    python -m benchmarks.engine.int8 --data ../shared/data
+    python -m benchmarks.engine.int8 --data DATA
 
 float32 and int8 take turns on the very same batches, in which rows of all tasks are mixed; the
 logits give each task's scores, the times a ratio. The linear layers are measured at the embedded
@@ -32,14 +32,14 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
 from adapters.text import encode
-from benchmarks.glue.data import read, sample
+from benchmarks.glue.data import sample
 from service.engine.engine import Engine
 from service.engine.linear import Prepacked
 from service.engine.quantized import Quantized
 from service.engine.row import Row
 from service.engine.slots import Slots
-from training import evaluate
-from training.data import Dataset
+from training import evaluate, tasks
+from training.data import Columns, Dataset
 from training.hardware import hardware
 from training.tasks import TASKS
 
@@ -99,8 +99,8 @@ def main(
 
 
 def _dev(data: Path, task: str, rows: int | None) -> Dataset:
-    dataset = read(data, task, None)[1]
-    return dataset if rows is None else sample(dataset, rows)
+    (_, dataset), _ = tasks.read(task, data, Columns(), None)
+    return sample(dataset, rows, random.Random(0))
 
 
 def _answers(

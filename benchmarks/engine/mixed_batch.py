@@ -1,7 +1,7 @@
 """What mixing tasks in one batch costs: against the bare backbone, transformers' full copies, the
 machine's matmul rate.
 
-    python -m benchmarks.engine.mixed_batch --texts ../shared/data/sst2/dev.jsonl
+    python -m benchmarks.engine.mixed_batch --texts DATA/sst2/dev.jsonl
 
 Texts are tokenised inside the measured time, and belong to tasks at random. The systems take turns,
 repeat by repeat, on the very same batches, so that a slow minute of the machine hits all of them;

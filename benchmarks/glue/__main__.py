@@ -3,7 +3,9 @@
     python -m benchmarks.glue run                        # the whole protocol, stage by stage
     python -m benchmarks.glue run --stages 1000-first    # one block of it
     python -m benchmarks.glue run --device cuda --workers 8
-    python -m benchmarks.glue render                     # the cells → docs/results.md, its plots
+    python -m benchmarks.glue best-epoch                 # what choosing the epoch on dev is worth
+    python -m benchmarks.glue again --count 3 --draw 7    # cells drawn by chance: the same digits?
+    python -m benchmarks.glue render                     # the cells → docs/results.md, its plot
 
 A cell is one training run, and one line of JSON in `cells.jsonl`, written when it is whole: a run
 that was killed goes on with the first cell that lacks. Data are JSON lines,
@@ -13,7 +15,9 @@ stands in protocol.py.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,6 +31,7 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.errors import AdaMixError
 from benchmarks.glue import cells, page
+from benchmarks.glue.best_epoch import by_epoch
 from benchmarks.glue.data import sets_of
 from benchmarks.glue.protocol import METHODS, RATES, SEARCH_TASKS, STAGES, Cell, Stage
 from benchmarks.glue.pseudovalues import pseudo_values
@@ -42,6 +47,14 @@ app = typer.Typer(
 
 RESULTS = Path("benchmarks/results/glue")
 Results = Annotated[Path, typer.Option(help="Folder of `cells.jsonl`.")]
+GlueDir = Annotated[
+    Path | None,
+    typer.Option(envvar="GLUE_DIR", help="Where TASK/train.jsonl and TASK/dev.jsonl lie."),
+]
+Named = Annotated[str, typer.Option(help="`embedded`, a folder, or a hub id.")]
+Device = Annotated[
+    str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
+]
 
 
 @dataclass(frozen=True)
@@ -59,17 +72,10 @@ def run(
         str | None,
         typer.Option(metavar="A,B,…", help=f"By default all: {', '.join(s.name for s in STAGES)}."),
     ] = None,
-    glue_dir: Annotated[
-        Path | None,
-        typer.Option(envvar="GLUE_DIR", help="Where TASK/train.jsonl and TASK/dev.jsonl lie."),
-    ] = None,
+    glue_dir: GlueDir = None,
     results: Results = RESULTS,
-    backbone: Annotated[
-        str, typer.Option(help="`embedded`, a folder, or a hub id.")
-    ] = backbones.EMBEDDED,
-    device: Annotated[
-        str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
-    ] = None,
+    backbone: Named = backbones.EMBEDDED,
+    device: Device = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that run cells side by side.")] = 1,
 ) -> None:
     """Run the cells that lack, in the protocol's order."""
@@ -85,6 +91,64 @@ def run(
 
 
 @app.command()
+def best_epoch(
+    glue_dir: GlueDir = None,
+    results: Results = RESULTS,
+    backbone: Named = backbones.EMBEDDED,
+    device: Device = None,
+) -> None:
+    """Run some cells of 1,000 rows and one seed again, reading dev after every epoch."""
+    place, there = Place(glue_dir, backbone, device), cells.read(results / "cells.jsonl")
+    path = results / "best_epoch.jsonl"
+    try:
+        loaded = load(place)
+        for task, method in itertools.product(SEARCH_TASKS, ("adamix", "adapter-rdrop", "adapter")):
+            cell = Cell(task, method, 1000, 0)
+            key = {**cell.key, "backbone": backbone}
+            if cells.done(cells.read(path), key, {}):
+                continue
+            rate = cells.best_rate(there, backbone, method, RATES[method], SEARCH_TASKS)
+            sets = sets_of(cell, glue_dir)
+            found = by_epoch(loaded, *sets, cell.recipe(rate), TASKS[task].metric)
+            cells.add(path, {**key, "recipe": asdict(cell.recipe(rate)), "by_epoch": found})
+            typer.echo(f"{task} {method}: last {found[-1]:.4f}, best {max(found):.4f}")
+    except (AdaMixError, ValueError) as error:
+        fail(str(error))
+
+
+@app.command()
+def again(
+    count: Annotated[int, typer.Option(min=1, help="Cells to run again.")] = 3,
+    draw: Annotated[int, typer.Option(help="The number that they are drawn by.")] = 0,
+    glue_dir: GlueDir = None,
+    results: Results = RESULTS,
+    backbone: Named = backbones.EMBEDDED,
+    device: Device = None,
+) -> None:
+    """Run cells again that are drawn by chance, and compare all digits; exit code 1 if some differ.
+
+    On other hardware or with another number of threads, sums round otherwise: expect differences.
+    """
+    place = Place(glue_dir, backbone, device)
+    there = [c for c in cells.read(results / "cells.jsonl") if c["backbone"] == backbone]
+    try:
+        loaded = load(place)
+        drawn = random.Random(draw).sample(there, min(count, len(there)))
+        same = [_told_again(was, place, loaded) for was in drawn]
+    except (AdaMixError, ValueError) as error:
+        fail(str(error))
+    raise typer.Exit(0 if all(same) else 1)
+
+
+def _told_again(was: dict[str, Any], place: Place, backbone: Backbone) -> bool:
+    cell = Cell(was["task"], was["method"], was["drawn"], was["seed"], was["search"])
+    now = run_cell(cell, was["recipe"]["learning_rate"], place, backbone)
+    same = all(now[name] == was[name] for name in ("metrics", "pseudo_values", "rows"))
+    typer.echo(f"{told(was)}; again {now['score']:.6f}: {'the same' if same else 'another'}")
+    return bool(same)
+
+
+@app.command()
 def render(
     results: Results = RESULTS,
     out: Annotated[Path, typer.Option(help="The page; its plot goes beside it.")] = Path(
@@ -93,7 +157,9 @@ def render(
 ) -> None:
     """Write the page and its plot from the cells that there are."""
     try:
-        page.write(out, cells.read(results / "cells.jsonl"))
+        page.write(
+            out, cells.read(results / "cells.jsonl"), cells.read(results / "best_epoch.jsonl")
+        )
     except ValueError as error:
         fail(str(error))
     typer.echo(f"written to {out}")

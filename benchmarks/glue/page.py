@@ -23,9 +23,9 @@ cell is one training run. `python -m benchmarks.glue run` goes on with the first
 HERE = Path(__file__).parent
 
 
-def write(out: Path, cells: Cells) -> None:
+def write(out: Path, cells: Cells, by_epoch: Cells) -> None:
     """The page, section by section; ValueError if there is nothing to show."""
-    if not any(cell["search"] is None for cell in cells):
+    if not cells:
         raise ValueError("there are no cells yet; expected some: python -m benchmarks.glue run")
     out.parent.mkdir(parents=True, exist_ok=True)
     parts = [INTRO, _state(cells)]
@@ -36,6 +36,7 @@ def write(out: Path, cells: Cells) -> None:
     parts += [
         _plot(cells, out),
         _ablations(stored.of_rows(cells, 1000)),
+        _best_epoch(by_epoch),
         (HERE / "protocol.md").read_text(encoding="utf-8"),
         _search(cells),
         _every_cell(cells),
@@ -47,10 +48,20 @@ def write(out: Path, cells: Cells) -> None:
 def _state(cells: Cells) -> str:
     """How much of the protocol has been run, and on what."""
     there = {tuple(cell[name] for name in stored.KEY[:-1]) for cell in cells}
-    lines = ["| stage of the protocol | cells there | of |", "|---|---|---|"]
+    lines, lacking = ["| stage of the protocol | cells there | of |", "|---|---|---|"], False
     for stage in STAGES:
         keys = [tuple(cell.key[name] for name in stored.KEY[:-1]) for cell in stage.cells()]
-        lines.append(f"| {stage.name} | {sum(key in there for key in keys)} | {len(keys)} |")
+        count = sum(key in there for key in keys)
+        lines.append(f"| {stage.name} | {count} | {len(keys)} |")
+        lacking = lacking or count < len(keys)
+    if all(cell["search"] is not None for cell in cells):
+        lines = ["**No cell has been judged on dev yet**: learning rates come first.", "", *lines]
+    elif lacking:
+        lines = [
+            "**The protocol has not been run to its end**; what is said is of this:",
+            "",
+            *lines,
+        ]
     hardware = ", ".join(sorted({cell["hardware"] for cell in cells}))
     precision = ", ".join(sorted({cell["recipe"]["precision"] for cell in cells}))
     backbone = ", ".join(sorted({cell["backbone"] for cell in cells}))
@@ -177,6 +188,23 @@ def _ablations(own: Cells) -> str:
     return "\n".join(["## Ablations, 1,000 labelled rows\n", *lines, "", note])
 
 
+def _best_epoch(by_epoch: Cells) -> str:
+    """What the protocol's last epoch is below the best one on dev."""
+    if not by_epoch:
+        return ""
+    head = "| task | method | dev score × 100 after each epoch | best less last, points |"
+    lines = ["## What choosing the epoch on dev would be worth\n", head, "|---|---|---|---|"]
+    for cell in by_epoch:
+        scores = cell["by_epoch"]
+        shown = " ".join(f"{100 * score:.1f}" for score in scores)
+        gain = f"{100 * (max(scores) - scores[-1]):.1f}"
+        lines.append(f"| {cell['task']} | {cell['method']} | {shown} | {gain} |")
+    note = (
+        "1,000 rows, seed 0. The paper's code reports the best epoch on dev; this page does not.\n"
+    )
+    return "\n".join([*lines, "", note])
+
+
 def _search(cells: Cells) -> str:
     lines = ["### Learning rates found\n"]
     for backbone in sorted({cell["backbone"] for cell in cells}):
@@ -210,7 +238,7 @@ def _every_cell(cells: Cells) -> str:
                     shown = " ".join(f"{100 * score:.1f}" for score in scores)
                     rows = "all" if size is None else f"{size:,}"
                     lines.append(f"| {rows} | {task} | {method} | {shown} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, ""]) if len(lines) > 3 else ""
 
 
 def _spread(values: list[float]) -> str:

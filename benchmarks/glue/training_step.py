@@ -1,7 +1,7 @@
 """What a training step costs: routed against a single adapter's, and the trainer's batches against
 a plain loop's.
 
-    python -m benchmarks.glue.training_step --texts ../shared/data/sst2/train.jsonl
+    python -m benchmarks.glue.training_step --texts $GLUE_DIR/sst2/train.jsonl
 
 The contestants take turns, repeat by repeat, on the very same rows, another one first each time, so
 that a slow minute of the machine hits all of them; ratios are taken within a repeat, medians and
@@ -12,6 +12,9 @@ Steps, all by the trainer (`training.fit`), on the same mini-batches:
 - adapter:    a single adapter in every layer
 - routed:     a mixture by random routes, without consistency
 - consistent: the same with consistency, so with a second forward pass
+- control:    a single adapter's two passes (`adapter-rdrop`)
+- corrected:  a mixture whose rows are spread over the experts, a second pass through their mean,
+              the task's loss on both
 
 Real tokens a second, padding not counted, training the same single adapter:
 - trainer:    `training.fit`: mini-batches of rows of like length
@@ -22,6 +25,7 @@ longest row
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import statistics
@@ -54,6 +58,7 @@ MAX_LENGTH = 128
 RATIOS = (
     ("routed", "adapter"),
     ("consistent", "adapter"),
+    ("corrected", "control"),
     ("trainer", "longest"),
     ("trainer", "maximum"),
 )
@@ -116,12 +121,18 @@ class Contest:
         self.recipe = recipe
         self.width = min(MAX_LENGTH, backbone.max_length)
         self.plain = build(backbone, 2, recipe)
-        routed = Recipe(**{**vars(recipe), "method": "adamix", "consistency_weight": 0.0})
-        consistent = Recipe(**{**vars(recipe), "method": "adamix", "consistency_weight": 1.0})
+        routed = dataclasses.replace(recipe, method="adamix", consistency_weight=0.0)
+        consistent = dataclasses.replace(recipe, method="adamix")
+        control = dataclasses.replace(recipe, method="adapter-rdrop")
+        corrected = dataclasses.replace(
+            recipe, method="adamix", routing="rows", second_pass="mean", task_loss="both"
+        )
         self.runs: dict[str, Callable[[Dataset, list[Tokens]], float]] = {
             "adapter": Fitted(build(backbone, 2, recipe), recipe),
             "routed": Fitted(build(backbone, 2, routed), routed),
             "consistent": Fitted(build(backbone, 2, consistent), consistent),
+            "control": Fitted(build(backbone, 2, control), control),
+            "corrected": Fitted(build(backbone, 2, corrected), corrected),
             "longest": lambda data, rows: self.loop(data, rows, None),
             "maximum": lambda data, rows: self.loop(data, rows, self.width),
         }
@@ -228,7 +239,7 @@ def report(
     timed = {**timed, "trainer": timed["adapter"]}
     steps = {
         name: [1000 * x / settings["steps"] for x in timed[name]]
-        for name in ("adapter", "routed", "consistent")
+        for name in ("adapter", "routed", "consistent", "control", "corrected")
     }
     speeds = {name: [tokens / x for x in timed[name]] for name in ("trainer", "longest", "maximum")}
     ratios = {}

@@ -1,7 +1,7 @@
 """The engine on one GPU, in under eight minutes and without a network: is it right, and how near
 the card's limits is it?
 
-    python -m benchmarks.gpu --texts ../shared/data/sst2/dev.jsonl
+    python -m benchmarks.gpu --texts DATA/sst2/dev.jsonl
 
 Each part's figures are written as soon as they are there; a part that fails leaves its error, and
 the next one goes on. The parts are run in their order until the budget is spent; the same command

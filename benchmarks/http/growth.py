@@ -1,6 +1,6 @@
 """The running service from one task to ten thousand: start, memory, throughput, latency.
 
-    python -m benchmarks.http.growth --data ../shared/data
+    python -m benchmarks.http.growth --data DATA
 
 For each size a store of that many valid adapters (bottleneck 16, weights of their own) and `python
 -m service` on it, with its default settings. One SST-2 dev text a request; its task is drawn

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from service.__main__ import serve
+from service.__main__ import placed, serve
 from service.app import create_app
 from service.batcher import Batcher
 from service.engine.row import Row
@@ -36,7 +36,8 @@ def main(port: int, device_ms: float = 0.0) -> int:
         max_wait=settings.max_wait_seconds,
         observe=service.metrics.batch,
     )
-    return serve(application, service, settings)
+    with placed(settings) as place:
+        return serve(application, service, settings, place)
 
 
 def zeros(seconds: float, rows: Sequence[Row]) -> list[Logits]:

@@ -1,6 +1,6 @@
 """The engine and the service beside what others serve many tasks with.
 
-    python -m benchmarks.peers --data ../shared/data
+    python -m benchmarks.peers --data DATA
 
 Everybody runs in a process of its own with as many threads as there are cores, in float32, on the
 same backbone, and takes turns repeat by repeat on the very same texts, another one first each time;

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 class Engine:
     """The packed encoder, the slots, and the forward pass over both.
 
-    A row's logits do not depend on what the other rows of its batch say: no number of theirs enters
-    its sums. Their number and lengths can change its last bits, because the libraries order a sum
-    by the size of the whole product. In float32 that is below 1e-5. In int8 and half precision it
-    can tip a rounding, so that logits differ by a step of that precision.
+    A row's logits do not depend, to the bit, on what the other rows of its batch say. Their number,
+    tasks and lengths can change its last bits, because libraries order a sum by the size of the
+    whole product: below 1e-5 in float32. In int8 and half precision a last bit can tip a rounding,
+    and logits then differ by a step or two of that precision.
     """
 
     def __init__(

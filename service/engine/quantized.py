@@ -139,8 +139,8 @@ def _smoothing(largest: Tensor, weight: Tensor) -> Tensor:
 
 
 def _low_zero(lowest: float) -> tuple[int, float]:
-    """The byte that stands for 0, an eleventh of the way up, and the largest input that a row must
-    count as having so that the bytes reach down to `lowest`."""
+    """The byte that stands for 0, and the least value that a row's largest input must count as, so
+    that the bytes reach down to `lowest`. The byte is at an eleventh of the range."""
     if lowest == 0:
         return 0, TINY
     zero = 23

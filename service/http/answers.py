@@ -23,6 +23,9 @@ from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service import refusals
 
+MAX_SENTENCE = 500  # characters
+HEAD = 300  # of them; the rest is the end, which says what was expected
+
 log = structlog.get_logger("service")
 
 # The first entry that an error is an instance of has its status.
@@ -30,6 +33,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.MalformedBody, 400),
     (refusals.MissingKey, 401),
     (refusals.ForeignPage, 403),
+    (refusals.ForeignHost, 403),
     (adapter_errors.UnknownTask, 404),
     (adapter_errors.UnknownVersion, 404),
     (adapter_errors.AmbiguousVersion, 409),
@@ -39,16 +43,20 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.BodyTooLarge, 413),
     (refusals.TooManyInputs, 413),
     (refusals.InputTooLong, 413),
+    (refusals.AnswerTooLarge, 413),
     (adapter_errors.TooManyWindows, 413),
+    (refusals.CompressedBody, 415),
     (refusals.Referred, 421),
     (refusals.InvalidRequest, 422),
     (adapter_errors.InvalidAdapter, 422),
     (adapter_errors.InvalidText, 422),
     (adapter_errors.InvalidWindow, 422),
     (refusals.QueueFull, 429),
+    (refusals.TooManyWrongKeys, 429),
     (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
     (refusals.Closed, 503),
+    (refusals.OutcomeUnknown, 503),
     # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),
@@ -88,23 +96,34 @@ def install(app: Starlette) -> None:
 def problem(
     status: int, message: str, error_type: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """An error's answer."""
+    """An error's answer. Of a sentence that echoes much of a request, the middle is left out."""
+    if len(message) > MAX_SENTENCE:
+        message = f"{message[:HEAD]} … {message[HEAD - MAX_SENTENCE :]}"
     body = orjson.dumps({"error": message, "error_type": error_type})
     return Response(body, status, headers, media_type="application/json")
 
 
-async def _answer_ours(_request: Request, error: Exception) -> Response:
+def refused(error: AdaMixError, headers: dict[str, str] | None = None) -> Response:
+    """The answer to one of our own errors."""
     status, name = status_of(error), error_type(type(error))
-    if status == 503 and not isinstance(error, refusals.Closed):
-        log.error("unavailable", error=str(error), error_type=name)
-    return problem(status, str(error), name, headers_of(error))
+    return problem(status, str(error), name, {**headers_of(error), **(headers or {})})
+
+
+async def _answer_ours(_request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it
+    assert isinstance(error, AdaMixError)
+    answer = refused(error)
+    if answer.status_code == 503 and not isinstance(error, refusals.Closed):
+        log.error("unavailable", error=str(error), error_type=error_type(type(error)))
+    return answer
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
     """The headers of an error's answer."""
     if isinstance(error, refusals.MissingKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, refusals.QueueFull):
+    if isinstance(error, refusals.QueueFull | refusals.TooManyWrongKeys):
         return {"Retry-After": str(error.retry_after)}
     return {"Retry-After": "1"} if isinstance(error, refusals.Closed) else {}
 
@@ -114,12 +133,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return problem(
             404,
-            f"there is no {request.url.path!r}; expected a path that /docs lists",
+            f"there is no {shown(request.scope['path'])}; expected a path that /docs lists",
             "UnknownPath",
         )
     if error.status_code == 405:
         allowed = ", ".join(_allowed(request))
-        message = f"{request.method} is not for {request.url.path!r}; expected {allowed}"
+        path = shown(request.scope["path"])
+        message = f"{request.method} is not for {path}; expected {allowed}"
         return problem(405, message, "WrongMethod", {"Allow": allowed})
     return problem(
         error.status_code, str(error.detail), "RequestRefused", dict(error.headers or {})
@@ -151,4 +171,6 @@ async def _answer_unexpected(_request: Request, error: Exception) -> Response:
     # Starlette sends this answer outside of all middleware, also of that which adds the id.
     request_id = str(structlog.contextvars.get_contextvars().get("request_id", ""))
     message = "the service failed on this request; its log says why under the X-Request-ID"
-    return problem(500, message, "InternalError", {"X-Request-ID": request_id})
+    # uvicorn closes the connection after it: a client must not send its next request there.
+    headers = {"X-Request-ID": request_id, "Connection": "close"}
+    return problem(500, message, "InternalError", headers)

@@ -9,21 +9,25 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from adapters.spec import first_problem
-from service.refusals import InvalidRequest, MalformedBody
+from service.refusals import CompressedBody, InvalidRequest, MalformedBody
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request) -> bytes:
-    """The body as it came. Raises MalformedBody for a compressed one: the size of what is in it has
-    no limit."""
+    """The body as it came. Raises CompressedBody."""
+    check_encoding(request)
+    return await request.body()
+
+
+def check_encoding(request: Request) -> None:
+    """Raises CompressedBody: what a compressed body would become has no limit."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise MalformedBody(
+        raise CompressedBody(
             f"the body's Content-Encoding is {encoding[:40]!r}; expected a body that is not"
             " compressed"
         )
-    return await request.body()
 
 
 def parse_body(body: bytes, model: type[Model], what: str, expected: str) -> Model:

@@ -11,6 +11,15 @@ from service.predictor import Signature
 from service.refusals import InvalidRequest
 
 
+def count_inputs(inputs: Any, signature: Signature | None = None) -> int:
+    """How many rows one task makes of `inputs`, without reading them; the fewest that any task can
+    make where no task is given."""
+    if not isinstance(inputs, list):
+        return 1
+    pairs = signature is None or signature.text_pair
+    return 1 if pairs and _is_flat_pair(inputs) else len(inputs)
+
+
 def read_inputs(inputs: Any, signature: Signature) -> tuple[list[TextInput], bool]:
     """`inputs` as one task takes them: its rows, and whether they were a list (so the answer is one
     too).
@@ -18,12 +27,16 @@ def read_inputs(inputs: Any, signature: Signature) -> tuple[list[TextInput], boo
     Raises InvalidRequest or InvalidText.
     """
     if isinstance(inputs, list):
-        if signature.text_pair and [type(text) for text in inputs] == [str, str]:
+        if signature.text_pair and _is_flat_pair(inputs):
             return [_row(inputs, signature, "inputs")], False
         if not inputs:
             raise InvalidRequest("inputs is an empty list; expected at least one text")
         return [_row(item, signature, f"inputs[{i}]") for i, item in enumerate(inputs)], True
     return [_row(inputs, signature, "inputs")], False
+
+
+def _is_flat_pair(inputs: list[Any]) -> bool:
+    return len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
 
 
 def _row(item: Any, signature: Signature, name: str) -> TextInput:

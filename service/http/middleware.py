@@ -1,5 +1,5 @@
-"""Middleware around every request: its id and its log line, HEAD as GET, the limit of its body.
-Plain ASGI, without the framework."""
+"""Middleware around every request: its id and its log line, its host, its path, the limit of its
+body. Plain ASGI, without the framework."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from opentelemetry import trace
+from starlette.responses import Response
 
-from service.http.answers import error_type, headers_of, problem, status_of
-from service.refusals import BodyTooLarge, Closed
+from service.http.answers import refused
+from service.http.auth import Guard
+from service.refusals import BodyTooLarge, Closed, ForeignHost
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,6 +25,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_ID_CHARACTERS = 128
+MAX_LOGGED_CHARACTERS = 200  # of a path, which may be as long as a request's head
 UPLOAD_PATH = "/adapters"
 # Asked every few seconds, for ever: logged at debug level only, and not traced.
 PROBES = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
@@ -44,7 +48,8 @@ class RequestContext:
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id, **_trace_ids())
-        log.debug("accepted", method=scope["method"], path=scope["path"])
+        path, client = scope["path"][:MAX_LOGGED_CHARACTERS], (scope.get("client") or (None,))[0]
+        log.debug("accepted", method=scope["method"], path=path)
         started = time.perf_counter()
         status = 0
 
@@ -68,30 +73,70 @@ class RequestContext:
             # no answer yet.
             if status:
                 raise
-            closed = Closed()
-            answer = problem(status_of(closed), str(closed), error_type(Closed), headers_of(closed))
-            await answer(scope, receive, send_with_id)
+            await refused(Closed())(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info
             tell(
                 "request",
                 method=scope["method"],
-                path=scope["path"],
+                path=path,
+                client=client,
                 status=status,
                 ms=round(seconds * 1e3, 3),
             )
 
 
-class HeadAsGet:
-    """Answers HEAD as GET; the server sends the head of that answer alone."""
+class OurHosts:
+    """Refuses requests for hosts under which this service is not to be asked."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: App, guard: Guard) -> None:
+        self._app, self._guard = app, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        as_get = scope["type"] == "http" and scope["method"] == "HEAD"
-        await self._app({**scope, "method": "GET"} if as_get else scope, receive, send)
+        if scope["type"] == "http":
+            host = header(scope, b"host")
+            try:
+                if host is not None:
+                    self._guard.check_host(host)
+            except ForeignHost as error:
+                await refused(error, {"Connection": "close"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class PlainPaths:
+    """Gives routes the method and path that they know: HEAD as GET, of which the server sends the
+    head alone; without the prefix of a proxy that leaves it on (`root_path`); without a slash at
+    the end. Such a GET is redirected, since a page's addresses are relative to its own. A POST is
+    answered: clients repeat one elsewhere, or as a GET, or not at all."""
+
+    def __init__(self, app: App, root_path: str) -> None:
+        self._app, self._root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if self._root_path and f"{path}/".startswith(f"{self._root_path}/"):
+                path = path.removeprefix(self._root_path) or "/"
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            if path.endswith("/") and path.strip("/"):
+                if method == "GET":
+                    await _without_last_slash(scope, path)(scope, receive, send)
+                    return
+                path = path.rstrip("/")
+            if (path, method) != (scope["path"], scope["method"]):
+                scope = {**scope, "path": path, "method": method}
+        await self._app(scope, receive, send)
+
+
+def _without_last_slash(scope: Scope, path: str) -> Response:
+    """A redirect relative to the request: right under any prefix, host and scheme of a proxy."""
+    plain = path.rstrip("/")
+    up = "../" * (len(path) - len(plain))
+    query = scope["query_string"].decode("latin-1")
+    address = up + quote(plain.rpartition("/")[2]) + (f"?{query}" if query else "")
+    return Response(status_code=307, headers={"Location": address})
 
 
 class BodyLimit:
@@ -109,10 +154,7 @@ class BodyLimit:
         limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
         announced = announced_bytes(scope)
         if announced is not None and announced > limit:
-            refusal = BodyTooLarge(announced, limit)
-            answer = problem(
-                status_of(refusal), str(refusal), error_type(BodyTooLarge), {"Connection": "close"}
-            )
+            answer = refused(BodyTooLarge(announced, limit), {"Connection": "close"})
             await answer(scope, receive, send)
             return
         received = 0
@@ -130,16 +172,18 @@ class BodyLimit:
 
 def announced_bytes(scope: Scope) -> int | None:
     """The length that a request announces for its body, if it announces one."""
-    value = _header(scope, b"content-length")
-    return int(value) if value.isdigit() else None
+    value = header(scope, b"content-length") or ""
+    return int(value[:20]) if value.isdecimal() and value.isascii() else None
 
 
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((value for key, value in scope["headers"] if key == name), b"")
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name, which is in lower case."""
+    value = next((value for key, value in scope["headers"] if key == name), None)
+    return None if value is None else value.decode("latin-1")
 
 
 def _request_id(scope: Scope) -> str:
-    text = _header(scope, b"x-request-id").decode("latin-1")
+    text = header(scope, b"x-request-id") or ""
     usable = text.isascii() and text.isprintable() and 0 < len(text) <= MAX_ID_CHARACTERS
     return text if usable else uuid.uuid4().hex
 

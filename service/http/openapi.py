@@ -22,7 +22,8 @@ found and the value expected. Every answer has an `X-Request-ID`: the request's 
 The log has it too.
 
 Writing needs the admin key (`Authorization: Bearer …`), unless the server listens on a loopback
-address and no admin key is set. Predicting needs the API key if one is set.
+address and no admin key is set. If an API key is set, predicting needs it, and reading needs either
+key.
 """
 TAGS = [
     {"name": "predict", "description": "Texts in, labels and scores out."},
@@ -41,12 +42,13 @@ TAGS = [
 _WHY = {
     400: "The body is malformed",
     401: "No key, or a wrong one",
-    403: "Without an admin key only this machine's own pages and programs may write",
+    403: "A web page of another site asks, or one under a foreign host name",
     404: "No such task or version",
     409: "It does not go with the task's state",
     413: "Too much: body, inputs or tokens",
+    415: "The body is compressed",
     422: "A value is not what it should be",
-    429: "The queue is full: try again after Retry-After seconds",
+    429: "Too much at once: try again after Retry-After seconds",
     503: "Not now: stopping, or the adapter or the store does not work",
 }
 # One sentence of each error, as the service answers it.
@@ -60,14 +62,26 @@ _SENTENCES: dict[type[Exception], str] = {
         " Bearer …'"
     ),
     refusals.ForeignPage: (
-        "a page of https://example.com asks to write; expected this service's own page"
+        "a page of 'https://example.com' asks to write; expected this service's own page"
+    ),
+    refusals.TooManyWrongKeys: str(refusals.TooManyWrongKeys(42)),
+    refusals.ForeignHost: (
+        "this request is for the host 'rebound.example'; expected localhost, or a name that"
+        " ADAMIX_ALLOWED_HOSTS lists"
+    ),
+    refusals.CompressedBody: (
+        "the body's Content-Encoding is 'gzip'; expected a body that is not compressed"
+    ),
+    refusals.AnswerTooLarge: (
+        "the answer would have 134217728 bytes or more; expected at most 33554432: fewer inputs, or"
+        " a smaller top_k"
     ),
     adapter_errors.UnknownTask: "there is no task 'sst'; the closest are 'sst2'",
     adapter_errors.UnknownVersion: (
-        f"task 'sst2' has no version 'beef'; expected one of {VERSION}"
+        f"task 'sst2' has no version 'beef'; expected one of {VERSION}, by 4 digits or more"
     ),
     adapter_errors.AmbiguousVersion: (
-        f"version '1' of task 'sst2' fits {VERSION}, 17f0bd3e92ac; expected a longer prefix"
+        f"version '1c9a' of task 'sst2' fits {VERSION}, 1c9af0bd3e92; expected a longer prefix"
     ),
     adapter_errors.NoActiveVersion: (
         f"task 'sst2' has no active version; expected one of {VERSION} to be activated"
@@ -102,6 +116,7 @@ _SENTENCES: dict[type[Exception], str] = {
     ),
     refusals.QueueFull: str(refusals.QueueFull()),
     refusals.Closed: str(refusals.Closed()),
+    refusals.OutcomeUnknown: str(refusals.OutcomeUnknown()),
     adapter_errors.DamagedAdapter: (
         f"version {VERSION} of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
         f" expected {VERSION}…"
@@ -127,16 +142,19 @@ PROBLEMS = {
 
 VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActiveVersion")
 ADMIT_PROBLEMS = (*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping")
+KEY_PROBLEMS = ("MissingKey", "TooManyWrongKeys")
 PREDICT_PROBLEMS = (
+    *KEY_PROBLEMS,
     *(
         "MalformedBody",
-        "MissingKey",
+        "CompressedBody",
         *ADMIT_PROBLEMS,
         "BodyTooLarge",
         "TooManyInputs",
         "InputTooLong",
     ),
     *(
+        "AnswerTooLarge",
         "TooManyWindows",
         "InvalidWindow",
         "InvalidRequest",
@@ -147,7 +165,7 @@ PREDICT_PROBLEMS = (
         "AdapterNotLoaded",
     ),
 )
-WRITE_PROBLEMS = ("MissingKey", "ForeignPage", "StoreError")
+WRITE_PROBLEMS = (*KEY_PROBLEMS, "ForeignPage", "StoreError", "OutcomeUnknown")
 
 _HEADERS = {
     "X-Adapter-Version": ("Which version answered, of each task.", f"sst2@{VERSION}"),
@@ -176,7 +194,7 @@ JSON = "application/json"
 def problems(*names: str) -> dict[int | str, Document]:
     """A route's documentation of the errors that it answers; `names` are their error_type."""
     answers: dict[int | str, Document] = {}
-    for name in names:
+    for name in (*names, "ForeignHost"):  # which every route may answer
         status, sentence = PROBLEMS[name]
         answer = answers.setdefault(
             status, {"model": Problem, **answered(_WHY[status], {}, _HEADERS_OF.get(status, ()))}

@@ -151,7 +151,7 @@ ANSWERS: dict[str, Any] = {
         "text_pair": False,
         "bytes": 451796,
         "parameters": 224738,
-        "created": "2026-11-27T23:40:16+00:00",
+        "created": "2026-11-28T00:45:11+00:00",
         "tier": "device",
         "spec": {
             "task": "sst2",
@@ -206,21 +206,7 @@ ANSWERS: dict[str, Any] = {
                 },
             },
             "probe": {
-                "inputs": [
-                    ["it 's a charming and often affecting journey . "],
-                    ["unflinchingly bleak and desperate "],
-                    [
-                        "allows us to hope that nolan is poised to "
-                        "embark a major career as a commercial yet "
-                        "inventive filmmaker . "
-                    ],
-                    [
-                        "the acting , costumes , music , "
-                        "cinematography and sound are all "
-                        "astounding given the production 's austere "
-                        "locales . "
-                    ],
-                ],
+                "rows": 4,
                 "logits": [
                     [-3.035830020904541, 3.1055877208709717],
                     [1.611295461654663, -1.6306326389312744],
@@ -233,7 +219,7 @@ ANSWERS: dict[str, Any] = {
             {
                 "version": "1c9a3464a366",
                 "bytes": 451796,
-                "created": "2026-11-27T23:40:16+00:00",
+                "created": "2026-11-28T00:45:11+00:00",
                 "active": True,
             }
         ],
@@ -246,7 +232,7 @@ ANSWERS: dict[str, Any] = {
         "text_pair": False,
         "bytes": 451796,
         "parameters": 224738,
-        "created": "2026-11-27T23:40:16+00:00",
+        "created": "2026-11-28T00:45:11+00:00",
         "tier": "device",
         "spec": {
             "task": "sst2",
@@ -301,20 +287,7 @@ ANSWERS: dict[str, Any] = {
                 },
             },
             "probe": {
-                "inputs": [
-                    ["it 's a charming and often affecting journey . "],
-                    ["unflinchingly bleak and desperate "],
-                    [
-                        "allows us to hope that nolan is poised to "
-                        "embark a major career as a commercial yet "
-                        "inventive filmmaker . "
-                    ],
-                    [
-                        "the acting , costumes , music , "
-                        "cinematography and sound are all astounding "
-                        "given the production 's austere locales . "
-                    ],
-                ],
+                "rows": 4,
                 "logits": [
                     [-3.035830020904541, 3.1055877208709717],
                     [1.611295461654663, -1.6306326389312744],
@@ -327,7 +300,7 @@ ANSWERS: dict[str, Any] = {
             {
                 "version": "1c9a3464a366",
                 "bytes": 451796,
-                "created": "2026-11-27T23:40:16+00:00",
+                "created": "2026-11-28T00:45:11+00:00",
                 "active": True,
             }
         ],
@@ -341,7 +314,7 @@ ANSWERS: dict[str, Any] = {
             "text_pair": False,
             "bytes": 451844,
             "parameters": 224738,
-            "created": "2026-11-27T23:40:16+00:00",
+            "created": "2026-11-28T00:45:11+00:00",
             "tier": "host",
         },
         {
@@ -352,7 +325,7 @@ ANSWERS: dict[str, Any] = {
             "text_pair": True,
             "bytes": 453078,
             "parameters": 225123,
-            "created": "2026-11-27T23:40:16+00:00",
+            "created": "2026-11-28T00:45:11+00:00",
             "tier": "host",
         },
     ],
@@ -365,11 +338,11 @@ ANSWERS: dict[str, Any] = {
             "text_pair": False,
             "bytes": 451796,
             "parameters": 224738,
-            "created": "2026-11-27T23:40:16+00:00",
+            "created": "2026-11-28T00:45:11+00:00",
             "tier": "device",
             "dev_scores": {"accuracy": 0.892202, "f1_macro": 0.892197, "matthews": 0.784628},
             "requests": 8,
-            "latency": {"p50": 0.06413453817367554, "p99": 0.27160054445266724},
+            "latency": {"p50": 0.19475212693214417, "p99": 0.9759941101074219},
         }
     ],
     "storage": {
@@ -396,12 +369,12 @@ ANSWERS: dict[str, Any] = {
         ],
     },
     "ready": {"status": "ready", "backbone": "embedded", "tasks": 10},
-    "metrics": "# HELP adamix_queue_rows Rows waiting for a batch.\n"
-    "# TYPE adamix_queue_rows gauge\n"
-    "adamix_queue_rows 0.0\n"
-    "# HELP adamix_requests_total Predict requests by task and outcome.\n"
+    "metrics": "# HELP adamix_requests_total Predict requests by task and outcome.\n"
     "# TYPE adamix_requests_total counter\n"
     'adamix_requests_total{outcome="ok",task="sst2"} 8.0\n'
     'adamix_requests_total{outcome="ok",task="mrpc"} 4.0\n'
-    'adamix_requests_total{outcome="ok",task="stsb"} 2.0\n',
+    'adamix_requests_total{outcome="ok",task="stsb"} 2.0\n'
+    "# HELP adamix_queue_rows Rows waiting for a batch.\n"
+    "# TYPE adamix_queue_rows gauge\n"
+    "adamix_queue_rows 0.0\n",
 }

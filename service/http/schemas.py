@@ -9,14 +9,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    JsonValue,
     StrictInt,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
-from adapters.spec import AdapterSpec, ProblemType
+from adapters.spec import AdapterSpec, ProblemType, shown
 from service.aggregation import Aggregate
+from service.http.sentences import quoted
 
 Function = Literal["softmax", "sigmoid", "none"]
 
@@ -25,6 +26,7 @@ STRIDE = (
     " text."
 )
 AGGREGATE = "One answer of the windows' logits: their mean, or each label's largest."
+CUT_ON_THE_LEFT = "truncation_direction is 'left'; expected 'right' where a text may be cut"
 CUT_AND_WINDOWED = "truncate is true with a window; expected one of them: windows need no cut"
 
 # What check_text allows: no control characters, and not white space alone.
@@ -64,24 +66,40 @@ _INPUTS = {
 }
 
 
-class Window(BaseModel):
-    """Answer a text that is too long for a row by windows of it; each counts as an input."""
+class Strict(BaseModel):
+    """Refuses unknown keys, and stops at the first one: pydantic would make an error of each, of
+    which a body can hold 200,000."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise ValueError(f"{shown(key)} is there; expected only {_keys(cls)}")
+        return value
+
+
+def _keys(model: type[BaseModel]) -> str:
+    return quoted(list(model.model_fields), "or")
+
+
+class Window(Strict):
+    """Answer a text that is too long for a row by windows of it; each counts as an input."""
 
     stride: StrictInt | None = Field(None, ge=0, description=STRIDE)
     aggregate: Aggregate = Field("mean", description=AGGREGATE)
 
 
-class Parameters(BaseModel):
+class Parameters(Strict):
     """Hugging Face's parameters of text classification, and `window`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     top_k: StrictInt | None = Field(
         None,
-        description="How many labels to answer; by default all.",
-        json_schema_extra={"minimum": 1},
+        ge=1,
+        description="How many labels to answer, the best ones; by default all.",
     )
     function_to_apply: Function | None = Field(
         None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
@@ -89,23 +107,25 @@ class Parameters(BaseModel):
     window: Window | None = None
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(Strict):
     """The body of /predict; `raw_scores` and `truncation_direction` are
     text-embeddings-inference's."""
-
-    model_config = ConfigDict(extra="forbid")
 
     inputs: Annotated[Any, WithJsonSchema(_INPUTS)]
     parameters: Parameters | None = None
     truncate: bool | None = Field(
-        None, description="Cut inputs that are too long instead of refusing them."
+        None,
+        description=(
+            "Cut inputs that are too long instead of refusing them; by default as the query's"
+            " truncate says, and else as the server is set."
+        ),
     )
     raw_scores: bool | None = Field(None, description='As function_to_apply "none".')
     truncation_direction: Literal["Right", "right", "Left", "left"] | None = Field(
         None,
         description="Only the right end can be cut: left is refused where something is to be cut.",
     )
-    options: dict[str, JsonValue] | None = Field(
+    options: dict[str, Any] | None = Field(
         None, description="Hugging Face's API options: taken, not used."
     )
 
@@ -113,15 +133,16 @@ class PredictRequest(BaseModel):
     def window(self) -> Window | None:
         return self.parameters.window if self.parameters is not None else None
 
+    @property
+    def cut_on_the_left(self) -> bool:
+        return self.truncation_direction in ("Left", "left")
+
     @model_validator(mode="after")
     def _cut_on_the_right(self) -> Self:
         if self.truncate and self.window is not None:
             raise ValueError(CUT_AND_WINDOWED)
-        if self.truncate and self.truncation_direction in ("Left", "left"):
-            raise ValueError(
-                f"truncation_direction is {self.truncation_direction!r}; expected 'right' where"
-                " truncate is true"
-            )
+        if self.truncate and self.cut_on_the_left:
+            raise ValueError(CUT_ON_THE_LEFT)
         return self
 
     def function(self, problem_type: ProblemType) -> Function:
@@ -183,15 +204,31 @@ class AdapterListed(AdapterInfo):
     latency: Latency | None = Field(description="null until the task has answered.")
 
 
+class ProbeShown(BaseModel):
+    """The probe without its texts, which may be of the training data: the file alone has them."""
+
+    rows: int
+    logits: list[list[float]]
+
+
+_SPEC_FIELDS: Any = {
+    name: (field.annotation, field) for name, field in AdapterSpec.model_fields.items()
+}
+# The file's spec, but for the texts of its probe.
+SpecShown = create_model(
+    "AdapterSpec",
+    __doc__="What an adapter is for and what it fits, as its file says.",
+    **{**_SPEC_FIELDS, "probe": (ProbeShown, ...)},
+)
+
+
 class AdapterDetail(AdapterInfo):
-    spec: AdapterSpec
+    spec: SpecShown  # type: ignore[valid-type]  # it is made of AdapterSpec's fields
     versions: list[VersionInfo]
 
 
-class Activation(BaseModel):
+class Activation(Strict):
     """The body of POST /adapters/{task}/activate."""
-
-    model_config = ConfigDict(extra="forbid")
 
     version: str = Field(
         min_length=1, max_length=64, description="A version or the beginning of one."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 from typing import Any
@@ -15,6 +16,8 @@ from service.http.schemas import (
     AdapterInfo,
     AdapterListed,
     Latency,
+    ProbeShown,
+    SpecShown,
     Storage,
     VersionInfo,
 )
@@ -49,7 +52,7 @@ def detailed(service: Service, entry: Entry) -> AdapterDetail:
         for v in entry.versions
     ]
     return AdapterDetail(
-        **_fields(service, entry), spec=_summary(service, entry).spec, versions=versions
+        **_fields(service, entry), spec=_spec(_summary(service, entry).spec), versions=versions
     )
 
 
@@ -76,17 +79,22 @@ def _fields(service: Service, entry: Entry) -> dict[str, Any]:
     }
 
 
+def _spec(spec: AdapterSpec) -> SpecShown:
+    fields = {name: getattr(spec, name) for name in type(spec).model_fields}
+    probe = ProbeShown(rows=len(spec.probe.inputs), logits=[list(row) for row in spec.probe.logits])
+    return SpecShown.model_construct(**{**fields, "probe": probe})
+
+
 def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
-    """What the trainer wrote into the file, as far as it is numbers: `training` is free text to the
-    format."""
+    """What the trainer wrote into the file, as far as it is finite numbers: to the format,
+    `training` is any JSON."""
     scores = spec.training.get("dev_scores")
-    named = scores.items() if isinstance(scores, dict) else ()
-    numbers = {
-        name: float(value)
-        for name, value in named
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+    found: dict[str, float] = {}
+    for name, value in scores.items() if isinstance(scores, dict) else ():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # an integer of 400 digits
+                found[name] = float(value)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _summary(service: Service, entry: Entry) -> Summary:

@@ -36,8 +36,8 @@ class Latencies:
 
 
 class _Ring:
-    """It grows up to `KEPT`, then the newest takes the oldest's place; in single precision, which
-    is a ten-millionth."""
+    """Up to `KEPT` values. When it is full, the newest value replaces the oldest. Values are in
+    single precision, whose error is a ten-millionth."""
 
     __slots__ = ("_next", "_seconds")
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import orjson
 import structlog
+
+# Control characters, line separators, and what turns the direction of writing.
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 
 
 def configure(level: str, form: str) -> None:
@@ -20,11 +25,12 @@ def configure(level: str, form: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
     ]
-    if not console:
-        shared.append(structlog.processors.format_exc_info)
+    if console:
+        shared.append(_printable)
     renderer: Any = (
-        structlog.dev.ConsoleRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if console
         else structlog.processors.JSONRenderer(serializer=_to_json)
     )
@@ -47,6 +53,20 @@ def configure(level: str, form: str) -> None:
     logging.getLogger("uvicorn.error").setLevel("WARNING")  # its start-up lines say less than ours
     for chatty in ("httpx2", "httpcore2", "asyncio", "python_multipart", "urllib3"):
         logging.getLogger(chatty).setLevel("WARNING")
+
+
+def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
+    """What a client sent must neither drive the terminal nor look like a line of its own: its
+    control characters become escapes. Only tracebacks keep their lines."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            lines = value.split("\n") if key == "exception" else [value]
+            event[key] = "\n".join(_CONTROL.sub(_escaped, line) for line in lines)
+    return event
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode()
 
 
 class _Writer:

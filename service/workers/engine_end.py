@@ -1,128 +1,161 @@
-"""Backend: the engine process's end of the wire to one front end, which is answered here."""
+"""The engine process's end of the wire to one front end."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import astuple
 from typing import Any
 
 import structlog
 
-from adapters.text import Tokens
-from service.batcher import Outcome
 from service.http.answers import at_fault, status_of
-from service.http.middleware import App, Message, Scope
-from service.predictor import Logits
+from service.http.middleware import App
 from service.refusals import Closed, QueueFull, Referred
 from service.service import Service
-from service.workers.relay import Relayed
-from service.workers.wire import Greeting, Wire
+from service.workers.messages import (
+    Admit,
+    AdmitResult,
+    Cancel,
+    Counted,
+    Greeting,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Received,
+    Refused,
+    RelayRequest,
+    Run,
+    RunResult,
+    Sent,
+    Tokenized,
+)
+from service.workers.relay import RelayedRequest
+from service.workers.wire import Wire
+
+PING_SECONDS = 1.0
+# A garbage collection or a crowded machine takes a front end's event loop a second or two. To kill
+# one breaks its clients' connections.
+MAX_PINGS_MISSED = 10
 
 log = structlog.get_logger("service")
 
 
-class Backend:
-    """It answers one front end, for as long as that one lives."""
+class EngineEnd:
+    """Answers one front end until it ends."""
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service
         self._wire = Wire()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._relayed: dict[int, Relayed] = {}
+        self._relayed: dict[int, RelayedRequest] = {}
+        self._ready = asyncio.Event()
+        self._ponged = False
 
     async def serve(
         self, front_end: socket.socket, greeting: Greeting, ready: Callable[[], None]
     ) -> None:
-        """Answer it from now on; `ready` is told once it serves. What it asked is given up when it
-        is gone."""
-        handlers: dict[str, Callable[..., None]] = {
-            "ready": ready,
-            "admit": self._admit,
-            "run": self._run,
-            "leave": self._leave,
-            "tokenized": self._service.tokenized,
-            "count": self._service.count,
-            "relay": self._relay,
-            "event": self._event,
-            "sent": self._sent,
+        """Greet the front end and answer it from now on. `ready` is called once it serves."""
+
+        def serves(_: Ready) -> None:
+            self._ready.set()
+            ready()
+
+        handlers: dict[type[Message], Callable[[Any], None]] = {
+            Ready: serves,
+            Pong: self._pong,
+            Admit: self._admit,
+            Run: self._run,
+            Cancel: self._cancel,
+            Tokenized: lambda message: self._service.tokenized(message.seconds),
+            Counted: lambda message: self._service.count(
+                message.tasks, message.status, message.seconds
+            ),
+            RelayRequest: self._relay,
+            Received: self._received,
+            Sent: self._sent,
         }
         await self._wire.attach(front_end, handlers, self._lost)
-        self._wire.send("greet", vars(greeting))
+        self._wire.send(greeting)
 
-    def _admit(self, number: int, task: str, version: str | None) -> None:
-        async def admitted() -> None:
-            adapter = await self._service.bring(
-                task, self._service.store.find(task, version).digest
-            )
-            self._wire.send("admitted", number, adapter.digest, astuple(adapter.signature))
+    async def unanswered(self) -> None:
+        """Wait until the front end, once it serves, has missed MAX_PINGS_MISSED pings in a row.
 
-        self._start(number, self._answered(number, admitted()))
+        The pings are counted, not the time: if this process was stopped, the answers that came
+        meanwhile are still to be read.
+        """
+        await self._ready.wait()
+        missed = 0
+        while missed < MAX_PINGS_MISSED:
+            self._ponged = False
+            self._wire.send(Ping())
+            await asyncio.sleep(PING_SECONDS)
+            missed = 0 if self._ponged else missed + 1
 
-    def _run(self, number: int, groups: list[Any]) -> None:
-        async def ran() -> None:
-            service, rows = self._service, []
-            for task, version, digest, tokens in groups:
-                if service.store.find(task, version).digest != digest:
+    def _pong(self, _: Pong) -> None:
+        self._ponged = True
+
+    def _admit(self, message: Admit) -> None:
+        async def admit() -> AdmitResult:
+            digest = self._service.store.find(message.task, message.version).digest
+            adapter = await self._service.bring(message.task, digest)
+            return AdmitResult(message.call, adapter.digest, adapter.signature)
+
+        self._start(message.call, self._answer(message.call, admit()))
+
+    def _run(self, message: Run) -> None:
+        async def run() -> RunResult:
+            rows = []
+            for group in message.groups:
+                if self._service.store.find(group.task, group.version).digest != group.digest:
                     raise Referred
-                adapter = await service.bring(task, digest)
-                rows += [
-                    (adapter, Tokens(ids, types, len(ids), mask=mask))
-                    for ids, types, mask in tokens
-                ]
-            self._wire.send("ran", number, *_told(await service.run(rows)))
+                adapter = await self._service.bring(group.task, group.digest)
+                rows += [(adapter, tokens) for tokens in group.tokens()]
+            return RunResult.of(message.call, await self._service.run(rows))
 
-        self._start(number, self._answered(number, ran()))
+        self._start(message.call, self._answer(message.call, run()))
 
-    def _relay(self, number: int, request_id: str, scope: Scope) -> None:
-        relayed = self._relayed[number] = Relayed(self._wire, number)
-        self._start(number, relayed.answer(self._app, request_id, scope))
+    def _relay(self, message: RelayRequest) -> None:
+        relayed = self._relayed[message.call] = RelayedRequest(self._wire, message.call)
+        self._start(message.call, relayed.answer(self._app, message.request_id, message.scope))
 
-    def _event(self, number: int, message: Message) -> None:
-        if number in self._relayed:  # else answered meanwhile
-            self._relayed[number].event(message)
+    def _received(self, message: Received) -> None:
+        if message.call in self._relayed:  # else the app has returned
+            self._relayed[message.call].received(message.message)
 
-    def _sent(self, number: int) -> None:
-        if number in self._relayed:
-            self._relayed[number].sent()
+    def _sent(self, message: Sent) -> None:
+        if message.call in self._relayed:
+            self._relayed[message.call].sent()
 
-    def _leave(self, number: int) -> None:
-        if number in self._tasks:  # else answered meanwhile
-            self._tasks[number].cancel()
+    def _cancel(self, message: Cancel) -> None:
+        if message.call in self._tasks:  # else it was answered before this came
+            self._tasks[message.call].cancel()
 
     def _lost(self) -> None:
         for task in self._tasks.values():
             task.cancel()
 
-    async def _answered(self, number: int, work: Coroutine[Any, Any, None]) -> None:
-        """Do it, or say why not. Only what a busy service answers is worth a name: all else (the
-        task is gone, its file is damaged, a batch failed) this process finds again when it is given
-        the whole request, and tells the client."""
+    async def _answer(self, call: int, work: Coroutine[Any, Any, AdmitResult | RunResult]) -> None:
+        """Send the result, or the refusal. Only what a busy service answers crosses the wire. The
+        front end relays the request for everything else (the task is gone, its file is damaged, a
+        batch failed): this process then finds the error again, and tells the client."""
+        answer: AdmitResult | RunResult | Refused
         try:
-            await work
-        except QueueFull as error:
-            self._wire.send("failed", number, QueueFull.__name__, error.retry_after)
-        except Closed:
-            self._wire.send("failed", number, Closed.__name__)
+            answer = await work
+        except (QueueFull, Closed) as error:
+            answer = Refused.of(call, error)
         except Exception as error:
-            # it may not happen a second time, and would leave no trace
+            # It may not happen a second time, and would then be seen nowhere.
             if not at_fault(status_of(error)):
-                log.warning("a request is answered anew, whole", error=repr(error))
-            self._wire.send("failed", number, Referred.__name__)
+                log.warning("a request failed; it is relayed and tried again", error=repr(error))
+            answer = Refused.of(call, Referred())
+        self._wire.send(answer)
 
-    def _start(self, number: int, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[number] = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda _: self._ended(number))
+    def _start(self, call: int, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks[call] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: self._ended(call))
 
-    def _ended(self, number: int) -> None:
-        del self._tasks[number]
-        self._relayed.pop(number, None)
-
-
-def _told(outcomes: list[Outcome[Logits]]) -> tuple[list[Any], list[Any]]:
-    """Of each row its logits, its wait and the number of its batch; of each batch what it was."""
-    batches = {id(outcome.batch): outcome.batch for outcome in outcomes}
-    numbers = {key: number for number, key in enumerate(batches)}
-    rows = [(outcome.value, outcome.queued, numbers[id(outcome.batch)]) for outcome in outcomes]
-    return rows, [(b.rows, b.tokens, b.tasks, b.started, b.seconds) for b in batches.values()]
+    def _ended(self, call: int) -> None:
+        del self._tasks[call]
+        self._relayed.pop(call, None)

@@ -3,9 +3,9 @@ it, with two file descriptors:
 
     python -m service.workers.front_end WIRE LISTENER
 
-It answers requests for predictions but for their rows, which the engine process runs. All others it
-relays, and so what it would refuse: only the engine process knows whether what this one remembers
-is still true.
+It answers predictions, whose rows the engine process runs. It relays every other request, and every
+prediction that it would refuse: what it remembers of a task may be out of date, so only the engine
+process can say what is wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 import uvloop
@@ -30,71 +31,96 @@ from service.http import answers
 from service.http.auth import Guard
 from service.http.middleware import (
     App,
-    Message,
+    OurHosts,
+    PlainPaths,
     Receive,
     RequestContext,
     Scope,
     Send,
     announced_bytes,
 )
-from service.http.protocol import Server, configured
 from service.http.routes.predict import predict
+from service.http.server import Config, Server
 from service.http.v2.routes import infer
-from service.refusals import BodyTooLarge
 from service.telemetry import logs
 from service.tokenizer import RequestTokenizer
+from service.workers.messages import (
+    AdmitResult,
+    AppReceive,
+    AppReturned,
+    AppSend,
+    BrokenWire,
+    Greeting,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    RunResult,
+)
 from service.workers.relay import Relay
-from service.workers.remote_predictor import Remote
-from service.workers.wire import BrokenWire, Greeting, Wire, greeted
+from service.workers.remote_predictor import RemotePredictor
+from service.workers.request_body import KeptBodies, RequestBody
+from service.workers.wire import Wire, read_greeting
 
-# for 503s to be written once the engine process is gone; what is still being sent cannot be
-# answered
+# Once the engine process has ended: time to write 503s. A request that is still being sent cannot
+# be answered.
 LOST_SECONDS = 1
+# Bodies beyond that, all of them together, are not kept; their requests are relayed.
+MAX_KEPT_BYTES = 64 << 20
 
 log = structlog.get_logger("service")
 
 
 def main(wire: int, listener: int) -> None:
-    """Serve until a signal, or until the engine process is gone."""
-    for asked in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again when it is done
-        signal.signal(asked, lambda *_: sys.exit(0))
+    """Serve until a signal, or until the engine process ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again when it has drained
+        signal.signal(number, lambda *_: sys.exit(0))
     with socket.socket(fileno=wire) as engine, socket.socket(fileno=listener) as clients:
         try:
-            greeting = greeted(engine)
-        except BrokenWire as error:  # the engine process was killed meanwhile
+            greeting = read_greeting(engine)
+        except BrokenWire as error:  # the engine process was killed before it sent one
             sys.exit(f"error: {error}")
         logs.configure(greeting.log_level, greeting.log_format)
         uvloop.run(serve(greeting, engine, clients))
 
 
 async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socket) -> None:
-    """Answer HTTP on one socket, with the help of the engine process at the other."""
-    wire, numbers = Wire(), itertools.count()
-    remote = Remote(
+    """Answer HTTP on one socket, with the engine process at the other."""
+    wire, calls = Wire(), itertools.count()
+    predictor = RemotePredictor(
         wire,
-        numbers,
+        calls,
         tokenizer=RequestTokenizer(
             Tokenizer.from_str(greeting.tokenizer), greeting.mask_token, greeting.max_wait_seconds
         ),
         max_inputs=greeting.max_inputs,
+        auto_truncate=greeting.auto_truncate,
         dtype=greeting.dtype,
     )
-    relay = Relay(wire, numbers)
-    app = front(remote, Guard(None, greeting.api_key), relay, greeting.max_body_bytes)
-    server = Server(configured(app, greeting.drain_seconds), lambda _: wire.send("ready"))
+    relay = Relay(wire, calls)
+    hosts = None if greeting.hosts is None else frozenset(greeting.hosts)
+    guard = Guard(None, greeting.api_key, hosts=hosts)
+    app = create_app(predictor, guard, relay, greeting.root_path, greeting.max_body_bytes)
+    server = Server(
+        Config(app, greeting.drain_seconds, greeting.connections), lambda: wire.send(Ready())
+    )
 
     def lost() -> None:
-        log.error("the engine process is gone; this front end stops", pid=os.getpid())
+        log.error("the engine process has ended; this front end stops", pid=os.getpid())
         server.config.timeout_graceful_shutdown = LOST_SECONDS
         server.should_exit = True
-        remote.lost()
+        predictor.lost()
         relay.lost()
 
-    handlers = {
-        "admitted": remote.answered,
-        "ran": remote.answered,
-        "failed": remote.failed,
-        "order": relay.order,
+    handlers: dict[type[Message], Callable[[Any], None]] = {
+        Ping: lambda _: wire.send(Pong()),
+        AdmitResult: predictor.answered,
+        RunResult: predictor.answered,
+        Refused: predictor.refused,
+        AppReceive: relay.next,
+        AppSend: relay.next,
+        AppReturned: relay.next,
     }
     await wire.attach(engine, handlers, lost)
     gc.collect()
@@ -102,81 +128,69 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     await server.serve(sockets=[clients])
 
 
-def front(remote: Remote, guard: Guard, relay: App, max_body_bytes: int) -> Starlette:
+def create_app(
+    predictor: RemotePredictor, guard: Guard, relay: App, root_path: str, max_body_bytes: int
+) -> Starlette:
     """The ASGI application."""
+    kept = KeptBodies(MAX_KEPT_BYTES)
 
-    def answering(answer: Callable[[Request], Awaitable[Response]]) -> _Prediction:
-        return _Prediction(answer, relay, max_body_bytes)
+    def prediction(answer: Callable[[Request], Awaitable[Response]]) -> _Prediction:
+        return _Prediction(answer, relay, max_body_bytes, kept)
 
     async def inferred(request: Request) -> Response:
         return await infer(request, request.path_params["task"], request.path_params.get("version"))
 
     app = Starlette(
         routes=[
-            Route("/predict", answering(predict)),
-            Route("/v2/models/{task}/infer", answering(inferred)),
-            Route("/v2/models/{task}/versions/{version}/infer", answering(inferred)),
+            Route("/predict", prediction(predict)),
+            Route("/v2/models/{task}/infer", prediction(inferred)),
+            Route("/v2/models/{task}/versions/{version}/infer", prediction(inferred)),
         ]
     )
     app.router.redirect_slashes = False
     app.router.default = relay
-    app.state.predictor, app.state.guard = remote, guard
+    app.state.predictor, app.state.guard = predictor, guard
     answers.install(app)
+    app.add_middleware(PlainPaths, root_path=root_path)
+    app.add_middleware(OurHosts, guard=guard)
     app.add_middleware(RequestContext)
     return app
 
 
 class _Prediction:
-    """An ASGI app: answers itself, or relays what it would refuse."""
+    """An ASGI app that answers a prediction, or relays what it would refuse."""
 
     def __init__(
-        self, answer: Callable[[Request], Awaitable[Response]], relay: App, max_body_bytes: int
+        self,
+        answer: Callable[[Request], Awaitable[Response]],
+        relay: App,
+        max_body_bytes: int,
+        kept: KeptBodies,
     ) -> None:
-        self._answer, self._relay, self._max_body_bytes = answer, relay, max_body_bytes
+        self._answer, self._relay = answer, relay
+        self._max_body_bytes, self._kept = max_body_bytes, kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST" or self._announces_more(scope):  # which must be refused unread
+        # A body that is announced as too large must be refused unread.
+        if scope["method"] != "POST" or (announced_bytes(scope) or 0) > self._max_body_bytes:
             await self._relay(scope, receive, send)
             return
-        heard = _Heard(receive, self._max_body_bytes)
+        with RequestBody(receive, self._max_body_bytes, self._kept) as body:
+            response = await self._answered(Request(scope, body, send))
+            if response is None:
+                await self._relay(scope, body.again, send)
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _answered(self, request: Request) -> Response | None:
+        """None where the request would be refused. In a function of its own, so that what has been
+        read of the request is released before it is relayed."""
         try:
-            response = await self._answer(Request(scope, heard, send))
+            return await self._answer(request)
         except Exception as error:
             if not answers.at_fault(answers.status_of(error)):
                 raise
-            await self._relay(scope, heard.again(), send)
-            return
-        await response(scope, receive, send)
-
-    def _announces_more(self, scope: Scope) -> bool:
-        announced = announced_bytes(scope)
-        return announced is not None and announced > self._max_body_bytes
-
-
-class _Heard:
-    """What a client sends, kept to be heard again: a body up to its limit."""
-
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._limit = receive, limit
-        self._messages: list[Message] = []
-        self._bytes = 0
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        self._messages.append(message)
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._limit:
-            raise BodyTooLarge(self._bytes, self._limit)
-        return message
-
-    def again(self) -> Receive:
-        """The same from its beginning, and then what follows."""
-        messages = iter(self._messages)
-
-        async def receive() -> Message:
-            return next(messages, None) or await self._receive()
-
-        return receive
+        return None
 
 
 if __name__ == "__main__":

@@ -1,40 +1,25 @@
-"""The address of several front ends: each listens on it by a socket of its own, over which the
-kernel spreads connections.
+"""The sockets of several front ends at one address: each listens on its own, and the kernel spreads
+the connections over them.
 
-On one shared socket whichever process wakes first would take a whole burst of them.
+On one shared socket, the process that wakes first would take a whole burst of connections.
 """
 
 from __future__ import annotations
 
 import socket
 
+from service.http.addresses import bound, bound_at
+
 
 def claimed(host: str, port: int) -> socket.socket:
-    """A place at an address that nobody else has; it never listens. Raises OSError, and
-    UnicodeError for what is no name."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # SO_REUSEPORT would share another one's
-    with _bound(family, (host, port), socket.SO_REUSEADDR) as alone:
+    """A socket that holds an address which no other service has. It never listens. Raises as
+    `bound` does."""
+    # bound alone first: SO_REUSEPORT would also share the address of another service
+    with bound(host, port) as alone:
         address = alone.getsockname()
-    return _bound(family, address, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+    return bound_at(alone.family, address, shared=True)
 
 
 def listener_at(place: socket.socket) -> socket.socket:
-    """A fresh socket to listen on there."""
-    return _bound(place.family, place.getsockname(), socket.SO_REUSEADDR, socket.SO_REUSEPORT)
-
-
-def _bound(
-    family: socket.AddressFamily, address: tuple[object, ...], *options: int
-) -> socket.socket:
-    bound = socket.socket(family)
-    try:
-        for option in options:
-            bound.setsockopt(socket.SOL_SOCKET, option, 1)
-        if family == socket.AF_INET6:  # as uvicorn: `::` is not 0.0.0.0 too
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(address)
-    except BaseException:
-        bound.close()
-        raise
-    return bound
+    """A new socket to listen on, at the address of a `claimed` one."""
+    return bound_at(place.family, place.getsockname(), shared=True)

@@ -1,11 +1,8 @@
-"""A whole request, from a front end to the engine process's app: ASGI's own messages over the wire,
-and two of ours.
+"""Requests that the engine process answers for a front end, whole. The app of the engine process
+runs there; its receive() and send() cross the wire, as `service.workers.messages` draws it.
 
-    relay.receive   the app asks what the client does: answered by an event
-    relay.end       the app is done
-
-Nothing is read ahead: a body's next piece comes when the app asks for it, and what it refuses
-unread is not read.
+Nothing is read ahead. The next piece of a body is read when the app asks for it, so a body that the
+app refuses unread is not read.
 """
 
 from __future__ import annotations
@@ -16,127 +13,135 @@ from collections.abc import Iterator
 
 import structlog
 
-from service.http.middleware import App, Message, Receive, Scope, Send
-from service.refusals import Closed
+from service.http.middleware import UPLOAD_PATH, App, Message, Receive, Scope, Send
+from service.refusals import Closed, OutcomeUnknown
+from service.workers.messages import (
+    AppReceive,
+    AppReturned,
+    AppSend,
+    Cancel,
+    Received,
+    RelayRequest,
+    Sent,
+)
 from service.workers.wire import Wire
 
 PIECE = 256 << 10  # bytes of a body in one message: a prediction on the same wire waits for no more
-# messages of one answer that are under way: the app waits for a client that reads slowly, as in one
-# process
+# Messages of one answer that may be on their way. The app waits for a client that reads slowly, as
+# it does in one process.
 AHEAD = 4
+# The keys of an ASGI scope that cross the wire.
 SCOPE = (
-    *(
-        "type",
-        "http_version",
-        "method",
-        "scheme",
-        "path",
-        "raw_path",
-        "query_string",
-        "root_path",
-        "headers",
-    ),
-    *("client", "server", "subprotocols"),
+    *("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("headers", "client", "server", "subprotocols"),
 )
+READS = ("GET", "HEAD", "OPTIONS")
 
 log = structlog.get_logger("service")
 
 
 class Relay:
-    """At the front end: an ASGI app that is the engine process's. Raises Closed once that process
-    is gone."""
+    """At the front end: an ASGI app that passes each request to the engine process's app.
 
-    def __init__(self, wire: Wire, numbers: Iterator[int]) -> None:
-        self._wire, self._numbers = wire, numbers
-        self._orders: dict[int, asyncio.Queue[Message]] = {}
+    Raises Closed if the engine process has ended; OutcomeUnknown if it ends during a write.
+    """
+
+    def __init__(self, wire: Wire, calls: Iterator[int]) -> None:
+        self._wire, self._calls = wire, calls
+        # None: the engine process has ended
+        self._waiting: dict[int, asyncio.Queue[AppReceive | AppSend | AppReturned | None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._wire.open:
             raise Closed
-        number = next(self._numbers)
-        self._orders[number] = asyncio.Queue()
-        request_id = structlog.contextvars.get_contextvars().get("request_id")
-        self._wire.send(
-            "relay", number, request_id, {name: scope[name] for name in SCOPE if name in scope}
-        )
+        call = next(self._calls)
+        self._waiting[call] = asyncio.Queue()
+        request_id = structlog.contextvars.get_contextvars()["request_id"]
+        carried = {name: scope[name] for name in SCOPE if name in scope}
+        self._wire.send(RelayRequest(call, request_id, carried))
         try:
-            await self._obey(number, receive, send)
+            if not await self._finished(call, receive, send):
+                raise OutcomeUnknown if _is_write(scope) else Closed
         except BaseException:
-            self._wire.send("leave", number)
+            self._wire.send(Cancel(call))
             raise
         finally:
-            del self._orders[number]
+            del self._waiting[call]
 
-    def order(self, number: int, message: Message) -> None:
-        """What the engine process's app does next."""
-        if number in self._orders:  # else given up
-            self._orders[number].put_nowait(message)
+    def next(self, message: AppReceive | AppSend | AppReturned) -> None:
+        """Handle what the app does next."""
+        if message.call in self._waiting:  # else the request was cancelled
+            self._waiting[message.call].put_nowait(message)
 
     def lost(self) -> None:
-        """The engine process is gone."""
-        for orders in self._orders.values():
-            orders.put_nowait({"type": "relay.lost"})
+        """The engine process has ended."""
+        for waiting in self._waiting.values():
+            waiting.put_nowait(None)
 
-    async def _obey(self, number: int, receive: Receive, send: Send) -> None:
-        async def hear() -> None:
-            self._wire.send("event", number, await receive())
+    async def _finished(self, call: int, receive: Receive, send: Send) -> bool:
+        """Do what the app asks until it has returned. False if the engine process ends first."""
 
-        async with contextlib.AsyncExitStack() as hearing:
+        async def receive_for_app() -> None:
+            self._wire.send(Received(call, dict(await receive())))
+
+        async with contextlib.AsyncExitStack() as receiving:
             while True:
-                message = await self._orders[number].get()
-                if message["type"] == "relay.receive":
-                    hearing.callback(asyncio.create_task(hear()).cancel)
-                elif message["type"] == "relay.lost":
-                    raise Closed
-                elif message["type"] == "relay.end":
-                    return
+                message = await self._waiting[call].get()
+                if isinstance(message, AppReceive):
+                    receiving.callback(asyncio.create_task(receive_for_app()).cancel)
+                elif isinstance(message, AppSend):
+                    await send(message.message)
+                    self._wire.send(Sent(call))
                 else:
-                    await send(message)
-                    self._wire.send("sent", number)
+                    return message is not None
 
 
-class Relayed:
-    """At the engine process: one such request."""
+class RelayedRequest:
+    """At the engine process: one request of a front end's relay."""
 
-    def __init__(self, wire: Wire, number: int) -> None:
-        self._wire, self._number = wire, number
-        self._events: asyncio.Queue[Message] = asyncio.Queue()
+    def __init__(self, wire: Wire, call: int) -> None:
+        self._wire, self._call = wire, call
+        self._received: asyncio.Queue[Message] = asyncio.Queue()
         self._asked = False
         self._room = asyncio.Semaphore(AHEAD)
 
     async def answer(self, app: App, request_id: str, scope: Scope) -> None:
-        """Let the app answer it. The front end has given it its id, and tells the log of it."""
+        """Let the app answer it. The front end gave it the id, and logs it."""
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await app({**scope, "asgi": {"version": "3.0"}}, self._receive, self._send)
         except Exception as error:
             log.error("the app failed on a request", exc_info=error)
-        self._order({"type": "relay.end"})
+        self._wire.send(AppReturned(self._call))
 
-    def event(self, message: Message) -> None:
-        """What the client does."""
+    def received(self, message: Message) -> None:
+        """Handle what receive() has returned at the front end."""
         self._asked = False
-        self._events.put_nowait(message)
+        self._received.put_nowait(message)
 
     def sent(self) -> None:
         """The client has room for one more message."""
         self._room.release()
 
     async def _receive(self) -> Message:
-        # a receive before this one may have been given up
-        if not self._asked and self._events.empty():
+        # The app may have given up waiting for an earlier receive(), which is still under way.
+        if not self._asked and self._received.empty():
             self._asked = True
-            self._order({"type": "relay.receive"})
-        return await self._events.get()
+            self._wire.send(AppReceive(self._call))
+        return await self._received.get()
 
     async def _send(self, message: Message) -> None:
         body = memoryview(message.get("body", b""))
         while len(body) > PIECE:
-            await self._room.acquire()
-            self._order({**message, "body": bytes(body[:PIECE]), "more_body": True})
+            await self._send_piece({**message, "body": bytes(body[:PIECE]), "more_body": True})
             body = body[PIECE:]
-        await self._room.acquire()
-        self._order({**message, "body": bytes(body)} if "body" in message else message)
+        await self._send_piece({**message, "body": bytes(body)} if "body" in message else message)
 
-    def _order(self, message: Message) -> None:
-        self._wire.send("order", self._number, message)
+    async def _send_piece(self, message: Message) -> None:
+        await self._room.acquire()
+        self._wire.send(AppSend(self._call, dict(message)))
+
+
+def _is_write(scope: Scope) -> bool:
+    """Whether a request may change the store; a prediction does not."""
+    return scope["method"] not in READS and scope["path"].startswith(UPLOAD_PATH)

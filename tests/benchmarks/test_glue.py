@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from typer.testing import CliRunner, Result
 
 from benchmarks.glue import cells
-from benchmarks.glue.__main__ import app
+from benchmarks.glue.__main__ import Place, app, load, run_cell
 from benchmarks.glue.contrasts import contrast, over_seeds, sign_flip
 from benchmarks.glue.data import sets_of
 from benchmarks.glue.protocol import METHODS, RATES, SEARCH_TASKS, STAGES, TASKS, Cell
@@ -119,12 +119,14 @@ def test_cells_are_run_once(data: Path, results: Path, bert_folder: Path) -> Non
 
 
 def test_workers(data: Path, results: Path, tmp_path: Path, bert_folder: Path) -> None:
-    """Cells that are run side by side in processes are those that one process runs."""
-    stage = ("--stages", "search-first", "--device", "cpu")
-    done = invoke(data, tmp_path, bert_folder, *stage, "--workers", "2")
+    """Cells that are run side by side in processes are those that one process runs, in order."""
+    lines = found(results)
+    jsonl(tmp_path / "cells.jsonl", lines[:-3])
+    stage = ("--stages", "1000-first-stsb", "--workers", "2")
+    done = invoke(data, tmp_path, bert_folder, *stage)
     assert done.exit_code == 0, done.output
-    assert [cell["metrics"] for cell in found(tmp_path)] == [
-        cell["metrics"] for cell in found(results) if cell["search"] is not None
+    assert [line | {"seconds": 0, "hardware": ""} for line in found(tmp_path)] == [
+        line | {"seconds": 0, "hardware": ""} for line in lines
     ]
 
 
@@ -159,6 +161,41 @@ def test_the_page(results: Path, tmp_path: Path) -> None:
         if cell["method"] == "adapter" and cell["search"] is None
     ]
     assert f"| 1,000 | stsb | adapter | {' '.join(f'{100 * score:.1f}' for score in own)} |" in page
+
+
+def test_the_last_epoch_is_the_cell_s(
+    data: Path, results: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    """Reading dev after every epoch changes nothing of a run: after the last one it has the score
+    of the run that reads it once; the page tells the best beside it."""
+    lines = [cell for cell in found(results) if cell["search"] is not None]
+    jsonl(tmp_path / "cells.jsonl", lines)
+    where = ["--glue-dir", str(data), "--results", str(tmp_path), "--backbone", str(bert_folder)]
+    done = CliRunner().invoke(app, ["best-epoch", *where])
+    assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(app, ["best-epoch", *where]).stdout == ""
+    place = Place(data, str(bert_folder), None)
+    backbone = load(place)
+    read = cells.read(tmp_path / "best_epoch.jsonl")
+    assert len(read) == 9
+    for line in read[:3]:
+        cell = Cell(line["task"], line["method"], 1000, 0)
+        once = run_cell(cell, line["recipe"]["learning_rate"], place, backbone)
+        assert len(line["by_epoch"]) == cell.recipe(1e-3).epochs
+        assert line["by_epoch"][-1] == once["score"]
+    assert render(tmp_path, tmp_path / "results.md").exit_code == 0
+    assert "| sst2 | adamix | " in (tmp_path / "results.md").read_text()
+
+
+def test_cells_again(data: Path, results: Path, bert_folder: Path, tmp_path: Path) -> None:
+    """Cells that are run again have the same digits; where one has not, the exit code says so."""
+    where = ["--glue-dir", str(data), "--backbone", str(bert_folder), "--count", "2"]
+    same = CliRunner().invoke(app, ["again", *where, "--results", str(results)])
+    assert (same.exit_code, same.stdout.count(": the same\n")) == (0, 2), same.output
+    lines = [line | {"metrics": {}} for line in found(results)]
+    jsonl(tmp_path / "cells.jsonl", lines)
+    other = CliRunner().invoke(app, ["again", *where, "--results", str(tmp_path)])
+    assert (other.exit_code, other.stdout.count(": another\n")) == (1, 2), other.output
 
 
 def test_no_cells(tmp_path: Path) -> None:

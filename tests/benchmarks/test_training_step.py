@@ -20,11 +20,18 @@ def test_a_measurement(tmp_path: Path, bert_folder: Path) -> None:
     result = CliRunner().invoke(app, [str(part) for option in options.items() for part in option])
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())
-    assert set(found["milliseconds_per_step"]) == {"adapter", "routed", "consistent"}
+    assert set(found["milliseconds_per_step"]) == {
+        "adapter",
+        "routed",
+        "consistent",
+        "control",
+        "corrected",
+    }
     assert set(found["tokens_per_second"]) == {"trainer", "longest", "maximum"}
     assert set(found["ratios"]) == {
         "routed / adapter",
         "consistent / adapter",
+        "corrected / control",
         "trainer / longest",
         "trainer / maximum",
     }

@@ -19,11 +19,12 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.classifier import collate, from_adapter
-from adapters.file import Adapter, parse
+from adapters.file import Adapter, parse, serialize
 from adapters.spec import Pooling
 from adapters.text import TextInput, Tokens, encode
 from service.engine.encoder import PackedEncoder
 from service.engine.engine import Engine
+from service.engine.kinds.bottleneck import Bottleneck, Bottlenecks
 from service.engine.linear import ROUND, blocks
 from service.engine.row import Row
 from service.engine.slots import Slots
@@ -390,6 +391,77 @@ def test_batch_mates_do_not_matter(
 @cache
 def _shared(backbone: Backbone) -> tuple[Engine, list[Adapter]]:
     return engine_of(backbone), adapters_of(backbone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_batch_mates_say_does_not_matter(dtype: torch.dtype, embedded: Backbone) -> None:
+    """A row's logits are the same to the bit whatever the other rows of its batch say, as long as
+    these have the same tasks and lengths."""
+    adapters = adapters_of(embedded)
+    engine = Engine(embedded, Slots(16, CPU, dtype), CPU, dtype)
+    lengths = [9, 33, 5, 5, 17, 2, 9, 40]
+    row = mixed(adapters, rows_of(embedded, lengths[:1]))[0]
+    answers = [
+        engine.run([row, *mixed(adapters, rows_of(embedded, lengths[1:], seed))])
+        for seed in (1, 2, 3)
+    ]
+    assert answers[0][0] == answers[1][0] == answers[2][0]
+    assert answers[0][1:] != answers[1][1:]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_batch_mates_in_half_precision(dtype: torch.dtype, embedded: Backbone) -> None:
+    """In half precision other rows, by their number and lengths, change a row's logits by less than
+    two steps of the largest."""
+    adapters = adapters_of(embedded)
+    engine = Engine(embedded, Slots(16, CPU, dtype), CPU, dtype)
+    rows = mixed(adapters, rows_of(embedded, [9, 33, 5, 17, 2, 40, 25, 7, 12, 3]))
+    together = torch.cat([torch.tensor(logits) for logits in engine.run(rows)])
+    alone = torch.cat([torch.tensor(engine.run([row])[0]) for row in rows])
+    step = torch.finfo(dtype).eps * max(1.0, alone.abs().max().item())
+    torch.testing.assert_close(together, alone, rtol=0.0, atol=2 * step)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bottleneck", [5, 16, 48])
+def test_a_bottleneck_s_sums_are_each_row_s_own(threads: int, bottleneck: int) -> None:
+    """What a bottleneck adds to a token is to the bit the same for any number of tokens beside it,
+    with one thread and with several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    d = 384
+    shapes = ((1, bottleneck, d), (1, bottleneck), (1, d, bottleneck), (1, d))
+    adapter = Bottleneck(*(torch.randn(shape) / shape[-1] ** 0.5 for shape in shapes), 0)
+    x = torch.randn(64, d)
+
+    def adapted(tokens: int) -> Tensor:
+        y = x[:tokens].clone()
+        Bottlenecks([adapter], [slice(0, tokens)], tokens).at(0)["feed_forward"](y, y)
+        return y
+
+    try:
+        wanted = adapted(64)
+        assert [n for n in range(1, 64) if not torch.equal(adapted(n), wanted[:n])] == []
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_an_adapter_that_overflows(dtype: torch.dtype, bert: Backbone) -> None:
+    """Rows of an adapter whose numbers overflow are not finite, and those of its batch mates are
+    what they are without it."""
+    huge, *others = adapters_of(bert)
+    tensors = {name: torch.full_like(t, 3e38) for name, t in huge.tensors.items()}
+    huge = parse(serialize(huge.spec, tensors))
+    tokens = rows_of(bert, [5, 5, 3, 9, 2, 3])
+    engine = Engine(bert, Slots(16, CPU, dtype), CPU, dtype)
+    rows = mixed([huge, *others], tokens)
+    for row, logits in zip(rows, engine.run(rows), strict=True):
+        if row.adapter is huge:
+            assert not torch.tensor(logits).isfinite().any()
+        else:
+            alone = torch.tensor(engine.run([row])[0])
+            torch.testing.assert_close(torch.tensor(logits), alone, rtol=0.01, atol=0.01)
 
 
 def test_two_versions_of_a_task(bert: Backbone) -> None:

@@ -318,6 +318,26 @@ FORMS: dict[str, tuple[dict[str, Any], int, str]] = {
         "fields",
     ),
     "activate neither": ({"files": {"file": b"a"}, "data": {"activate": "maybe"}}, 422, "maybe"),
+    "activate as a file": ({"files": {"activate": b"true"}}, 400, "no file 'file'"),
+    "the file as the body": (
+        {"content": b"abc", "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+        400,
+        "Content-Type is 'application/x-www-form-urlencoded'; expected multipart/form-data, as"
+        " curl -F file=@FILE sends it",
+    ),
+    "a charset that none is": (
+        {
+            "content": b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\na\r\n--x--\r\n',
+            "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+        },
+        400,
+        "form",
+    ),
+    "compressed": (
+        {"files": {"file": b"a"}, "headers": {"Content-Encoding": "gzip"}},
+        415,
+        "'gzip'",
+    ),
 }
 
 
@@ -328,6 +348,27 @@ def test_a_form_that_is_none_is_refused(case: str, client: httpx2.Client) -> Non
     answer = client.post("/adapters", **request)
     assert answer.status_code == status, answer.text
     assert word in answer.json()["error"]
+
+
+@pytest.mark.parametrize("activate", ["True", "TRUE", "False"])
+def test_activate_is_read_as_python_writes_it(
+    activate: str,
+    client: httpx2.Client,
+    adapter_bytes: Callable[..., bytes],
+    made: Callable[[str], str],
+) -> None:
+    """`activate` may be written in capitals, as clients do that format a boolean of Python."""
+    answer = upload(client, adapter_bytes(made("capital")), activate=activate)
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["version"] is None) == (activate == "False")
+
+
+def test_a_task_is_shown_without_the_texts_of_its_probe(client: httpx2.Client) -> None:
+    """The page of a task has the probe's logits and not its texts, which may be of a customer's
+    data."""
+    spec = client.get("/adapters/sst2").json()["spec"]
+    assert set(spec["probe"]) == {"rows", "logits"}
+    assert spec["probe"]["rows"] == len(spec["probe"]["logits"]) > 0
 
 
 def test_unknown_names_are_explained(client: httpx2.Client) -> None:
@@ -347,7 +388,6 @@ def test_a_page_of_another_site_cannot_write(
 ) -> None:
     """Where no key is asked, a browser's request from a foreign page is refused all the same."""
     for headers in (
-        {"Host": "rebound.example"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://["},
@@ -409,6 +449,7 @@ def test_the_list_with_details(
     """`details` adds each task's requests since the start, the latency of its answers and the
     file's dev scores, as far as they are numbers."""
     scores = {"accuracy": 0.875, "f1": 1, "note": "good", "sure": True, "lists": [1]}
+    scores["huge"] = 10**400
     spec, tensors, _ = random_adapter(embedded, made("scored"), ["no", "yes"])
     spec = spec.model_copy(update={"training": {"dev_scores": scores}})
     assert upload(client, serialize(spec, tensors)).status_code == 201

@@ -27,6 +27,13 @@ def test_hugging_faces_client_classifies(server: Server) -> None:
     assert best.label == answer[0].label
 
 
+def test_hugging_faces_client_cuts_and_asks_for_more_labels_than_there_are(server: Server) -> None:
+    """InferenceClient cannot say `truncate`: the address can. Its `top_k` may exceed the labels."""
+    client = InferenceClient(model=f"{server.url}/predict?task=sst2&truncate=true")
+    answer = client.text_classification("a good film " * 500, top_k=5)
+    assert {element.label for element in answer} == {"negative", "positive"}
+
+
 def test_text_embeddings_inferences_forms(server: Server) -> None:
     """The request forms of text-embeddings-inference's /predict are understood: a pair, a batch,
     raw scores."""

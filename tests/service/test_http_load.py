@@ -127,7 +127,7 @@ def test_more_tasks_than_slots_still_answer(slots: int, filled_store: Path, serv
     calls += [("?task=sst2", [some_inputs(rng, "sst2") for _ in range(8)]) for _ in range(9)]
     rng.shuffle(calls)
     with (
-        running(filled_store, slots=slots) as few,
+        running(filled_store, read_only=True, slots=slots) as few,
         few.client() as crowded,
         server.client() as roomy,
     ):
@@ -160,7 +160,7 @@ def test_more_tasks_than_slots_still_answer(slots: int, filled_store: Path, serv
 def test_rows_of_clients_that_left_are_dropped(filled_store: Path) -> None:
     """A client that leaves, on /predict or on infer, frees its place in the queue and is counted as
     cancelled."""
-    with running(filled_store, max_batch_tokens=64, max_inputs=512) as server:
+    with running(filled_store, read_only=True, max_batch_tokens=64, max_inputs=512) as server:
         texts = ["good " * 60] * 400
         tensor = {"name": "text", "shape": [400], "datatype": "BYTES", "data": texts}
         for path, body in (

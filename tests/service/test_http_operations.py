@@ -255,7 +255,9 @@ def test_overload_answers_429_and_recovers(filled_store: Path) -> None:
     """More rows than the queue holds are refused with 429 and Retry-After, counted, and the rest is
     answered."""
     with (
-        running(filled_store, max_queue_rows=4, max_inputs=4, max_batch_tokens=16) as server,
+        running(
+            filled_store, read_only=True, max_queue_rows=4, max_inputs=4, max_batch_tokens=16
+        ) as server,
         server.client() as client,
     ):
         together = threading.Barrier(16)
@@ -325,7 +327,8 @@ def test_an_adapter_of_another_backbone_is_refused_each_time(
     read or in memory, and each is counted as a failed load."""
     spec, tensors, _ = random_adapter(embedded, "sst2", **TASKS["sst2"])
     other = spec.backbone.model_copy(update={"fingerprint": "0" * 64})
-    Store(tmp_path / "store").put(serialize(spec.model_copy(update={"backbone": other}), tensors))
+    data = serialize(spec.model_copy(update={"backbone": other}), tensors)
+    Store(tmp_path / "store").put(parse(data))
     with running(tmp_path / "store") as server, server.client() as client:
         for _ in range(3):
             answer = client.post("/predict?task=sst2", json=FILM)
@@ -385,7 +388,7 @@ def test_no_accepted_request_is_lost_when_stopping(filled_store: Path) -> None:
                 if len(answered) > 50:
                     enough.set()
 
-    with running(filled_store, log_level="debug") as server:
+    with running(filled_store, read_only=True, log_level="debug") as server:
         with ThreadPoolExecutor(16) as pool:
             workers = [pool.submit(call_until_refused, server, worker) for worker in range(16)]
             assert enough.wait(timeout=60)

@@ -31,7 +31,7 @@ def test_every_part_is_there(client: httpx2.Client) -> None:
     host."""
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
     pages = client.get("/").text + client.get("/docs").text
-    named = set(re.findall(r'/static/([^"]+)"', pages))
+    named = set(re.findall(r'"static/([^"]+)"', pages))
     assert named == {path.name for path in STATIC.iterdir()} - {"index.html", "docs.html"}
     for name in named:
         answer = client.get(f"/static/{name}")

@@ -19,8 +19,8 @@ from adapters.file import load
 from tests.adapters.test_prompt import PAIR, with_template
 from tests.service.conftest import running
 from tests.tiny import random_adapter, reference_logits
+from tests.training.test_label_words import PROMPT, WORDS, folder_of, masked_lm_logits, train
 from tests.training.test_training_cli import ROWS, jsonl
-from tests.training.test_words import PROMPT, WORDS, folder_of, masked_lm_logits, train
 
 PAIRS = [("a good film", "the plot"), ("red", "it was very very bad")]
 

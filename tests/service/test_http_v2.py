@@ -426,9 +426,8 @@ REFUSED: dict[str, tuple[str, Any, int, list[str]]] = {
         422,
         ["'label'", "twice"],
     ),
-    "no class": ("sst2", classes(0), 422, ["'logits'", "0", "1 to 2"]),
-    "a negative class": ("sst2", classes(-1), 422, ["'logits'", "-1", "1 to 2"]),
-    "too many classes": ("sst2", classes(3, "score"), 422, ["'score'", "3", "1 to 2"]),
+    "no class": ("sst2", classes(0), 422, ["classification is 0", "greater than or equal to 1"]),
+    "a negative class": ("sst2", classes(-1), 422, ["classification is -1", "or equal to 1"]),
     "classes that are no number": (
         "sst2",
         classes("all"),

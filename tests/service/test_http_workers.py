@@ -4,6 +4,7 @@ has reached."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,13 +22,16 @@ import httpx2
 import psutil
 import pytest
 
-from service.refusals import QueueFull
+from service.refusals import OutcomeUnknown, QueueFull
+from service.workers.front_end import MAX_KEPT_BYTES
 from tests.service.conftest import Server, running
+from tests.service.sockets import answers, connected, exchange
 from tests.service.test_http_operations import value
 
 FILM = {"inputs": "it is a good film"}
 PAIR = {"text": "somebody eats", "text_pair": "it was not very good"}
 LONG = "the film is not very good and the plot was awful but it is great in red and blue " * 12
+LARGE = 16 << 20
 MANY = {"inputs": ["good " * 50] * 64}  # most of a second's work
 TENSOR = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "naïve 电影"]}
 BINARY = {"inputs": [TENSOR], "parameters": {"binary_data_output": True}}
@@ -168,7 +172,7 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a pair too much": ("POST", "/predict?task=sst2", {"json": {"inputs": PAIR}}),
     "a pair too few": ("POST", "/predict?task=mrpc", {"json": FILM}),
     "a control character": ("POST", "/predict?task=sst2", {"json": {"inputs": "a\u0001"}}),
-    "a top_k": ("POST", "/predict?task=sst2", {"json": FILM | {"parameters": {"top_k": 3}}}),
+    "a top_k": ("POST", "/predict?task=sst2", {"json": FILM | {"parameters": {"top_k": 0}}}),
     "too long": ("POST", "/predict?task=sst2", {"json": {"inputs": LONG}}),
     "too many": ("POST", "/predict?task=sst2", {"json": {"inputs": ["a"] * 65}}),
     "too many windows": (
@@ -193,6 +197,8 @@ REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no path": ("POST", "/", {"json": FILM}),
     "a tensor": ("POST", "/v2/models/sst2/infer", {"json": {"inputs": [TENSOR | {"shape": [3]}]}}),
     "a model": ("POST", "/v2/models/sst/infer", {"json": {"inputs": [TENSOR]}}),
+    "a task that is no UTF-8": ("POST", "/predict?task=%ED%A0%80", {"json": FILM}),
+    "a model that is no UTF-8": ("POST", "/v2/models/%ED%A0%80/infer", {"json": {}}),
     "a model's version": (
         "POST",
         "/v2/models/sst2/versions/beef/infer",
@@ -435,22 +441,56 @@ def test_memory(workers: Server, clients: list[httpx2.Client]) -> None:
         assert front_end.memory_full_info().pss < backbone
 
 
-def test_a_front_end_that_dies_is_started_anew(workers: Server) -> None:
-    """The others answer meanwhile, the log says so, and then there are as many as before."""
-    before = front_ends(workers)
-    killed, other = before
+def replacement_of(workers: Server, ended: psutil.Process, other: psutil.Process) -> psutil.Process:
+    """The front end that was started for one that has ended; the other one answers meanwhile."""
     with client_of(workers, other) as client:
-        killed.kill()
         for _ in range(20_000):
             assert client.post("/predict?task=sst2", json=FILM).status_code == 200
             now = front_ends(workers)
-            if len(now) == 2 and killed not in now and "a front end ended" in str(workers.lines):
+            if len(now) == 2 and ended not in now and ended_lines(workers, ended):
                 break
-        (new,) = set(now) - {other}
-    with client_of(workers, new) as client:
+    (new,) = set(now) - {other}
+    return new
+
+
+def ended_lines(workers: Server, front_end: psutil.Process) -> list[dict[str, Any]]:
+    """What the log has of a front end's end."""
+    return [
+        line
+        for line in list(workers.lines)
+        if line["event"] == "a front end ended; another one is started"
+        and line["pid"] == front_end.pid
+    ]
+
+
+def test_a_front_end_that_dies_is_replaced(workers: Server) -> None:
+    """The others answer meanwhile, the log says so, and then there are as many as before."""
+    killed, other = front_ends(workers)
+    killed.kill()
+    with client_of(workers, replacement_of(workers, killed, other)) as client:
         assert client.post("/predict?task=sst2", json=FILM).status_code == 200
-    (line,) = [line for line in workers.lines if line["event"].startswith("a front end ended")]
-    assert (line["pid"], line["exit_code"]) == (killed.pid, -signal.SIGKILL)
+    (line,) = ended_lines(workers, killed)
+    assert line["exit_code"] == -signal.SIGKILL
+
+
+def test_a_front_end_that_is_stopped_is_replaced(workers: Server) -> None:
+    """A front end that does not answer pings is killed and replaced. So its clients do not wait for
+    ever, and the log says why their connections broke."""
+    stopped, other = front_ends(workers)
+    with client_of(workers, stopped) as client:
+        stopped.suspend()
+        with pytest.raises(httpx2.NetworkError):
+            client.post("/predict?task=sst2", json=FILM)
+    with client_of(workers, replacement_of(workers, stopped, other)) as client:
+        assert client.post("/predict?task=sst2", json=FILM).status_code == 200
+    (line,) = ended_lines(workers, stopped)
+    assert line["exit_code"] == -signal.SIGKILL
+    (line,) = [
+        line
+        for line in workers.lines
+        if line["event"] == "a front end does not answer; it is killed"
+    ]
+    assert (line["pid"], line["seconds"]) == (stopped.pid, 10)
 
 
 def test_a_front_end_that_cannot_start(tmp_path: Path) -> None:
@@ -505,10 +545,9 @@ def test_keys_and_load(filled_store: Path, tmp_path: Path) -> None:
             answers = list(pool.map(call, range(16)))
         assert {answer.status_code for answer in answers} == {200, 429}
         busy = [answer for answer in answers if answer.status_code == 429]
-        expected = {"error": str(QueueFull()), "error_type": "QueueFull"}
-        assert all(
-            answer.json() == expected and answer.headers["Retry-After"] == "1" for answer in busy
-        )
+        for answer in busy:
+            expected = str(QueueFull(int(answer.headers["Retry-After"])))
+            assert answer.json() == {"error": expected, "error_type": "QueueFull"}
         overloaded = value(
             client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="overloaded"
         )
@@ -580,6 +619,121 @@ def test_kill_9(filled_store: Path, tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(processes, timeout=15)  # half of what SIGTERM would wait
         assert alive == []
     assert ends == [503, 503]
+
+
+def test_a_write_under_way_when_the_engine_process_dies(
+    filled_store: Path, tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """A write that the engine process has begun to read when it is killed is answered with a
+    sentence that says that its outcome is unknown, and how to see it. What changes nothing is
+    answered that the service stops. So it is also under a prefix."""
+    shutil.copytree(filled_store, tmp_path / "store")
+    upload = httpx2.Request(
+        "POST", "http://localhost/adapters", files={"file": adapter_bytes("new")}
+    )
+    body = upload.read()
+    asked = {
+        "OutcomeUnknown": (b"/ml/adapters", upload.headers["Content-Type"]),
+        "Stopping": (b"/ml/v2/repository/index", "application/json"),
+    }
+    with (
+        running(tmp_path / "store", workers=2, root_path="/ml") as server,
+        contextlib.ExitStack() as stack,
+    ):
+        waiting = {}
+        for error_type, (path, content_type) in asked.items():
+            connection = waiting[error_type] = stack.enter_context(connected(server))
+            connection.sendall(
+                b"POST %b HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+                b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n"
+                % (path, content_type.encode(), len(body))
+            )
+            # the engine process's app asks for the body
+            assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(body[: len(body) // 2])
+        server.stop(signal.SIGKILL)
+        found = {error_type: answers(connection) for error_type, connection in waiting.items()}
+    for error_type, (answer,) in found.items():
+        assert (answer.status, answer.error_type) == (503, error_type)
+    (unknown,) = found["OutcomeUnknown"]
+    assert json.loads(unknown.body)["error"] == str(OutcomeUnknown())
+    assert "GET /adapters/{task}" in str(OutcomeUnknown())
+
+
+@pytest.fixture(scope="module")
+def impatient(filled_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two front ends that wait for nobody for longer than two seconds, and take large bodies."""
+    store = tmp_path_factory.mktemp("impatient") / "store"
+    shutil.copytree(filled_store, store)
+    limits = {"header_seconds": 1, "body_seconds": 1, "keep_alive_seconds": 2}
+    with running(store, workers=2, max_body_bytes=LARGE, **limits) as server:
+        yield server
+
+
+HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+SMUGGLED = b"DELETE /adapters/sst2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LIMITED: dict[str, tuple[bytes, list[int]]] = {
+    "half a head": (HEALTH, [408]),
+    "half a body": (HEAD % (b"/predict?task=sst2", 100) + b"\r\nabc", [408]),
+    "half a body that is relayed": (
+        HEAD % (b"/adapters", 100) + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b",
+        [408],
+    ),
+    "no next request": (HEALTH + b"\r\n", [200]),
+    "a large header": (HEALTH + b"X: " + b"x" * (96 << 10), [431]),
+    "many headers": (HEALTH + b"X: x\r\n" * 200 + b"\r\n", [431]),
+    "a long URL": (b"GET /" + b"x" * (33 << 10), [414]),
+    "an upgrade": (
+        HEAD % (b"/predict?task=sst2", len(SMUGGLED))
+        + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        + SMUGGLED,
+        [400],
+    ),
+    "no host": (b"GET /health HTTP/1.1\r\n\r\n", [400]),
+}
+
+
+def test_limits_of_a_connection(impatient: Server) -> None:
+    """A front end holds the limits of time and size of every connection, as one process does, be a
+    request its own or relayed."""
+    sent = [what for what in LIMITED for _ in range(4)]  # so that each front end has some
+    with ThreadPoolExecutor(len(sent)) as pool:  # most wait for a time-out
+        found = list(pool.map(lambda what: exchange(impatient, LIMITED[what][0]), sent))
+    statuses = [
+        (what, [each.status for each in answer]) for what, answer in zip(sent, found, strict=True)
+    ]
+    assert statuses == [(what, LIMITED[what][1]) for what in sent]
+
+
+def test_bodies_that_do_not_end(impatient: Server) -> None:
+    """However many bodies clients begin to send, a front end keeps at most MAX_KEPT_BYTES of them,
+    and answers others meanwhile."""
+    before = [front_end.memory_info().rss for front_end in front_ends(impatient)]
+    port = urlsplit(impatient.url).port or 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(5 * MAX_KEPT_BYTES // LARGE):
+            connection = stack.enter_context(connected(impatient))
+            connection.sendall(HEAD % (b"/predict?task=sst2", LARGE) + b"\r\n" + b"x" * (LARGE - 1))
+        while unread(port):  # a front end has not read what the kernel has
+            pass
+        after = [front_end.memory_info().rss for front_end in front_ends(impatient)]
+        for _ in range(8):
+            with impatient.client() as client:
+                assert client.post("/predict?task=sst2", json=FILM).status_code == 200
+    grown = [now - then for now, then in zip(after, before, strict=True)]
+    # all bodies together are 5 times as much: one front end has at least 2.5 times
+    assert max(grown) < 1.5 * MAX_KEPT_BYTES
+
+
+def unread(port: int) -> int:
+    """The bytes that have come to a port of this machine and that no process has read."""
+    found = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, _, queues, *_ = line.split()
+        if int(local.partition(":")[2], 16) == port:
+            found += int(queues.partition(":")[2], 16)
+    return found
 
 
 def test_traces_want_one_process(tmp_path: Path) -> None:

@@ -106,6 +106,20 @@ def test_batch_mates_do_not_matter(lengths: list[int], data: st.DataObject, bert
         torch.testing.assert_close(torch.tensor(together[place]), alone, rtol=1e-6, atol=1e-6)
 
 
+def test_batch_mates_do_not_matter_to_several_threads(embedded: Backbone) -> None:
+    """With two threads too, no rounding flips where other rows join a row's batch."""
+    rows = dealt(embedded, rows_of(embedded, [5, 9, 7, 25, 2, 11, 30, 6, 3, 10]))
+    engine, before = engine_of(embedded), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = engine.run(rows)
+        alone = [engine.run([row])[0] for row in rows]
+    finally:
+        torch.set_num_threads(before)
+    for found, wanted in zip(together, alone, strict=True):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("lowest", [None, -0.17, 0.0])
 def test_a_layer(lowest: float | None) -> None:
     """A quantised layer is within two hundredths of the float32 one, whatever the rows' and the

@@ -92,11 +92,11 @@ def test_the_pod_starts_beside_its_service(tmp_path: Path) -> None:
 def test_white_space_at_the_ends_is_no_part_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key, a path and a number that end in a newline, as a secret made of a file does, are those
     without it."""
-    for name, value in (("API_KEY", "secret\n"), ("STORE", " /data\r\n"), ("SLOTS", "7\n")):
+    for name, value in (("API_KEY", "a-secret\n"), ("STORE", " /data\r\n"), ("SLOTS", "7\n")):
         monkeypatch.setenv(f"ADAMIX_{name}", value)
     settings = read_settings()
     assert settings.api_key is not None
-    assert settings.api_key.get_secret_value() == "secret"
+    assert settings.api_key.get_secret_value() == "a-secret"
     assert (settings.store, settings.slots) == (Path("/data"), 7)
 
 

@@ -91,7 +91,7 @@ def send_traffic(server: Server) -> None:
 def watched(filled_store: Path) -> Iterator[Server]:
     """A server whose numbers are counted, with traffic before the first scrape: a rate begins at a
     series' first value."""
-    with running(filled_store) as server:
+    with running(filled_store, read_only=True) as server:
         send_traffic(server)
         yield server
 

@@ -30,16 +30,17 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]
     certificate, key = folder / "adamix.crt", folder / "adamix.key"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-nodes", "-days", "1", "-subj", "/CN=adamix",
          "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
         check=True, capture_output=True,
     )  # fmt: skip
-    with running(folder / "store", admin_key=ADMIN_KEY, api_key=API_KEY) as server:
+    keys = {"admin_key": ADMIN_KEY, "api_key": API_KEY}
+    with running(folder / "store", allowed_hosts="adamix.example.com", **keys) as server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         text = CONFIGURATION.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
         text = text.replace("listen 443", f"listen 127.0.0.1:{port}")
-        text = re.sub(r"\n *listen \[::\].*", "", text).replace("adamix.example.com", "localhost")
+        text = re.sub(r"\n *listen \[::\].*", "", text)
         text = text.replace("/etc/nginx/", f"{folder}/")
         written = folder / "nginx.conf"
         written.write_text(
@@ -56,7 +57,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]
                 base_url=f"https://localhost:{port}",
                 verify=trusted,
                 timeout=60,
-                headers={"Authorization": f"Bearer {API_KEY}"},
+                headers={"Authorization": f"Bearer {API_KEY}", "Host": "adamix.example.com"},
             )
         finally:
             subprocess.run([*nginx, "-s", "stop"], capture_output=True, check=True)
@@ -96,6 +97,12 @@ def test_no_upgrade_passes(proxied: httpx2.Client) -> None:
     assert (answer.status_code, answer.json()["error_type"]) == (404, "UnknownTask")
 
 
+def test_another_name_is_refused(proxied: httpx2.Client) -> None:
+    """A request for a name that the service was not told of is refused by it."""
+    answer = proxied.get("/health", headers={"Host": "rebound.example.net"})
+    assert (answer.status_code, answer.json()["error_type"]) == (403, "ForeignHost")
+
+
 def test_metrics_stay_inside(proxied: httpx2.Client) -> None:
     """The world may ask for health, but not for metrics."""
     assert proxied.get("/health").status_code == 200
@@ -103,7 +110,10 @@ def test_metrics_stay_inside(proxied: httpx2.Client) -> None:
 
 
 def test_the_proxy_takes_what_the_service_takes() -> None:
-    """nginx's limit of a body is the service's of an upload, and a form around it."""
+    """nginx's limit of a body is the service's of an upload, and a form around it; its idle
+    connections end before the service ends them."""
     (mebibytes,) = re.findall(r"client_max_body_size (\d+)m;", CONFIGURATION)
     limit = Settings.model_fields["max_upload_bytes"].default
     assert limit < int(mebibytes) << 20 < limit + (2 << 20)
+    (seconds,) = re.findall(r" keepalive_timeout (\d+)s;", CONFIGURATION)
+    assert int(seconds) < Settings.model_fields["keep_alive_seconds"].default

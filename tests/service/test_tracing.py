@@ -76,7 +76,7 @@ def traced(filled_store: Path, collector: Collector) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-        with running(filled_store, tracing=True, max_batch_tokens=16) as server:
+        with running(filled_store, read_only=True, tracing=True, max_batch_tokens=16) as server:
             yield server
 
 
@@ -187,7 +187,7 @@ def test_spans_are_sent_before_the_end(
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     trace = "f" * 32
-    with running(filled_store, tracing=True) as server:
+    with running(filled_store, read_only=True, tracing=True) as server:
         assert ask(server, trace=trace) == 200
         assert server.stop() == 0
     assert len(collector.trace(trace, 4)) == 4

@@ -1,22 +1,70 @@
-"""The wire between processes: messages come whole however their bytes are cut, and what is no
-message ends it."""
+"""The wire between two processes: messages arrive whole however their bytes are cut, and what is no
+message ends the wire."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
-from itertools import count, pairwise
-from typing import Any
+import time
+from dataclasses import is_dataclass, replace
+from itertools import accumulate, count, pairwise
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-import msgpack
+import msgspec
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.workers import wire
-from service.workers.relay import AHEAD, Relay, Relayed
-from service.workers.wire import BrokenWire, Greeting, Messages, Wire, greeted
+from adapters.text import Tokens
+from service.batcher import BatchReport, Outcome
+from service.http.connections import ConnectionSettings
+from service.predictor import Admitted, Signature
+from service.refusals import Closed, QueueFull, Referred
+from service.workers import engine_end, wire
+from service.workers.engine_end import MAX_PINGS_MISSED, EngineEnd
+from service.workers.messages import (
+    AppReceive,
+    AppReturned,
+    AppSend,
+    BrokenWire,
+    Counted,
+    Greeting,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    RelayRequest,
+    RowGroup,
+    Run,
+    RunResult,
+    Sent,
+    Tokenized,
+    packed,
+)
+from service.workers.relay import AHEAD, Relay, RelayedRequest
+from service.workers.wire import LENGTH_BYTES, MessageReader, Wire, read_greeting
 
+SIGNATURE = Signature("sst2", ("no", "yes"), "regression", True, 64, None)
+GREETING = Greeting(
+    tokenizer="x" * 300_000,
+    mask_token="[MASK]",
+    api_key=None,
+    dtype="float32",
+    max_inputs=256,
+    auto_truncate=False,
+    hosts=["adamix.example"],
+    root_path="/ml",
+    max_body_bytes=1 << 20,
+    max_wait_seconds=1.5,
+    drain_seconds=30,
+    log_level="info",
+    log_format="json",
+    connections=ConnectionSettings(header_seconds=0.5, max_connections=7),
+)
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -29,108 +77,205 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-MESSAGE = st.builds(
-    lambda kind, rest: [kind, *rest], st.text(max_size=8), st.lists(VALUES, max_size=4)
-)
+OBJECT = st.dictionaries(st.text(max_size=4), VALUES, max_size=4)
+# NaNs do not equal themselves, and msgpack's integers have 64 bits.
+FIELDS: dict[object, st.SearchStrategy[Any]] = {
+    int: st.integers(-(2**63), 2**63 - 1),
+    float: st.floats(allow_nan=False),
+    dict[str, Any]: OBJECT,
+}
+
+
+def drawn(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of a field's type."""
+    if kind in FIELDS:
+        return FIELDS[kind]
+    if is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        hints = get_type_hints(kind)
+        return st.builds(kind, **{name: drawn(hint) for name, hint in hints.items()})
+    if get_origin(kind) is list:
+        return st.lists(drawn(get_args(kind)[0]), max_size=3)
+    if get_origin(kind) is UnionType:
+        return st.one_of(*map(drawn, get_args(kind)))
+    return st.from_type(kind)
+
+
+MESSAGE = drawn(Message)
+
+
+def framed(data: bytes) -> bytes:
+    """With its length in front."""
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+def on_the_wire(message: Message) -> bytes:
+    return framed(packed(message))
 
 
 @given(st.lists(MESSAGE, max_size=6), st.lists(st.integers(0, 2000)))
-def test_messages_cut_anywhere(messages: list[list[Any]], cuts: list[int]) -> None:
-    """Messages are read as they were sent, one by one as their last bytes come, wherever the bytes
+def test_messages_cut_anywhere(messages: list[Message], cuts: list[int]) -> None:
+    """Every message is read as it was sent, as soon as its last byte has come, wherever the bytes
     are cut."""
-    data = b"".join(map(msgpack.packb, messages))
+    ends = list(accumulate(len(on_the_wire(message)) for message in messages))
+    data = b"".join(map(on_the_wire, messages))
     bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    reader, found = Messages(), []
+    reader, found = MessageReader(), list[Message]()
     for start, end in pairwise(bounds):
         found += reader.read(data[start:end])
-        whole = msgpack.Unpacker()
-        whole.feed(data[:end])
-        assert len(found) == len(list(whole))
+        assert len(found) == sum(last <= end for last in ends)
     assert found == messages
 
 
 @given(st.binary(min_size=1))
 def test_garbage(data: bytes) -> None:
-    """Bytes that nobody packed are either the beginning of a message, a message, or refused:
-    nothing else is raised."""
+    """Bytes that nobody packed are the beginning of a message, or are refused; whole ones are
+    refused."""
     try:
-        messages = list(Messages().read(data))
+        messages = MessageReader().read(data)
     except BrokenWire:
         return
-    assert all(isinstance(message, list) and isinstance(message[0], str) for message in messages)
+    assert messages == []
+    with pytest.raises(BrokenWire):
+        MessageReader().read(framed(data))
 
 
-@pytest.mark.parametrize("packed", [1, "run", [], [1, "run"], {"run": 1}, b"run"])
-def test_what_is_no_message(packed: object) -> None:
-    """A value of msgpack that is no list with a kind is refused, by its type."""
-    with pytest.raises(BrokenWire, match="expected a list that begins with its kind"):
-        Messages().read(msgpack.packb(packed))
+NO_MESSAGES: dict[str, tuple[object, str]] = {
+    "a number": (1, "Expected `array`, got `int`"),
+    "nothing": ([], "Expected `array` of at least length 1"),
+    "a number for a kind": ([1, {}], "Expected `str`"),
+    "a kind that is none": (["Count", ["sst2"], 200, 0.5], "Invalid value 'Count'"),
+    "a field too few": (["Counted", ["sst2"], 200], "at least length 4, got 3"),
+    "a field too many": (
+        ["Counted", ["sst2"], 200, 0.5, 1],
+        "Expected `array` of at most",
+    ),
+    "another type": (["Counted", ["sst2"], "ok", 0.5], "Expected `int`, got `str` - at `$[2]`"),
+    "another type within": (["Counted", [1], 200, 0.5], "got `int` - at `$[1][0]`"),
+    "a refusal that is none": (["Refused", 1, "SystemExit", {}], "Invalid enum value 'SystemExit'"),
+}
+
+
+@pytest.mark.parametrize("what", NO_MESSAGES)
+def test_what_is_no_message(what: str) -> None:
+    """A value that is no message is refused with a sentence that says why."""
+    value, sentence = NO_MESSAGES[what]
+    with pytest.raises(BrokenWire, match=re.escape(sentence)):
+        MessageReader().read(framed(msgspec.msgpack.encode(value)))
 
 
 def test_a_message_that_is_too_long() -> None:
-    """What would not end within the limit is refused as it comes, before it is all there."""
-    reader = Messages(max_bytes=1000)
-    packed = msgpack.packb(["run", b"x" * 2000])
-    for start in range(0, 1000, 100):
-        assert list(reader.read(packed[start : start + 100])) == []
-    with pytest.raises(BrokenWire):
-        reader.read(packed[1000:1100])
+    """A message that does not end within the limit is refused before all of it has come."""
+    reader = MessageReader(max_bytes=1000)
+    data = on_the_wire(AppSend(1, {"body": b"x" * 2000}))
+    with pytest.raises(BrokenWire, match=r"a message of 20\d\d bytes; expected at most 1000"):
+        reader.read(data[:LENGTH_BYTES])
+
+
+def test_rows() -> None:
+    """Rows arrive with their tokens, types and mask, for the adapter that they were made for."""
+    rows = [
+        Tokens([101, 2**32 - 1, 0], [0, 1, 255], 3),
+        Tokens([7], [0], 9, exact=False, mask=0),
+    ]
+    adapter = Admitted(SIGNATURE, "d" * 64, "beef")
+    (found,) = MessageReader().read(on_the_wire(Run(5, [RowGroup.of(adapter, "beef", rows)])))
+    assert isinstance(found, Run)
+    (group,) = found.groups
+    assert (group.task, group.version, group.digest) == ("sst2", "beef", "d" * 64)
+    arrived = [(row.ids, row.types, row.mask) for row in group.tokens()]
+    assert arrived == [(row.ids, row.types, row.mask) for row in rows]
+
+
+def test_outcomes() -> None:
+    """Outcomes arrive in order, those of one batch with one report, without the other rows'
+    waits."""
+    first = BatchReport(3, 30, 2, 1.0, 0.5, [0.1, 0.2, 0.3])
+    second = BatchReport(1, 10, 1, 2.0, 0.25, [0.4])
+    rows = [Outcome([1.0], 0.1, first), Outcome([2.0, 3.0], 0.4, second), Outcome([], 0.3, first)]
+    (found,) = MessageReader().read(on_the_wire(RunResult.of(5, rows)))
+    assert isinstance(found, RunResult)
+    reports = {id(first): replace(first, waits=[]), id(second): replace(second, waits=[])}
+    assert found.outcomes() == [
+        Outcome(row.value, row.queued, reports[id(row.batch)]) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("error", [QueueFull(), QueueFull(7), Closed(), Referred()])
+def test_refusals(error: QueueFull | Closed | Referred) -> None:
+    """A refusal arrives as it was, with what it carries."""
+    (found,) = MessageReader().read(on_the_wire(Refused.of(3, error)))
+    assert isinstance(found, Refused)
+    assert (type(found.error()), str(found.error())) == (type(error), str(error))
+    assert vars(found.error()) == vars(error)
 
 
 def test_a_greeting() -> None:
-    """The first message is waited for, however long it is; an end before it is told from one."""
-    greeting = Greeting("x" * 300_000, "[MASK]", None, "float32", 256, 1 << 20, 30, "info", "json")
+    """A front end waits for its greeting, however long that is. An end before it, or another
+    message, is told from one."""
+
+    async def greet(ours: socket.socket, theirs: socket.socket) -> Greeting:
+        here = Wire()
+        await here.attach(ours, {}, lambda: None)
+        here.send(GREETING)
+        return await asyncio.to_thread(read_greeting, theirs)
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
-
-        async def greet() -> Greeting:
-            engine = Wire()
-            await engine.attach(ours, {}, lambda: None)
-            engine.send("greet", vars(greeting))
-            return await asyncio.to_thread(greeted, theirs)
-
-        assert asyncio.run(greet()) == greeting
-    ours, theirs = socket.socketpair()
-    with theirs:
-        ours.close()
-        with pytest.raises(BrokenWire, match="the wire ended"):
-            greeted(theirs)
+        assert asyncio.run(greet(ours, theirs)) == GREETING
+    for first, sentence in (
+        (b"", "the wire ended"),
+        (on_the_wire(Ping()), "is Ping; expected Greeting"),
+    ):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            with ours:
+                ours.sendall(first)
+            with pytest.raises(BrokenWire, match=sentence):
+                read_greeting(theirs)
 
 
 def test_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one end sends the other's handlers are told; a message that is too long is refused
+    """What one end sends, the other end's handler gets. A message that is too long is refused
     before it is sent."""
     monkeypatch.setattr(wire, "MAX_BYTES", 1000)
-    told: list[Any] = []
+    received: list[Message] = []
 
     async def talk() -> None:
-        heard = asyncio.Event()
+        arrived = asyncio.Event()
+
+        def handle(message: Counted) -> None:
+            received.append(message)
+            arrived.set()
+
         first, second = Wire(), Wire()
         ours, theirs = socket.socketpair()
         await first.attach(ours, {}, lambda: None)
-        await second.attach(
-            theirs, {"count": lambda *rest: (told.append(rest), heard.set())}, lambda: None
-        )
-        with pytest.raises(BrokenWire, match="'run' has 2"):
-            first.send("run", b"x" * 2000)
-        first.send("count", ["sst2"], 200, 0.25)
-        await heard.wait()
+        await second.attach(theirs, {Counted: handle}, lambda: None)
+        with pytest.raises(BrokenWire, match="AppSend has 2"):
+            first.send(AppSend(1, {"body": b"x" * 2000}))
+        first.send(Counted(["sst2"], 200, 0.25))
+        await arrived.wait()
 
     asyncio.run(talk())
-    assert told == [(["sst2"], 200, 0.25)]
+    assert received == [Counted(["sst2"], 200, 0.25)]
 
 
-@pytest.mark.parametrize("last", [b"", b"\xc1"])
+@pytest.mark.parametrize("last", [b"", framed(b"\xc1"), on_the_wire(Tokenized(1.0))])
 def test_an_end(last: bytes) -> None:
-    """Where the other process is gone, or sends garbage, this one is told once; what it sends from
-    then on is dropped."""
+    """Where the other process has ended, or sends what is not for this one, this one is told once;
+    what it sends from then on is dropped."""
     lost: list[str] = []
 
     async def listen() -> None:
         ended = asyncio.Event()
+
+        def end() -> None:
+            lost.append("lost")
+            ended.set()
+
         ours, theirs = socket.socketpair()
         here = Wire()
-        await here.attach(ours, {}, lambda: (lost.append("lost"), ended.set()))
+        await here.attach(ours, {Ping: lambda _: None}, end)
         assert here.open
         with theirs:
             theirs.sendall(last)
@@ -138,15 +283,44 @@ def test_an_end(last: bytes) -> None:
                 await ended.wait()
         await ended.wait()
         assert not here.open
-        here.send("ready")
+        here.send(Ready())
 
     asyncio.run(listen())
     assert lost == ["lost"]
 
 
+def test_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A front end that answers its pings is left alone, though this process stood still for longer
+    than all of them take; one that does not answer any more is found."""
+    monkeypatch.setattr(engine_end, "PING_SECONDS", 0.01)
+
+    async def talk() -> None:
+        ours, theirs = socket.socketpair()
+        here = EngineEnd(None, None)  # type: ignore[arg-type]  # no request comes
+        front_end = Wire()
+        answered = 0
+
+        def pong(_: Ping) -> None:
+            nonlocal answered
+            answered += 1
+            if answered <= 5 * MAX_PINGS_MISSED:
+                front_end.send(Pong())
+            if answered == MAX_PINGS_MISSED:
+                time.sleep(2 * MAX_PINGS_MISSED * 0.01)
+
+        handlers: dict[type[Message], Any] = {Ping: pong, Greeting: lambda _: None}
+        await front_end.attach(theirs, handlers, lambda: None)
+        await here.serve(ours, GREETING, lambda: None)
+        front_end.send(Ready())
+        await here.unanswered()
+        assert answered == 6 * MAX_PINGS_MISSED
+
+    asyncio.run(talk())
+
+
 def test_a_client_that_reads_slowly() -> None:
-    """The app is not let on while a client takes nothing of its answer; of a client that reads, it
-    all arrives."""
+    """The app waits while a client takes nothing of its answer; a client that reads gets all of
+    it."""
     taken: list[bytes] = []
     given: list[int] = []
 
@@ -156,27 +330,30 @@ def test_a_client_that_reads_slowly() -> None:
             given.append(piece)
 
     async def talk() -> None:
+        structlog.contextvars.bind_contextvars(request_id="id")
         ours, theirs = socket.socketpair()
-        engine, front_end = Wire(), Wire()
-        relay, answering, full, reads = (
-            Relay(front_end, count()),
-            set(),
-            asyncio.Event(),
-            asyncio.Event(),
-        )
-        relayed = Relayed(engine, 0)
+        here, front_end = Wire(), Wire()
+        relay = Relay(front_end, count())
+        relayed = RelayedRequest(here, 0)
+        answering: set[asyncio.Task[None]] = set()
+        full, reads = asyncio.Event(), asyncio.Event()
 
-        def begin(_number: int, _request_id: str, scope: Any) -> None:
-            answering.add(asyncio.create_task(relayed.answer(app, "id", scope)))
+        def begin(message: RelayRequest) -> None:
+            answer = relayed.answer(app, message.request_id, message.scope)
+            answering.add(asyncio.create_task(answer))
+
+        async def receive() -> Any:
+            raise AssertionError
 
         async def send(message: Any) -> None:
             taken.append(message["body"])
             full.set()
             await reads.wait()
 
-        await engine.attach(ours, {"relay": begin, "sent": lambda _: relayed.sent()}, lambda: None)
-        await front_end.attach(theirs, {"order": relay.order}, lambda: None)
-        client = asyncio.create_task(relay({"type": "http"}, None, send))  # type: ignore[arg-type]
+        handlers = dict.fromkeys((AppReceive, AppReturned, AppSend), relay.next)
+        await here.attach(ours, {RelayRequest: begin, Sent: lambda _: relayed.sent()}, lambda: None)
+        await front_end.attach(theirs, handlers, lambda: None)
+        client = asyncio.create_task(relay({"type": "http"}, receive, send))
         await full.wait()
         for _ in range(1000):  # turns of the loop, in which the app could have gone on
             await asyncio.sleep(0)

@@ -89,6 +89,10 @@ def test_pairs(tmp_path: Path) -> None:
         ([1, 0, 1], "single_label_classification", ("0", "1"), [1, 0, 1]),
         ([10, 9, 2], "single_label_classification", ("2", "9", "10"), [2, 1, 0]),
         (["b", "a", "b"], "single_label_classification", ("a", "b"), [1, 0, 1]),
+        ([1.0, 0.0, 1.0], "single_label_classification", ("0.0", "1.0"), [1, 0, 1]),
+        (["1.0", "0.0"], "single_label_classification", ("0.0", "1.0"), [1, 0]),
+        ([" b", "a ", "b"], "single_label_classification", ("a", "b"), [1, 0, 1]),
+        ([[" b"], ["b", "a "]], "multi_label_classification", ("a", "b"), [[1], [1, 0]]),
         ([True, False, True], "single_label_classification", ("false", "true"), [1, 0, 1]),
         ([0.5, 1, 2.25], "regression", ("score",), [0.5, 1.0, 2.25]),
         (["0.5", "1e3", "-2"], "regression", ("score",), [0.5, 1000.0, -2.0]),
@@ -135,10 +139,60 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
     ("d.jsonl", GOOD + "[1]\n", "line 3, is a JSON list; expected an object"),
     (
         "d.jsonl",
-        b'{"text": "\xff", "label": 1}\n',
-        "cannot be read: 'utf-8' codec can't decode byte 0xff",
+        b'{"text": "a", "label": 1}\n{"text": "\xff", "label": 1}\n',
+        "line 2, holds the byte 0xff; expected UTF-8",
     ),
-    ("d.csv", b"text,label\n\xff,1\n", "cannot be read: 'utf-8' codec"),
+    ("d.csv", b"text,label\ncaf\xe9,1\n", "line 2, holds the byte 0xe9; expected UTF-8"),
+    (
+        "d.csv",
+        "text,label\na,1\n".encode("utf-16"),
+        "line 1, holds a mark of UTF-16; expected UTF-8",
+    ),
+    (
+        "d.json",
+        '[\n  {"text": "a", "label": 1}\n]\n',
+        "line 1, begins a JSON array; expected JSON lines: one object a line",
+    ),
+    ("d.csv", "text,text,label\na,b,1\n", "line 1, names the column 'text' 2 times; expected it"),
+    ("d.csv", "text,label,label\na,1,2\n", "names the column 'label' 2 times"),
+    ("d.csv", "text,text_pair,text_pair,label\na,b,c,1\n", "names the column 'text_pair' 2 times"),
+    (
+        "d.jsonl",
+        GOOD + '{"text": "a", "text": "b", "label": "x"}\n',
+        "line 3, is not JSON: it holds 'text' twice; expected one object a line",
+    ),
+    (
+        "d.jsonl",
+        jsonl(*({"text": "a", "label": hot} for hot in ([1, 0, 0], [0, 1, 0], [1, 1, 1]))),
+        "column 'label', holds vectors of 0 and 1, such as [1, 0, 0]; expected a list of the names",
+    ),
+    (
+        "d.jsonl",
+        jsonl(*({"text": "a", "label": hot} for hot in ([1.0, 0.0], [0.0, 1.0]))),
+        "holds vectors of 0 and 1, such as [1.0, 0.0]",
+    ),
+    (
+        "d.jsonl",
+        jsonl({"text": "a", "label": ["x", "y", "x"]}, {"text": "b", "label": ["y"]}),
+        "row 1, column 'label', is ['x', 'y', 'x'], which holds 'x' twice; expected each label's",
+    ),
+    (
+        "d.csv",
+        "text,label\na,caf\u00e9\nb,cafe\u0301\n",
+        "holds the labels 'cafe\\u0301' and 'caf\\xe9', which differ by white space or Unicode",
+    ),
+    ("d.csv", "text,label\na,x y\nb,x  y\n", "holds the labels 'x  y' and 'x y', which differ"),
+    (
+        "d.csv",
+        "text,label\na,0.5\nb,nan\nc,1.5\n",
+        "row 2, column 'label', is 'nan' among numbers; expected a number in every row",
+    ),
+    ("d.csv", "text,label\na,0\nb,\nc,1\n", "row 2, column 'label', is '' among numbers"),
+    (
+        "d.csv",
+        "text,label\n,1\na,2\n ,1\n,2\n",
+        "line 2: column 'text' is empty; expected a text (and 2 more such texts, on lines 4, 5)",
+    ),
     (
         "d.jsonl",
         '{"sentence": "a", "label": 1}',
@@ -213,6 +267,23 @@ def test_refused(tmp_path: Path, name: str, content: str | bytes, message: str) 
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_is_no_single_label(tmp_path: Path) -> None:
+    """A list of labels is refused where a task is said to have one label a row."""
+    path = write(
+        tmp_path, "d.jsonl", jsonl({"text": "a", "label": ["x"]}, {"text": "b", "label": "y"})
+    )
+    with pytest.raises(
+        DataError, match=r"row 1, column 'label', is \['x'\]; expected one name, or"
+    ):
+        read(path, path, Columns(), "single_label_classification")
+
+
+def test_an_extension_in_capitals(tmp_path: Path) -> None:
+    """An extension in capitals is the same extension."""
+    assert read_one(tmp_path, "D.CSV", "text,label\na,x\nb,y\n").labels == ("x", "y")
+    assert read_one(tmp_path, "D.TSV", "text\tlabel\na\tx\nb\ty\n").labels == ("x", "y")
 
 
 @pytest.mark.parametrize("label", ['"x"', "NaN", "Infinity", "null", "true", "[1]"])

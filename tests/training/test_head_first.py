@@ -60,7 +60,7 @@ def test_it_is_the_logistic_regression(bert: Backbone) -> None:
 
 
 def test_labels_that_no_row_has(bert: Backbone) -> None:
-    """Of a few examples that lack a label the others are told apart, and the lacking one is rare."""
+    """Examples that lack a label still tell the others apart, and the lacking one is rare."""
     few = Dataset(SINGLE.problem_type, ("a", "b", "none"), SINGLE.texts, SINGLE.targets)
     model = build(bert, 3, HEAD)
     rows = encode(bert.tokenizer, few.texts, 32)

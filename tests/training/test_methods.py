@@ -185,7 +185,7 @@ def test_what_no_server_can_apply(tmp_path: Path, bert_folder: Path, method: str
     out = tmp_path / "out.safetensors"
     result = run(tmp_path, bert_folder, "--method", method, "--out", str(out))
     assert_refused(
-        result, f"method is {method!r}, which no server can apply; expected adamix or adapter", out
+        result, f"method is {method!r}, which no server can apply; expected adamix, adapter", out
     )
     assert result.stdout == ""
 

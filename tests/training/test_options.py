@@ -6,7 +6,6 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -20,7 +19,6 @@ def test_every_choice_is_an_option() -> None:
     """Each field of a recipe is declared once and stands on the command line with its default and
     its help."""
     command = typer.main.get_command(app)
-    assert isinstance(command, click.Command) or hasattr(command, "params")
     shown = {parameter.name: parameter for parameter in command.params}
     assert set(OPTIONS) == {field.name for field in fields(Recipe)}
     for field in fields(Recipe):
@@ -43,13 +41,25 @@ def test_choices_reach_the_recipe(tmp_path: Path, bert_folder: Path) -> None:
 
 
 def test_the_paper_s_recipe(tmp_path: Path, bert_folder: Path) -> None:
-    """`--paper` trains by the paper's recipe, beside choices that agree with it or are left open."""
+    """`--paper` trains by the recipe of the paper, beside choices that agree with it."""
     out = tmp_path / "scores.jsonl"
     more = ("--paper", "--experts", "4", "--learning-rate", "0.002", "--scores", str(out))
     assert run(tmp_path, bert_folder, *more).exit_code == 0
     recipe = lines(out)[0]["recipe"]
     assert PAPER.items() <= recipe.items()
     assert recipe["learning_rate"] == 0.002
+
+
+def test_what_is_left_open(
+    tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A choice that is left open becomes the paper's, even where its default is another."""
+    monkeypatch.setitem(PAPER, "experts", 3)
+    out = tmp_path / "scores.jsonl"
+    assert run(tmp_path, bert_folder, "--paper", "--scores", str(out)).exit_code == 0
+    assert lines(out)[0]["recipe"]["experts"] == 3
+    refused = run(tmp_path, bert_folder, "--paper", "--experts", "4")
+    assert_refused(refused, "--paper stands beside experts 4; expected 3", tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from adapters import backbone as backbones
 from adapters.backbone import Backbone, fingerprint
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import collate, from_adapter
+from adapters.convert.probe import neutral_probe
 from adapters.errors import BackboneError
 from adapters.file import parse, serialize
 from adapters.parity import check_parity
@@ -26,7 +27,7 @@ from training.evaluate import predict, scores
 from training.fit import fit
 from training.methods import build
 from training.progress import Progress
-from training.train import Trained, train
+from training.train import Trained, measure, train
 
 TEXTS = [
     f"{article} {noun} {verb} {word}"
@@ -259,13 +260,44 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
         run(backbone)
 
 
-def test_dev_rows_that_are_all_too_long(bert: Backbone) -> None:
-    """Where no dev row fits, so that there could be no probe, the run is refused before its first
-    step."""
+def test_rows_that_are_cut_are_told(bert: Backbone) -> None:
+    """How many rows were cut is told, and a set of which all are cut is trained on all the same."""
     long = dataclasses.replace(SINGLE, texts=[("good " * 100,)] * 32)
+    told: list[str] = []
+    measured = measure(bert, SINGLE, long, QUICK, say=told.append)
+    assert measured.done.step == measured.done.steps
+    (sentence,) = told
+    assert sentence.startswith("32 of 32 dev rows are longer than")
+    assert "were cut" in sentence
+
+
+def test_numbers_far_from_one_are_told(bert: Backbone) -> None:
+    """Numbers too large to be learned as they are are told."""
+    far = Dataset("regression", ("score",), SINGLE.texts, [1e5 * i for i in range(32)])
+    told: list[str] = []
+    measure(bert, far, far, QUICK, say=told.append)
+    assert told == [
+        "the numbers to learn go up to 3.1e+06 in magnitude; training works best from -10 to 10:"
+        " scale them, and scale the answers back"
+    ]
+
+
+def test_a_file_holds_no_text_of_the_data(bert: Backbone) -> None:
+    """The probe has neutral sentences, or those that were given for it."""
+    texts = set(SINGLE.texts)
+    trained = run(bert)
+    assert trained.spec.probe.inputs == neutral_probe(text_pair=False)
+    assert not texts & set(trained.spec.probe.inputs)
+    given = train("toy", bert, SINGLE, SINGLE, QUICK, probe=[("my own text",)])
+    assert given.spec.probe.inputs == (("my own text",),)
+
+
+def test_what_a_file_cannot_say_is_refused_before_the_first_step(bert: Backbone) -> None:
+    """A label that no adapter file may hold ends the run before its first step."""
     steps: list[Progress] = []
-    with pytest.raises(TrainingError, match="every dev row is longer than max_length"):
-        train("toy", bert, SINGLE, long, QUICK, steps.append)
+    odd = dataclasses.replace(SINGLE, labels=("no\x07", "yes"))
+    with pytest.raises(TrainingError, match="the adapter's file cannot say this: 'no"):
+        train("toy", bert, odd, odd, QUICK, steps.append)
     assert steps == []
 
 

@@ -6,27 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 from adapters.backbone import Backbone, position_offset
-from adapters.errors import BackboneError
 from service.engine.architecture import Architecture, Embeddings, Layer, LearnedPositions, Numbering
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def describe(backbone: Backbone) -> Architecture:
-    """Raises BackboneError for a decoder, and for positions that are not absolute."""
+    """The encoder's modules. That it is one, with absolute positions, `adapters.backbone.load` has
+    checked."""
     encoder: Any = backbone.encoder
     config, embeddings = backbone.config, encoder.embeddings
-    if config.is_decoder:
-        raise BackboneError(
-            f"backbone {backbone.name!r} has is_decoder true; expected an encoder, whose tokens"
-            " attend to both sides"
-        )
-    # transformers 4 knew other kinds; version 5 ignores the key
-    kind = getattr(config, "position_embedding_type", None) or "absolute"
-    if kind != "absolute":
-        raise BackboneError(
-            f"backbone {backbone.name!r} has position_embedding_type {kind!r}; expected 'absolute'"
-        )
     first = position_offset(config)
     return Architecture(
         name=backbone.name,

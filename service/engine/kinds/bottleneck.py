@@ -14,9 +14,13 @@ from torch import Tensor
 from adapters.spec import AdapterSpec
 from service.engine.sites import Add, Branch, Site
 
-# MKL sums products of fewer rows in another order. A short text's answer would then depend, in its
-# last bits, on whether the batch holds another text of its task.
-LEAST_ROWS = 4
+# MKL shares a product's rows among its threads, and sums the last rows of a share in another order
+# if they are fewer than four. A row's sums would then depend on how many other rows its adapter has
+# in the batch, and int8 would round some of them to another step. Multiples of four have given the
+# same sums with any number of threads; from 32 rows on, so has any number of rows (tried up to 16
+# threads). In float32 only: half precision has other kernels, and there a weight may be infinite,
+# whose product with 0 is NaN and would spoil another adapter's rows.
+FOUR, ALIGNED_BELOW = 4, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +72,24 @@ class Bottlenecks:
         self._sizes, self._places = _cuts(tokens, rows)
         self._first = [adapter.first_layer for adapter in adapters]
         self._layers = [adapter.layers for adapter in adapters]
-        shapes = [
-            (max(part.stop - part.start, LEAST_ROWS), adapter.down.shape[1])
-            for part, adapter in zip(tokens, adapters, strict=True)
-        ]
+        counts = [part.stop - part.start for part in tokens]
+        aligned = counts
+        if adapters[0].down.dtype == torch.float32:
+            aligned = [n + -n % FOUR if n < ALIGNED_BELOW else n for n in counts]
+        # the rows that follow an adapter's own join its products, up to a multiple of four
+        self._joined = {
+            i: slice(part.start, part.start + n)
+            for i, (part, n) in enumerate(zip(tokens, aligned, strict=True))
+            if n != counts[i]
+        }
+        shapes = [(n, adapter.down.shape[1]) for n, adapter in zip(aligned, adapters, strict=True)]
         sizes = [n * width for n, width in shapes]
         # one buffer for all adapters, so that GELU is one call
         self._inner = adapters[0].down.new_empty(sum(sizes))
         self._inners = [
             part.view(shape) for part, shape in zip(_split(self._inner, sizes), shapes, strict=True)
         ]
+        self._foreign = [self._inners[i][counts[i] :] for i in self._joined]
 
     def at(self, layer: int) -> Mapping[Site, Add]:
         adapting = [(i, layer - first) for i, first in enumerate(self._first) if layer >= first]
@@ -89,16 +101,25 @@ class Bottlenecks:
         """`adapting` are the adapters by their numbers, and which of their layers this is."""
         parts = _split(y, self._sizes)
         own = {i: parts[self._places[i]] for i, _ in adapting}
-        enough = {i: _lengthened(part) for i, part in own.items()}
+        whole = {i: self._whole(i, y) if i in self._joined else own[i] for i, _ in adapting}
         for i, at in adapting:
             down, bias, _, _ = self._layers[i][at]
-            torch.addmm(bias, enough[i], down, out=self._inners[i])
+            torch.addmm(bias, whole[i], down, out=self._inners[i])
         torch.ops.aten.gelu_(self._inner)
+        for inner in self._foreign:
+            inner.zero_()  # so that the second product adds 0 to rows of others
         for i, at in adapting:
             _, _, up, bias = self._layers[i][at]
-            enough[i].addmm_(self._inners[i], up).add_(bias)
-            if enough[i] is not own[i]:
-                own[i].copy_(enough[i][: len(own[i])])
+            whole[i].addmm_(self._inners[i], up)
+            if i in self._joined and self._joined[i].stop > len(y):
+                own[i].copy_(whole[i][: len(own[i])])
+            own[i].add_(bias)
+
+    def _whole(self, i: int, y: Tensor) -> Tensor:
+        """An adapter's rows with those that join them; a copy with zeros behind the last row."""
+        rows = self._joined[i]
+        lacking = rows.stop - len(y)
+        return y[rows] if lacking <= 0 else F.pad(y[rows], (0, 0, 0, lacking))
 
 
 def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
@@ -111,12 +132,6 @@ def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
         sizes.append(part.stop - part.start)
         end = part.stop
     return [*sizes, rows - end], places
-
-
-def _lengthened(part: Tensor) -> Tensor:
-    """The same with rows of zeros up to LEAST_ROWS, if there are fewer."""
-    lacking = LEAST_ROWS - len(part)
-    return part if lacking <= 0 else F.pad(part, (0, 0, 0, lacking))
 
 
 def _split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

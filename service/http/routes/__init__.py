@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Request, Response
 from fastapi.security import HTTPBearer
+from pydantic_core import to_json
 
 from service.http.examples import VERSION
 
@@ -20,18 +21,26 @@ Task = Annotated[str, Path(description="A task's name.", examples=["sst2"])]
 Version = Annotated[str, Path(description="A version or the beginning of one.", examples=[VERSION])]
 
 # These only document the keys: auto_error is off, and the guard decides.
-API_KEY = Depends(
+_API_KEY = Depends(
     HTTPBearer(
         auto_error=False, scheme_name="api-key", description="ADAMIX_API_KEY, where one is set."
     )
 )
-ADMIN_KEY = Depends(
+_ADMIN_KEY = Depends(
     HTTPBearer(
         auto_error=False,
         scheme_name="admin-key",
         description="ADAMIX_ADMIN_KEY, or the one made at first start.",
     )
 )
+
+
+def as_json(value: Any, headers: dict[str, str] | None = None) -> Response:
+    """Models as an answer. FastAPI would make its JSON on the event loop, which a list of ten
+    thousand tasks would hold up: a route that is no coroutine runs in a thread."""
+    return Response(
+        to_json(value, inf_nan_mode="null"), headers=headers, media_type="application/json"
+    )
 
 
 def service_of(request: Request) -> Service:
@@ -50,3 +59,22 @@ def guard_of(request: Request) -> Guard:
     """Who may write and predict."""
     guard: Guard = request.app.state.guard
     return guard
+
+
+async def _may_write(request: Request) -> None:
+    guard_of(request).check_write(request)
+
+
+async def _may_read(request: Request) -> None:
+    guard_of(request).check_read(request)
+
+
+async def _may_measure(request: Request) -> None:
+    guard_of(request).check_metrics(request)
+
+
+# Of routes: dependencies that check a key before anything else of the request is looked at.
+WRITE = [_ADMIN_KEY, Depends(_may_write)]
+READ = [_API_KEY, _ADMIN_KEY, Depends(_may_read)]
+MEASURE = [Depends(_may_measure)]
+PREDICT = [_API_KEY]  # documented only: `routes.prediction.counted` checks it

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from adapters.entry import Entry
 from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
-from adapters.spec import shown
 from service.http import examples
 from service.http.body import parse_body, read_body
-from service.http.openapi import WRITE_PROBLEMS, answered, body_of, problems
-from service.http.routes import ADMIN_KEY, Task, Version, guard_of, service_of
+from service.http.middleware import announced_bytes
+from service.http.openapi import KEY_PROBLEMS, WRITE_PROBLEMS, answered, body_of, problems
+from service.http.routes import READ, WRITE, Task, Version, as_json, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
+from service.http.uploads import read_form
 from service.http.views import detailed, info, listed
-from service.refusals import InvalidRequest, MalformedBody
 from service.service import Service
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -55,6 +52,7 @@ _FORM = {
         **problems(
             *(
                 "MalformedBody",
+                "CompressedBody",
                 *WRITE_PROBLEMS,
                 "BodyTooLarge",
                 "InvalidAdapter",
@@ -67,19 +65,20 @@ _FORM = {
     openapi_extra={
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
     },
-    dependencies=[ADMIN_KEY],
+    dependencies=WRITE,
 )
 async def upload(request: Request, response: Response) -> AdapterDetail:
     """Store an adapter file after checking it: its form, its backbone, and its probe replayed on
     this server."""
     service = service_of(request)
-    guard_of(request).check_write(request.headers)
-    data, activate = await _form(request)
-    adapter = await asyncio.to_thread(parse, data)
-    await service.self_test(adapter)
-    version, new = await asyncio.to_thread(service.store.put, adapter, activate=activate)
+    async with request.app.state.uploads.taken(announced_bytes(request.scope)):
+        data, activate = await read_form(request)
+        adapter = await asyncio.to_thread(parse, data)
+        await service.replay_probe(adapter)
+        version, new = await asyncio.to_thread(service.store.put, adapter, activate=activate)
     response.status_code = 201 if new else 200
-    response.headers["Location"] = f"/adapters/{adapter.spec.task}/versions/{version.short}/file"
+    prefix = f"{request.app.state.root_path}/adapters/{adapter.spec.task}"
+    response.headers["Location"] = f"{prefix}/versions/{version.short}/file"
     try:
         return await asyncio.to_thread(_detail, service, adapter.spec.task)
     except (UnknownTask, UnknownVersion):
@@ -102,12 +101,12 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     response_model=list[AdapterListed] | list[AdapterInfo],
     responses={
         200: answered("The tasks, by name", examples.ADAPTERS, ("X-Total-Count",)),
-        **problems("InvalidRequest"),
+        **problems(*KEY_PROBLEMS, "InvalidRequest"),
     },
+    dependencies=READ,
 )
 def list_adapters(
     request: Request,
-    response: Response,
     search: Annotated[
         str, Query(max_length=64, description="Only tasks with this in their name.")
     ] = "",
@@ -118,18 +117,17 @@ def list_adapters(
     details: Annotated[
         bool, Query(description="With dev scores, requests since the start and their latency.")
     ] = False,
-) -> Sequence[AdapterInfo]:
+) -> Response:
     """Every task with its active version, by name; `X-Total-Count` says how many fit the search."""
     service = service_of(request)
     entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
-    response.headers["X-Total-Count"] = str(len(entries))
     found: list[AdapterInfo] = []
     for entry in entries[offset : None if limit is None else offset + limit]:
         # One that was deleted meanwhile, or is damaged on disk, is left out; a request for it says
         # why.
         with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
             found.append(listed(service, entry) if details else info(service, entry))
-    return found
+    return as_json(found, {"X-Total-Count": str(len(entries))})
 
 
 @router.get(
@@ -138,8 +136,9 @@ def list_adapters(
     response_model=AdapterDetail,
     responses={
         200: answered("The task", examples.ADAPTER),
-        **problems("UnknownTask", "DamagedAdapter"),
+        **problems(*KEY_PROBLEMS, "UnknownTask", "DamagedAdapter"),
     },
+    dependencies=READ,
 )
 def show(request: Request, task: Task) -> AdapterDetail:
     """One task: its spec and all its versions."""
@@ -155,8 +154,11 @@ def show(request: Request, task: Task) -> AdapterDetail:
             answered("The file", None, ("ETag", "Content-Disposition"))
             | {"content": {"application/octet-stream": {}}}
         ),
-        **problems("UnknownTask", "UnknownVersion", "AmbiguousVersion", "DamagedAdapter"),
+        **problems(
+            *KEY_PROBLEMS, "UnknownTask", "UnknownVersion", "AmbiguousVersion", "DamagedAdapter"
+        ),
     },
+    dependencies=READ,
 )
 def download(request: Request, task: Task, version: Version) -> Response:
     """The adapter file itself, to the byte."""
@@ -182,6 +184,7 @@ def download(request: Request, task: Task, version: Version) -> Response:
         **problems(
             *(
                 "MalformedBody",
+                "CompressedBody",
                 *WRITE_PROBLEMS,
                 "UnknownTask",
                 "UnknownVersion",
@@ -192,12 +195,11 @@ def download(request: Request, task: Task, version: Version) -> Response:
         ),
     },
     openapi_extra={"requestBody": body_of(Activation, examples.ACTIVATION)},
-    dependencies=[ADMIN_KEY],
+    dependencies=WRITE,
 )
 async def activate(request: Request, task: Task) -> AdapterDetail:
     """Serve a version from now on; rolling back is activating an older one."""
     service = service_of(request)
-    guard_of(request).check_write(request.headers)
     body = parse_body(
         await read_body(request), Activation, "an activation", "an object with 'version'"
     )
@@ -210,12 +212,11 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
     summary="Delete a task",
     status_code=204,
     responses={204: answered("Deleted"), **problems("UnknownTask", *WRITE_PROBLEMS)},
-    dependencies=[ADMIN_KEY],
+    dependencies=WRITE,
 )
 async def delete_task(request: Request, task: Task) -> None:
     """Delete a task with all its versions; requests under way are answered."""
     service = service_of(request)
-    guard_of(request).check_write(request.headers)
     await asyncio.to_thread(service.store.delete_task, task)
     service.metrics.forget(task)
 
@@ -230,40 +231,14 @@ async def delete_task(request: Request, task: Task) -> None:
             "UnknownTask", "UnknownVersion", "AmbiguousVersion", "VersionIsActive", *WRITE_PROBLEMS
         ),
     },
-    dependencies=[ADMIN_KEY],
+    dependencies=WRITE,
 )
 async def delete_version(request: Request, task: Task, version: Version) -> None:
     """Delete one version that is not active."""
     service = service_of(request)
-    guard_of(request).check_write(request.headers)
     await asyncio.to_thread(service.store.delete_version, task, version)
     if task not in service.store:  # that was its last one
         service.metrics.forget(task)
-
-
-async def _form(request: Request) -> tuple[bytes, bool]:
-    """The upload's file and its `activate`. Limits of one file and a few fields end a flood of
-    parts early."""
-    try:
-        async with request.form(max_files=1, max_fields=4) as form:
-            file, activate = form.get("file"), form.get("activate", "true")
-            unknown = sorted(set(form) - {"file", "activate"})
-            if unknown:  # else a misspelt 'activate' would be ignored
-                raise InvalidRequest(
-                    f"the form has the field {shown(unknown[0])}; expected 'file' and perhaps"
-                    " 'activate'"
-                )
-            if not isinstance(file, UploadFile):
-                raise MalformedBody(
-                    "the form has no file 'file'; expected multipart/form-data with an adapter file"
-                )
-            if activate not in ("true", "false"):
-                raise InvalidRequest(f"activate is {str(activate)[:40]!r}; expected true or false")
-            return await file.read(), activate == "true"
-    except HTTPException as error:
-        raise MalformedBody(
-            f"the body is not a form: {error.detail}; expected multipart/form-data"
-        ) from None
 
 
 def _detail(service: Service, task: str) -> AdapterDetail:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from service.http.examples import METRICS, READY, one
-from service.http.openapi import answered, problems
-from service.http.routes import service_of
+from service.http.openapi import KEY_PROBLEMS, answered, problems
+from service.http.routes import MEASURE, service_of
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get(
-    "/health", summary="Alive", responses={200: answered("Alive", one({"status": "alive"}))}
+    "/health",
+    summary="Alive",
+    responses={200: answered("Alive", one({"status": "alive"})), **problems()},
 )
 async def health() -> dict[str, str]:
     """Whether the process is alive."""
@@ -45,8 +46,13 @@ async def ready(request: Request) -> dict[str, str | int]:
 @router.get(
     "/metrics",
     summary="Prometheus metrics",
-    response_class=PlainTextResponse,
-    responses={200: answered("The samples", METRICS, media_type="text/plain")},
+    response_class=Response,
+    responses={
+        200: answered("The samples", METRICS, media_type="text/plain"),
+        **problems(*KEY_PROBLEMS),
+    },
+    openapi_extra={"security": [{}, {"api-key": []}, {"admin-key": []}]},  # open by default
+    dependencies=MEASURE,
 )
 def metrics(
     request: Request,

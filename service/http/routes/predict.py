@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -9,14 +10,24 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
+from adapters.spec import shown
 from adapters.text import TextInput
 from service.http import examples
 from service.http.body import parse_body, read_body
-from service.http.inputs import read_inputs
+from service.http.inputs import count_inputs, read_inputs
 from service.http.openapi import PREDICT_PROBLEMS, answered, body_of, problems
-from service.http.routes import API_KEY, guard_of, predictor_of
-from service.http.routes.prediction import check_rows, counted, expected_path, predicted
-from service.http.schemas import Parameters, PredictRequest, Score, scored
+from service.http.routes import PREDICT, guard_of, predictor_of
+from service.http.routes.prediction import (
+    INLINE_NUMBERS,
+    TRUNCATE,
+    check_answer,
+    check_rows,
+    counted,
+    expected_path,
+    predicted,
+    truncates,
+)
+from service.http.schemas import CUT_ON_THE_LEFT, PredictRequest, Score, scored
 from service.predictor import Admitted, Predictor
 from service.refusals import InvalidRequest
 
@@ -55,6 +66,7 @@ _QUERY = [
         ),
         "schema": {"type": "string"},
     },
+    TRUNCATE,
 ]
 
 
@@ -70,7 +82,7 @@ _QUERY = [
         **problems(*PREDICT_PROBLEMS),
     },
     openapi_extra={"parameters": _QUERY, "requestBody": body_of(PredictRequest, examples.PREDICT)},
-    dependencies=[API_KEY],
+    dependencies=PREDICT,
 )
 async def predict(request: Request) -> Response:
     """The answer is `[{"label", "score"}, …]`, best first; for a list of inputs a list of those;
@@ -86,7 +98,7 @@ async def predict(request: Request) -> Response:
 async def without_a_path(request: Request) -> Response:
     """For clients that were given the server's address alone: raises InvalidRequest with the path
     that they want."""
-    guard_of(request).check_predict(request.headers)
+    guard_of(request).check_predict(request)
     expected = expected_path(predictor_of(request))
     raise InvalidRequest(f"POST / predicts nothing; expected {expected}")
 
@@ -96,42 +108,39 @@ async def _predict(
 ) -> Response:
     if version is not None and len(tasks) > 1:
         raise InvalidRequest(
-            f"version is {version!r} with {len(tasks)} tasks; expected one task where a version is"
-            " pinned"
+            f"version is {shown(version)} with {len(tasks)} tasks; expected one task where a"
+            " version is pinned"
         )
+    check_rows(predictor, 1, len(tasks))  # before anything is read, or loaded
     body = parse_body(
         await read_body(request), PredictRequest, "a predict request", "an object with 'inputs'"
     )
-    adapters = [await predictor.admit(name, version) for name in tasks]
-    top_k = _top_k(body.parameters, adapters)
+    check_rows(predictor, count_inputs(body.inputs), len(tasks))
+    truncate = truncates(request, predictor, body.truncate, body.window)
+    if truncate and body.cut_on_the_left:
+        raise InvalidRequest(CUT_ON_THE_LEFT)
 
+    adapters = [await predictor.admit(name, version) for name in tasks]
     wanted: list[tuple[Admitted, list[TextInput]]] = []
     lists: list[bool] = []  # of each task: whether its inputs were a list
     for adapter in adapters:
+        check_rows(predictor, count_inputs(body.inputs, adapter.signature), len(tasks))
         texts, several = read_inputs(body.inputs, adapter.signature)
-        check_rows(predictor, len(texts), len(tasks))
         wanted.append((adapter, texts))
         lists.append(several)
-    prediction = await predicted(
-        request, predictor, wanted, truncate=bool(body.truncate), window=body.window
-    )
+    top_k = body.parameters.top_k if body.parameters is not None else None
+    numbers = check_answer(wanted, top_k)
+    prediction = await predicted(request, predictor, wanted, truncate=truncate, window=body.window)
 
-    answers: dict[str, Any] = {}
+    def answer() -> bytes:
+        answers: dict[str, Any] = {}
+        for adapter, several, rows in zip(adapters, lists, prediction.logits, strict=True):
+            signature = adapter.signature
+            function = body.function(signature.problem_type)
+            scores = [scored(logits, signature.labels, function, top_k) for logits in rows]
+            answers[signature.task] = scores if several or always_nested else scores[0]
+        return orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
+
     always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")
-    for adapter, several, rows in zip(adapters, lists, prediction.logits, strict=True):
-        signature = adapter.signature
-        function = body.function(signature.problem_type)
-        scores = [scored(logits, signature.labels, function, top_k) for logits in rows]
-        answers[signature.task] = scores if several or always_nested else scores[0]
-    content = orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
+    content = answer() if numbers < INLINE_NUMBERS else await asyncio.to_thread(answer)
     return Response(content, headers=prediction.headers, media_type="application/json")
-
-
-def _top_k(parameters: Parameters | None, adapters: list[Admitted]) -> int | None:
-    top_k = parameters.top_k if parameters is not None else None
-    most = max(len(adapter.signature.labels) for adapter in adapters)
-    if top_k is not None and not 1 <= top_k <= most:
-        raise InvalidRequest(
-            f"parameters.top_k is {top_k}; expected 1 to {most}, the number of labels"
-        )
-    return top_k

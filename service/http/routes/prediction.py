@@ -8,22 +8,34 @@ import math
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
 
+import orjson
 from fastapi import Request
 
+from adapters.spec import shown
 from adapters.text import TextInput, Tokens
 from service.aggregation import aggregated
 from service.batcher import Outcome
 from service.http.answers import status_of
 from service.http.routes import guard_of, predictor_of
-from service.http.schemas import Window
+from service.http.schemas import CUT_AND_WINDOWED, Window
 from service.http.sentences import plural
 from service.predictor import Admitted, Logits, Predictor
-from service.refusals import ClientClosed, InvalidRequest, NotFinite, TooManyInputs
+from service.refusals import AnswerTooLarge, ClientClosed, InvalidRequest, NotFinite, TooManyInputs
 
 NAMED = 5  # tasks in a sentence, of all that there are
+MAX_ANSWER_BYTES = 32 << 20  # a label may have as many as an adapter file's header
+SCORE_BYTES = 40  # of {"label":…,"score":0.0019916133044318757}
+INLINE_NUMBERS = 4096  # of an answer; more of them are made off the event loop: a few milliseconds
+TRUNCATE = {
+    "name": "truncate",
+    "in": "query",
+    "description": "The body's truncate, for clients that cannot set it there.",
+    "schema": {"type": "boolean"},
+}
 
 T = TypeVar("T")
 Wanted = Sequence[tuple[Admitted, Sequence[TextInput]]]
@@ -44,7 +56,7 @@ def counted(request: Request, tasks: Sequence[str]) -> Iterator[Predictor]:
     it by its outcome. Raises MissingKey, InvalidRequest where no task is named, UnknownTask."""
     predictor = predictor_of(request)
     started = time.perf_counter()
-    guard_of(request).check_predict(request.headers)
+    guard_of(request).check_predict(request)
     if not tasks:
         raise InvalidRequest(f"the request names no task; expected {expected_path(predictor)}")
     predictor.check_tasks(tasks)  # before the count: an unknown name must not make a series
@@ -66,13 +78,52 @@ def expected_path(predictor: Predictor) -> str:
     return f"POST /predict?task=NAME ({tasks})"
 
 
+def truncates(
+    request: Request, predictor: Predictor, asked: bool | None, window: Window | None
+) -> bool:
+    """Whether texts that are too long are cut: as the body asked, else the query's `truncate`, else
+    as the server is set. Raises InvalidRequest."""
+    query = request.query_params.get("truncate")
+    if query is not None and query.lower() not in ("true", "false"):
+        raise InvalidRequest(f"truncate is {shown(query)} in the query; expected true or false")
+    if asked is None and query is not None:
+        asked = query.lower() == "true"
+        if asked and window is not None:
+            raise InvalidRequest(CUT_AND_WINDOWED)
+    return asked if asked is not None else predictor.auto_truncate and window is None
+
+
 def check_rows(predictor: Predictor, inputs: int, tasks: int = 1) -> None:
     """Raises TooManyInputs."""
     if inputs * tasks > predictor.max_inputs:
         raise TooManyInputs(
-            f"the request has {inputs} inputs for {plural(tasks, 'task')}; "
+            f"the request has {plural(inputs, 'input')} for {plural(tasks, 'task')}; "
             f"expected at most {predictor.max_inputs} rows in all"
         )
+
+
+def check_answer(wanted: Wanted, top_k: int | None) -> int:
+    """How many numbers the answer will have at most. Raises AnswerTooLarge, by the length of the
+    labels."""
+    numbers = found = 0
+    for adapter, texts in wanted:
+        labels = adapter.signature.labels
+        total, longest = _label_bytes(labels)
+        numbers += len(texts) * len(labels)
+        found += len(texts) * (total if top_k is None else min(total, top_k * longest))
+    if found > MAX_ANSWER_BYTES:
+        raise AnswerTooLarge(
+            f"the answer would have {found} bytes or more; expected at most {MAX_ANSWER_BYTES}:"
+            " fewer inputs, or a smaller top_k"
+        )
+    return numbers
+
+
+@lru_cache(256)
+def _label_bytes(labels: tuple[str, ...]) -> tuple[int, int]:
+    """Bytes of all labels in JSON, each with its score, and of the longest."""
+    sizes = [len(orjson.dumps(label)) + SCORE_BYTES for label in labels]
+    return sum(sizes), max(sizes)
 
 
 async def predicted(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from service.http import examples
-from service.http.openapi import answered, problems
-from service.http.routes import service_of
+from service.http.openapi import KEY_PROBLEMS, answered, problems
+from service.http.routes import READ, as_json, service_of
 from service.http.schemas import Storage
 from service.http.views import stored
 
@@ -21,15 +21,16 @@ router = APIRouter(tags=["storage"])
     response_model=Storage,
     responses={
         200: answered("Bytes, and how they add up", examples.STORAGE),
-        **problems("InvalidRequest"),
+        **problems(*KEY_PROBLEMS, "InvalidRequest"),
     },
+    dependencies=READ,
 )
 def storage(
     request: Request,
     adapters: Annotated[
         bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")
     ] = True,
-) -> Storage:
+) -> Response:
     """Bytes of the backbone, of each adapter and in all; what a full copy per task would take; what
     is saved."""
-    return stored(service_of(request).storage(listed=adapters))
+    return as_json(stored(service_of(request).storage(listed=adapters)))

@@ -1,6 +1,6 @@
 // Starts Swagger UI. It is a file of its own since no page of ours may run inline code.
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#docs",
   deepLinking: true,
   displayRequestDuration: true,

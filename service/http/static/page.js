@@ -17,8 +17,8 @@ async function refresh() {
 }
 
 async function storage() {
-  const few = (await ask("/storage?adapters=false")).data;
-  showSaving(few.tasks > 0 && few.tasks <= EACH_SHOWN ? (await ask("/storage")).data : few);
+  const few = (await ask("storage?adapters=false")).data;
+  showSaving(few.tasks > 0 && few.tasks <= EACH_SHOWN ? (await ask("storage")).data : few);
 }
 
 onAway((away) => {
@@ -53,6 +53,7 @@ async function start() {
   startTasks(() => storage().catch(() => {}));
   startTry(markChosen);
   startUpload(() => refresh().catch(() => {}));
+  byId("api-key").addEventListener("change", () => refresh().catch(() => {})); // said where it happened
   try {
     const [, adapters] = await Promise.all([storage(), listTasks()]);
     adapters.filter((adapter) => adapter.version).slice(0, 4).forEach(toggle);

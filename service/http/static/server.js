@@ -1,5 +1,7 @@
 // Talking to the server: its sentences become errors as they are, and everybody who asked hears when it goes and comes back.
 
+import { apiKey } from "./keys.js";
+
 const PATIENCE = 15_000;
 const listeners = new Set();
 let away = false;
@@ -19,25 +21,29 @@ export function onAway(listener) {
   listeners.add(listener);
 }
 
-/** Ask for a path. `json` and `form` make it a POST; `key` is sent as a bearer token. Throws Refusal or Away. */
-export async function ask(path, { json, form, key, patience = PATIENCE } = {}) {
+/**
+ * Ask for a path, relative to the page's. `json` and `form` make it a POST; `key` is sent as a bearer token; `as: "blob"` answers a
+ * file. Throws Refusal or Away.
+ */
+export async function ask(path, { json, form, key = apiKey(), as = "text", patience = PATIENCE } = {}) {
   const headers = {};
   if (json !== undefined) headers["Content-Type"] = "application/json";
   if (key) headers["Authorization"] = `Bearer ${key}`;
   const body = json === undefined ? form : JSON.stringify(json);
   const started = performance.now();
-  let response, text;
+  let response, text, blob;
   try {
     const signal = AbortSignal.timeout(patience);
     response = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body, signal, cache: "no-store" });
-    text = await response.text();
+    if (response.ok && as === "blob") blob = await response.blob();
+    else text = await response.text();
   } catch {
     tell(true);
     throw new Away();
   }
   tell(false);
   if (!response.ok) throw new Refusal(sentence(text) ?? `The server answered ${response.status} without a reason.`);
-  return { text, data: parsed(text), headers: response.headers, ms: performance.now() - started };
+  return { text, blob, data: parsed(text), headers: response.headers, ms: performance.now() - started };
 }
 
 function tell(now) {

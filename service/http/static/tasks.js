@@ -2,7 +2,7 @@
 
 import { byId, h, say, show } from "./dom.js";
 import { bytes, count, date, millisecondsBoth } from "./format.js";
-import { adminKey } from "./keys.js";
+import { adminKey, apiKey } from "./keys.js";
 import { ask, Refusal } from "./server.js";
 import { chosenTasks, toggle } from "./try.js";
 
@@ -33,8 +33,8 @@ export async function listTasks() {
   const query = new URLSearchParams({ search: state.search, offset: state.offset, limit: PAGE, details: true });
   try {
     const [list, open] = await Promise.all([
-      ask(`/adapters?${query}`),
-      state.open && ask(`/adapters/${encodeURIComponent(state.open)}`).catch(() => null), // deleted meanwhile
+      ask(`adapters?${query}`),
+      state.open && ask(`adapters/${encodeURIComponent(state.open)}`).catch(() => null), // deleted meanwhile
     ]);
     if (asked !== state.asked) return list.data; // a later question is under way
     state.total = Number(list.headers.get("X-Total-Count") ?? list.data.length);
@@ -129,7 +129,7 @@ function versions(adapter) {
     h("span", { class: "mono" }, version.version),
     h("span", {}, date(version.created)),
     h("span", { class: "n" }, bytes(version.bytes)),
-    h("a", { href: `/adapters/${encodeURIComponent(adapter.task)}/versions/${encodeURIComponent(version.version)}/file`, "aria-label": `Download ${version.version}` }, "Download"),
+    h("a", { href: file(adapter.task, version.version), "aria-label": `Download ${version.version}`, onclick: (event) => download(event, adapter.task, version.version) }, "Download"),
     version.active
       ? h("b", { class: "active" }, "Active")
       : h("button", { type: "button", "data-focus": `activate ${version.version}`, onclick: () => activate(adapter.task, version.version), "aria-label": `${i < active ? "Roll back to" : "Activate"} ${version.version}` }, i < active ? "Roll back" : "Activate"),
@@ -141,6 +141,24 @@ function versions(adapter) {
   );
 }
 
+const file = (task, version) => `adapters/${encodeURIComponent(task)}/versions/${encodeURIComponent(version)}/file`;
+
+/** A link sends no key: where there is one, the file is asked for with it. */
+async function download(event, task, version) {
+  if (!apiKey()) return;
+  event.preventDefault();
+  state.problem = "";
+  try {
+    const { blob } = await ask(file(task, version), { as: "blob" });
+    const address = URL.createObjectURL(blob);
+    h("a", { href: address, download: `${task}-${version}.safetensors` }).click();
+    URL.revokeObjectURL(address);
+  } catch (error) {
+    state.problem = error.message;
+    await listTasks().catch(() => {});
+  }
+}
+
 async function openTask(task) {
   Object.assign(state, { open: state.open === task ? null : task, versions: null, problem: "" });
   await listTasks().catch(() => {});
@@ -149,7 +167,7 @@ async function openTask(task) {
 async function activate(task, version) {
   state.problem = "";
   try {
-    await ask(`/adapters/${encodeURIComponent(task)}/activate`, { json: { version }, key: adminKey() });
+    await ask(`adapters/${encodeURIComponent(task)}/activate`, { json: { version }, key: adminKey() });
     changed();
   } catch (error) {
     state.problem = error.message;

@@ -8,7 +8,7 @@ export const STEP = 2; // seconds between two looks
 const STEPS = 30;
 const ROWS = "adamix_batch_rows_sum", BATCHES = "adamix_batch_rows_count";
 const BUCKET = "adamix_request_duration_seconds_bucket", REQUESTS = "adamix_request_duration_seconds_count";
-const PATH = `/metrics?${[ROWS, BATCHES, BUCKET, REQUESTS].map((name) => `name[]=${name}`).join("&")}`;
+const PATH = `metrics?${[ROWS, BATCHES, BUCKET, REQUESTS].map((name) => `name[]=${name}`).join("&")}`;
 
 const looks = []; // {at, values: Map}, oldest first; one more than there are steps
 

@@ -2,7 +2,6 @@
 
 import { byId, h, show } from "./dom.js";
 import { milliseconds } from "./format.js";
-import { apiKey } from "./keys.js";
 import { ask } from "./server.js";
 
 const BARS = 5;
@@ -70,7 +69,7 @@ async function request(adapters, inputs) {
   if (!adapters.length) return {};
   const query = adapters.map((adapter) => `task=${encodeURIComponent(adapter.task)}`).join("&");
   try {
-    const { data, headers, ms } = await ask(`/predict?${query}`, { json: { inputs }, key: apiKey() });
+    const { data, headers, ms } = await ask(`predict?${query}`, { json: { inputs } });
     const answers = adapters.length === 1 ? { [adapters[0].task]: data } : data;
     return { answers, timing: timing(adapters, headers.get("Server-Timing") ?? "", ms) };
   } catch (error) {

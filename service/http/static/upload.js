@@ -42,7 +42,7 @@ async function upload(files, onChange) {
     form.append("file", file);
     form.append("activate", String(byId("activate").checked));
     try {
-      const { data, headers } = await ask("/adapters", { form, key: adminKey(), patience: UPLOAD_PATIENCE });
+      const { data, headers } = await ask("adapters", { form, key: adminKey(), patience: UPLOAD_PATIENCE });
       const version = headers.get("Location").match(/versions\/([0-9a-f]+)/)[1];
       const served = data.version === version ? "is served now" : "is stored, not served yet";
       line.replaceChildren(h("b", {}, file.name), ` · ${data.task}@${version} ${served}`);

@@ -3,6 +3,7 @@ a model."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,14 +12,23 @@ from service.http import examples
 from service.http.body import parse_body, read_body
 from service.http.openapi import (
     ADMIT_PROBLEMS,
+    KEY_PROBLEMS,
     PREDICT_PROBLEMS,
     VERSION_PROBLEMS,
     answered,
     body_of,
     problems,
 )
-from service.http.routes import API_KEY, Task, Version, service_of
-from service.http.routes.prediction import check_rows, counted, predicted
+from service.http.routes import PREDICT, READ, Task, Version, as_json, service_of
+from service.http.routes.prediction import (
+    INLINE_NUMBERS,
+    TRUNCATE,
+    check_answer,
+    check_rows,
+    counted,
+    predicted,
+    truncates,
+)
 from service.http.v2 import tensors
 from service.http.v2.schemas import (
     EXTENSIONS,
@@ -61,7 +71,7 @@ _INFERRED["headers"][JSON_LENGTH] = {
     "",
     summary="Server metadata",
     response_model=ServerMetadata,
-    responses={200: answered("The server", examples.SERVER)},
+    responses={200: answered("The server", examples.SERVER), **problems()},
 )
 async def server_metadata(request: Request) -> ServerMetadata:
     """This server's name, version and extensions."""
@@ -73,7 +83,7 @@ async def server_metadata(request: Request) -> ServerMetadata:
 @router.get(
     "/health/live",
     summary="Server live",
-    responses={200: answered("Alive", examples.one({"live": True}))},
+    responses={200: answered("Alive", examples.one({"live": True})), **problems()},
 )
 async def live() -> dict[str, bool]:
     """Whether the process is alive."""
@@ -97,22 +107,32 @@ async def ready(request: Request) -> dict[str, bool]:
     response_model=list[IndexEntry],
     responses={
         200: answered("The versions", examples.INDEX),
-        **problems("MalformedBody", "BodyTooLarge", "InvalidRequest"),
+        **problems(
+            *KEY_PROBLEMS, "MalformedBody", "CompressedBody", "BodyTooLarge", "InvalidRequest"
+        ),
     },
+    dependencies=READ,
     openapi_extra={
         "requestBody": body_of(IndexRequest, examples.one({"ready": True})) | {"required": False}
     },
 )
-async def index(request: Request) -> list[IndexEntry]:
+async def index(request: Request) -> Response:
     """Every version of every task: each can be asked for, so each is ready."""
     body = await read_body(request)
     if body.strip():
         parse_body(body, IndexRequest, "an index request", "an object, perhaps with 'ready'")
-    return [
-        IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
-        for entry in service_of(request).store.entries()
-        for version in entry.versions
-    ]
+    store = service_of(request).store
+
+    def listed() -> Response:
+        return as_json(
+            [
+                IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
+                for entry in store.entries()
+                for version in entry.versions
+            ]
+        )
+
+    return await asyncio.to_thread(listed)
 
 
 def _asked_version(request: Request) -> str | None:
@@ -132,8 +152,9 @@ AskedVersion = Annotated[str | None, Depends(_asked_version)]
     response_model=ModelMetadata,
     responses={
         200: answered("The model", examples.MODEL),
-        **problems(*VERSION_PROBLEMS, "DamagedAdapter"),
+        **problems(*KEY_PROBLEMS, *VERSION_PROBLEMS, "DamagedAdapter"),
     },
+    dependencies=READ,
 )
 def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetadata:
     """What a task takes and answers; its labels, in the order of the logits, are among the
@@ -151,8 +172,9 @@ def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetada
     response_model=ModelReady,
     responses={
         200: answered("Ready", examples.one({"name": "sst2", "ready": True})),
-        **problems(*ADMIT_PROBLEMS),
+        **problems(*KEY_PROBLEMS, *ADMIT_PROBLEMS),
     },
+    dependencies=READ,
 )
 async def model_ready(request: Request, task: Task, version: AskedVersion) -> ModelReady:
     """Whether a task can predict: its file is read if it is not in memory yet."""
@@ -167,8 +189,8 @@ async def model_ready(request: Request, task: Task, version: AskedVersion) -> Mo
     summary="Infer",
     response_model=InferResponse,
     responses={200: _INFERRED, **problems(*PREDICT_PROBLEMS)},
-    openapi_extra={"parameters": [_JSON_LENGTH], "requestBody": _BODY},
-    dependencies=[API_KEY],
+    openapi_extra={"parameters": [_JSON_LENGTH, TRUNCATE], "requestBody": _BODY},
+    dependencies=PREDICT,
 )
 async def infer(request: Request, task: Task, version: AskedVersion) -> Response:
     """Classify or score the texts of `text`, or the pairs of `text` and `text_pair`.
@@ -190,16 +212,23 @@ async def _infer(
     wanted = tensors.wanted_outputs(body, adapter.signature)
     check_rows(predictor, tensors.count_rows(body, adapter.signature))
     texts = tensors.read_texts(body, binary, adapter.signature)
+    numbers = check_answer([(adapter, texts)], max(output.classes or 1 for output in wanted))
+    truncate = truncates(request, predictor, body.truncate, body.window)
     prediction = await predicted(
-        request, predictor, [(adapter, texts)], truncate=body.truncate, window=body.window
+        request, predictor, [(adapter, texts)], truncate=truncate, window=body.window
     )
 
     (logits,) = prediction.logits
     head = {"model_name": task, "model_version": adapter.version} | (
         {} if body.id is None else {"id": body.id}
     )
-    outputs = [tensors.output(output, logits, adapter.signature) for output in wanted]
-    answer, json_length = tensors.encode(head, wanted, outputs)
+
+    def encoded() -> tuple[bytes, int | None]:
+        outputs = [tensors.output(output, logits, adapter.signature) for output in wanted]
+        return tensors.encode(head, wanted, outputs)
+
+    inline = numbers < INLINE_NUMBERS
+    answer, json_length = encoded() if inline else await asyncio.to_thread(encoded)
     if json_length is None:
         return Response(answer, headers=prediction.headers, media_type="application/json")
     headers = {**prediction.headers, JSON_LENGTH: str(json_length)}

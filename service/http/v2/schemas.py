@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.spec import ProblemType
 from service.aggregation import Aggregate
-from service.http.schemas import AGGREGATE, CUT_AND_WINDOWED, STRIDE, Window
+from service.http.schemas import AGGREGATE, CUT_AND_WINDOWED, STRIDE, Strict, Window
 from service.predictor import Signature
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "parameters")
@@ -27,8 +27,12 @@ class _Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class _Object(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+class _Object(Strict):
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+
+# Lists of a request stop at their first wrong item: pydantic would make an error of each.
+MAX_ITEMS = 16  # of what a task has two or three at most
 
 
 class InputParameters(_Parameters):
@@ -41,7 +45,7 @@ class InputParameters(_Parameters):
 class InputTensor(_Object):
     name: str = Field(json_schema_extra={"enum": [TEXT, PAIR]})
     shape: list[Annotated[int, Field(ge=0)]] = Field(
-        json_schema_extra={"minItems": 1, "maxItems": 1}
+        max_length=MAX_ITEMS, fail_fast=True, json_schema_extra={"minItems": 1, "maxItems": 1}
     )
     datatype: str = Field(json_schema_extra={"enum": ["BYTES"]})
     parameters: InputParameters | None = None
@@ -55,8 +59,8 @@ class InputTensor(_Object):
 class OutputParameters(_Parameters):
     classification: int | None = Field(
         None,
-        description='Answer the best so many labels as "value:index:label".',
-        json_schema_extra={"minimum": 1},
+        ge=1,
+        description='Answer the best so many labels as "value:index:label", at most all.',
     )
     binary_data: bool | None = Field(None, description="Answer this tensor after the JSON.")
     shared_memory_region: None = Field(None, description="Not supported.")
@@ -101,12 +105,14 @@ class InferRequest(_Object):
     model_name: str | None = Field(None, description="Taken, not used: the path says it.")
     model_version: str | None = Field(None, description="Taken, not used: the path says it.")
     parameters: RequestParameters | None = None
-    inputs: list[InputTensor] = Field(min_length=1)
-    outputs: list[RequestedOutput] | None = Field(None, description="By default all.")
+    inputs: list[InputTensor] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+    outputs: list[RequestedOutput] | None = Field(
+        None, max_length=MAX_ITEMS, fail_fast=True, description="By default all."
+    )
 
     @property
-    def truncate(self) -> bool:
-        return self.parameters is not None and bool(self.parameters.truncate)
+    def truncate(self) -> bool | None:
+        return self.parameters.truncate if self.parameters is not None else None
 
     @property
     def window(self) -> Window | None:

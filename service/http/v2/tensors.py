@@ -132,12 +132,8 @@ def wanted_outputs(request: InferRequest, signature: Signature) -> list[Wanted]:
                 f"output {name!r} is asked for as a classification; expected that of {SCORE!r} or"
                 f" {LOGITS!r}"
             )
-        if classes is not None and not 1 <= classes <= len(signature.labels):
-            most = len(signature.labels)
-            raise InvalidRequest(
-                f"output {name!r} has classification {classes}; expected 1 to {most}, the number of"
-                " labels"
-            )
+        if classes is not None:  # as Triton does
+            classes = min(classes, len(signature.labels))
         binary = parameters.binary_data if parameters else None
         wanted[name] = Wanted(
             name, classes, request.binary_by_default if binary is None else binary

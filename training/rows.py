@@ -1,0 +1,105 @@
+"""Data files → rows of columns: JSON lines, CSV (quoted) and TSV (unquoted)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from training.errors import DataError
+
+Row = tuple[int, dict[str, Any]]  # line number, columns
+
+TABLES = (".csv", ".tsv")
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+
+
+def read_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+    """Each row with its line's number. Raises DataError, also for a row or a header that holds one
+    of the `needed` columns twice, and OSError."""
+    kind = path.suffix.lower()
+    if kind not in (*TABLES, *JSON_LINES):
+        raise DataError(f"{path} ends in {path.suffix!r}; expected .jsonl, .csv or .tsv")
+    try:
+        yield from (_table_rows if kind in TABLES else _json_rows)(path, needed)
+    except UnicodeDecodeError:
+        raise DataError(_not_utf8(path)) from None
+
+
+def _json_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next((name for name in names if names.count(name) > 1 and name in needed), None)
+            if twice is not None:
+                raise ValueError(f"it holds {twice!r} twice")
+        return row
+
+    with path.open(encoding="utf-8-sig") as file:
+        first = True
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if first and line.lstrip().startswith("["):
+                raise DataError(
+                    f"{path}, line {number}, begins a JSON array; expected JSON lines: one object a"
+                    " line"
+                )
+            first = False
+            try:
+                row = json.loads(line, object_pairs_hook=once)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {number}, is not JSON: {error}; expected one object a line"
+                ) from None
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}, line {number}, is a JSON {type(row).__name__}; expected an object"
+                )
+            yield number, row
+
+
+def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+    quoted = path.suffix.lower() == ".csv"
+    dialect: dict[str, Any] = (
+        {"delimiter": ","} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    )
+    csv.field_size_limit(1 << 24)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=quoted, **dialect)
+        try:
+            header = list(reader.fieldnames or [])
+            for name in needed:
+                if header.count(name) > 1:
+                    raise DataError(
+                        f"{path}, line 1, names the column {name!r} {header.count(name)} times;"
+                        " expected it once"
+                    )
+            for row in reader:
+                # what DictReader makes of too many fields and of too few
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{path}, line {reader.line_num}, does not have the header's"
+                        f" {len(header)} columns"
+                    )
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}"
+            ) from None
+
+
+def _not_utf8(path: Path) -> str:
+    """Say where a file stops being UTF-8: a decoder counts from the piece that it was given."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                utf16 = number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff")
+                found = "a mark of UTF-16" if utf16 else f"the byte 0x{line[error.start]:02x}"
+                return f"{path}, line {number}, holds {found}; expected UTF-8"
+    return f"{path} is not UTF-8; expected UTF-8"  # changed since
