@@ -270,9 +270,8 @@ def test_overload_answers_429_and_recovers(filled_store: Path) -> None:
             answers = list(pool.map(call, range(16)))
         refused = [answer for answer in answers if answer.status_code == 429]
         assert {answer.status_code for answer in answers} == {200, 429}
-        assert {
-            (answer.json()["error_type"], answer.headers["Retry-After"]) for answer in refused
-        } == {("QueueFull", "1")}
+        assert {answer.json()["error_type"] for answer in refused} == {"QueueFull"}
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
         assert client.post("/predict?task=sst2", json={"inputs": ["good"] * 4}).status_code == 200
         overloaded = value(
             client, "adamix_requests", "adamix_requests_total", task="sst2", outcome="overloaded"

@@ -46,7 +46,7 @@ def test_a_flood_is_refused_in_order_and_no_other_task_with_it(filled_store: Pat
     seconds to wait, and at a stop with 503; another task's lone requests are all answered, and so
     is /health."""
     answers: list[httpx2.Response] = []
-    with running(filled_store, **OVERLOADED) as server:
+    with running(filled_store, read_only=True, **OVERLOADED) as server:
 
         def flood() -> None:
             with server.client() as client:
@@ -81,8 +81,9 @@ def test_a_stop_leaves_nobody_without_an_answer(filled_store: Path) -> None:
     """SIGTERM with more queued than can be done in the drain time: what was accepted is answered
     with 200, or when the time ends with 503 and Retry-After; the exit code is 0."""
     rows = 1600  # of 64 tokens: more than a second of work for any CPU's one core
-    settings = {"max_inputs": rows, "drain_seconds": 1, "threads": 1, "max_batch_tokens": 64}
-    with running(filled_store, log_level="debug", **settings) as server, server.client() as client:
+    settings: dict[str, Any] = {"max_inputs": rows, "drain_seconds": 1, "threads": 1}
+    settings |= {"max_batch_tokens": 64, "read_only": True, "log_level": "debug"}
+    with running(filled_store, **settings) as server, server.client() as client:
 
         def ask(task: str, inputs: Any) -> httpx2.Response:
             return client.post(f"/predict?task={task}", json={"inputs": inputs})
@@ -117,7 +118,7 @@ def test_long_texts_of_clients_that_left_are_not_tokenised(filled_store: Path) -
     """Twenty bodies of two megabytes whose clients leave at once: what nobody waits for is not
     tokenised, and a text that needs the same threads is answered."""
     body = {"inputs": ["good film " * 800] * 250, "truncate": True}
-    with running(filled_store) as server, ThreadPoolExecutor(20) as pool:
+    with running(filled_store, read_only=True) as server, ThreadPoolExecutor(20) as pool:
 
         def leave(_: int) -> None:
             with server.client() as client, pytest.raises(httpx2.ReadTimeout):

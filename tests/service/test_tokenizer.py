@@ -50,9 +50,7 @@ def test_an_endless_word_is_read_so_far(embedded: Backbone) -> None:
     assert [row.ids for row in tokenized(embedded, [(endless,)])] == [
         row.ids for row in encode(embedded.tokenizer, [(endless[:READ_CHARACTERS],)], 64)
     ]
-    with pytest.raises(
-        InputTooLong, match="1 has 2097157 characters, of which 65536 are read; "
-    ):
+    with pytest.raises(InputTooLong, match="1 has 2097157 characters, of which 65536 are read; "):
         tokenized(embedded, [("good",), (endless,)], truncate=False)
 
 
