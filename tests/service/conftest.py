@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,9 +143,12 @@ def filled_store(
 
 
 @pytest.fixture(scope="session")
-def server(filled_store: Path) -> Iterator[Server]:
-    """One server for all tests that leave it as they found it."""
-    with running(filled_store, max_inputs=64) as server:
+def server(filled_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as they found it. Its store is a copy: a store has one
+    writer, and other servers of the tests open the original."""
+    store = tmp_path_factory.mktemp("served") / "store"
+    shutil.copytree(filled_store, store)
+    with running(store, max_inputs=64) as server:
         yield server
 
 

@@ -76,6 +76,7 @@ class Model:
     max_wait: float = math.inf
     max_drain: float = math.inf
     pace_known: bool = False
+    failed: bool = False  # from then on the pace is also of passes over parts: not modelled
     clients: list[Client] = field(default_factory=list)
     waiting: list[tuple[Text, Client]] = field(default_factory=list)
     running: list[tuple[Text, Client]] = field(default_factory=list)
@@ -139,6 +140,7 @@ class Model:
         self.pace_known = True
         if raised is None:
             return None
+        self.failed = True
         if len(ended) > 1:
             self.smallest_failed = len(ended)
             self.unsettled += [entry for entry in ended if entry[1] in self.clients]
@@ -225,7 +227,8 @@ async def _submit(step: Submit, batcher: Batcher[Text, Text], model: Model) -> N
         assert client.request.done()
         with pytest.raises(QueueFull) as raised:
             await client.request
-        assert raised.value.retry_after == refused
+        assert raised.value.retry_after == refused or model.failed
+        assert raised.value.retry_after >= 1
     else:
         assert not client.request.done()
         model.clients.append(client)

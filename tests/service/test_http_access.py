@@ -68,7 +68,7 @@ def test_an_api_key_guards_reads_too(guarded: Server) -> None:
 def test_metrics_can_be_guarded(filled_store: Path) -> None:
     """With ADAMIX_OPEN_METRICS=false and an API key, /metrics needs a key and health does not."""
     with (
-        running(filled_store, api_key=API_KEY, open_metrics="false") as server,
+        running(filled_store, read_only=True, api_key=API_KEY, open_metrics="false") as server,
         server.client() as client,
     ):
         assert client.get("/metrics").status_code == 401
@@ -102,7 +102,9 @@ def test_loopback_has_many_names(host: str, client: httpx2.Client) -> None:
 def test_more_hosts_can_be_allowed(filled_store: Path) -> None:
     """ADAMIX_ALLOWED_HOSTS lists the names under which a proxy on the same machine asks."""
     with (
-        running(filled_store, allowed_hosts="models.example, Other.Example") as server,
+        running(
+            filled_store, read_only=True, allowed_hosts="models.example, Other.Example"
+        ) as server,
         server.client() as client,
     ):
         for host, status in (
@@ -153,7 +155,9 @@ def test_a_key_that_is_none_is_refused_at_the_start(name: str, key: str, reason:
 def test_a_key_made_of_a_file_ends_in_a_new_line(filled_store: Path) -> None:
     """White space at the ends of a key does not belong to it, in a setting as in a request."""
     with (
-        running(filled_store, api_key=f"{API_KEY}\n", admin_key=f" {ADMIN_KEY}\r\n") as server,
+        running(
+            filled_store, read_only=True, api_key=f"{API_KEY}\n", admin_key=f" {ADMIN_KEY}\r\n"
+        ) as server,
         server.client() as client,
     ):
         assert (

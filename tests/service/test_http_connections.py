@@ -344,7 +344,7 @@ def stop_listening(server: Server) -> None:
 def test_a_server_that_stops(filled_store: Path) -> None:
     """A body that comes while the server stops is answered; one that does not is told 503 when the
     time is over; no traceback is logged."""
-    with running(filled_store, drain_seconds=2) as server:
+    with running(filled_store, read_only=True, drain_seconds=2) as server:
         with contextlib.ExitStack() as stack:
             late, never, idle = (stack.enter_context(connected(server)) for _ in range(3))
             late.sendall(REQUEST[:-3])
@@ -369,7 +369,9 @@ def test_front_ends_have_the_same_door(filled_store: Path) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     hidden = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = PREDICT.replace(b"Host", upgrade + b"Host")
-    with running(filled_store, workers=2, drain_seconds=2, header_seconds=1) as server:
+    with running(
+        filled_store, read_only=True, workers=2, drain_seconds=2, header_seconds=1
+    ) as server:
         last = HEALTH.replace(b"Host", b"Connection: close\r\nHost")
         for _ in range(8):
             cut = head % len(hidden)

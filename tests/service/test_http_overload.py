@@ -83,7 +83,7 @@ def test_a_stop_leaves_nobody_without_an_answer(filled_store: Path) -> None:
     rows = 1600  # of 64 tokens: more than a second of work for any CPU's one core
     settings: dict[str, Any] = {"max_inputs": rows, "drain_seconds": 1, "threads": 1}
     settings |= {"max_batch_tokens": 64, "read_only": True, "log_level": "debug"}
-    with running(filled_store, **settings) as server, server.client() as client:
+    with running(filled_store, read_only=True, **settings) as server, server.client() as client:
 
         def ask(task: str, inputs: Any) -> httpx2.Response:
             return client.post(f"/predict?task={task}", json={"inputs": inputs})

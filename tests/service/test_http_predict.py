@@ -166,7 +166,10 @@ def test_texts_can_be_cut_by_default(filled_store: Path) -> None:
     """With ADAMIX_AUTO_TRUNCATE a text that is too long is cut, unless the request says not to, or
     asks for windows."""
     long = {"inputs": "good " * 500}
-    with running(filled_store, auto_truncate=True) as server, server.client() as client:
+    with (
+        running(filled_store, read_only=True, auto_truncate=True) as server,
+        server.client() as client,
+    ):
         cut = predict(client, "sst2", long["inputs"])
         assert cut == predict(client, "sst2", long["inputs"], truncate=True)
         windowed = predict(client, "sst2", long["inputs"], parameters={"window": {}})
