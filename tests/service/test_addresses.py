@@ -76,7 +76,7 @@ def test_an_ipv6_address_in_brackets(filled_store: Path, workers: int) -> None:
     change nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEB_CONCURRENCY", "auto")
-        with running(filled_store, read_only=True, host="[::1]", workers=workers) as server:
+        with running(filled_store, host="[::1]", workers=workers) as server:
             assert server.url.startswith("http://[::1]:")
             assert httpx2.get(f"{server.url}/health").status_code == 200
             assert httpx2.delete(f"{server.url}/adapters/none").status_code == 404  # without a key
@@ -86,9 +86,7 @@ def test_an_ipv6_address_in_brackets(filled_store: Path, workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_both_families(filled_store: Path, workers: int) -> None:
     """`::` takes clients of IPv6 and of IPv4."""
-    with running(
-        filled_store, read_only=True, host="::", workers=workers, admin_key="a" * 40
-    ) as server:
+    with running(filled_store, host="::", workers=workers, admin_key="a" * 40) as server:
         port = urlsplit(server.url).port
         for host in ("127.0.0.1", "[::1]"):
             assert httpx2.get(f"http://{host}:{port}/health").status_code == 200
