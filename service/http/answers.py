@@ -171,6 +171,5 @@ async def _answer_unexpected(_request: Request, error: Exception) -> Response:
     # Starlette sends this answer outside of all middleware, also of that which adds the id.
     request_id = str(structlog.contextvars.get_contextvars().get("request_id", ""))
     message = "the service failed on this request; its log says why under the X-Request-ID"
-    # uvicorn closes the connection after it: a client must not send its next request there.
-    headers = {"X-Request-ID": request_id, "Connection": "close"}
+    headers = {"X-Request-ID": request_id}
     return problem(500, message, "InternalError", headers)

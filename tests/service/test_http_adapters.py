@@ -449,7 +449,6 @@ def test_the_list_with_details(
     """`details` adds each task's requests since the start, the latency of its answers and the
     file's dev scores, as far as they are numbers."""
     scores = {"accuracy": 0.875, "f1": 1, "note": "good", "sure": True, "lists": [1]}
-    scores["huge"] = 10**400
     spec, tensors, _ = random_adapter(embedded, made("scored"), ["no", "yes"])
     spec = spec.model_copy(update={"training": {"dev_scores": scores}})
     assert upload(client, serialize(spec, tensors)).status_code == 201

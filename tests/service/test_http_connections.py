@@ -154,7 +154,7 @@ def few_descriptors(count: int) -> Iterator[None]:
 def crowded(store: Path, **settings: Any) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
         with few_descriptors(256):
-            server = stack.enter_context(running(store, **settings))
+            server = stack.enter_context(running(store, read_only=True, **settings))
         yield server
 
 
