@@ -186,7 +186,11 @@ BAD_DATA: list[tuple[str, str | bytes | None, str]] = [
     ("d.csv", "text,gold\na,1\n", "line 2, has no column 'label'; it has 'text', 'gold'"),
     ("d.jsonl", "", "holds no examples; expected at least one"),
     ("d.csv", "text,label\na,x\nb,x\n", "holds the one label 'x'; expected two or more"),
-    ("d.jsonl", b'{"text": "caf\xe9", "label": 1}\n', "line 1, holds the byte 0xe9; expected UTF-8"),
+    (
+        "d.jsonl",
+        b'{"text": "caf\xe9", "label": 1}\n',
+        "line 1, holds the byte 0xe9; expected UTF-8",
+    ),
     ("d.jsonl", '{"text": "a", "label": 1\n', "line 1, is not JSON"),
     ("d.jsonl", None, "cannot be read: No such file or directory"),
     ("d.xlsx", b"PK", "ends in '.xlsx'; expected .jsonl, .csv or .tsv"),
