@@ -105,7 +105,7 @@ def test_a_declined_upgrade_byte_by_byte(server: Server) -> None:
 
 def test_many_upgrades_in_one_segment(server: Server) -> None:
     """Forty requests that ask to upgrade, sent at once, are answered one by one."""
-    request = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
     found = exchange(server, request * 40 + LAST)
     assert [answer.status for answer in found] == [200] * 41
 
@@ -338,7 +338,7 @@ def test_pipelined_requests_are_bounded(server: Server) -> None:
     then a refusal; waiting requests take little memory."""
     before = memory(server)
     found = exchange(
-        server, PREDICT + lengthy(BODY) + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 9999
+        server, PREDICT + lengthy(BODY) + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 9999
     )
     assert {answer.status for answer in found[:-1]} == {200}
     assert (found[-1].status, found[-1].error_type) == (400, "MalformedRequest")
