@@ -105,7 +105,9 @@ def test_a_declined_upgrade_byte_by_byte(server: Server) -> None:
 
 def test_many_upgrades_in_one_segment(server: Server) -> None:
     """Forty requests that ask to upgrade, sent at once, are answered one by one."""
-    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    request = (
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    )
     found = exchange(server, request * 40 + LAST)
     assert [answer.status for answer in found] == [200] * 41
 

