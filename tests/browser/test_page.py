@@ -243,18 +243,20 @@ def test_labels_are_text(tmp_path: Path, open_tab: OpenTab, adapter_file: Adapte
 def test_predictions_with_a_key(
     tmp_path: Path, open_tab: OpenTab, adapter_file: AdapterFile
 ) -> None:
-    """Where predictions need a key, the page says so, and sends the one that was typed."""
+    """Where reads and predictions need a key, the page says so; with the one that was typed it
+    lists the tasks and predicts."""
     store = Store(tmp_path / "store")
     store.put(load(adapter_file("sst2")))
     store.close()
     with running(store.folder, api_key="predict-key") as server:
         tab = open_tab(server.url)
         tab.refusals = True
-        expect(row(tab.page, "sst2")).to_be_visible()
-        tab.page.get_by_role("button", name="Predict").click()
-        expect(tab.page.locator("#answers [role=alert]")).to_contain_text("expected the API key")
+        said = tab.page.get_by_role("region", name="Tasks").get_by_role("alert")
+        expect(said).to_contain_text("expected the API key")
         tab.page.get_by_text("API key", exact=True).click()
         tab.page.locator("#api-key").fill("predict-key")
+        tab.page.locator("#api-key").press("Tab")
+        expect(row(tab.page, "sst2")).to_be_visible()
         tab.page.get_by_role("button", name="Predict").click()
         expect(tab.page.locator(".answer")).to_have_count(1)
 

@@ -6,7 +6,7 @@ import { showSaving, watchSize } from "./saving.js";
 import { ask, onAway } from "./server.js";
 import { listTasks, markChosen, startTasks } from "./tasks.js";
 import { lookAtTraffic, STEP } from "./traffic.js";
-import { startTry, toggle } from "./try.js";
+import { chosenTasks, startTry, toggle } from "./try.js";
 import { startUpload } from "./upload.js";
 
 const EACH_SHOWN = 64; // up to so many tasks every adapter is drawn with its own size
@@ -47,19 +47,21 @@ async function beat(n) {
   setTimeout(beat, 1000 * STEP, n + 1);
 }
 
+/** The first look, at the start or with the key that it needed: some tasks are ticked already. */
+async function firstLook() {
+  const [, adapters] = await Promise.all([storage(), listTasks()]);
+  if (!chosenTasks().size) adapters.filter((adapter) => adapter.version).slice(0, 4).forEach(toggle);
+}
+
 async function start() {
   keepKeys();
   watchSize();
   startTasks(() => storage().catch(() => {}));
   startTry(markChosen);
   startUpload(() => refresh().catch(() => {}));
-  byId("api-key").addEventListener("change", () => refresh().catch(() => {})); // said where it happened
-  try {
-    const [, adapters] = await Promise.all([storage(), listTasks()]);
-    adapters.filter((adapter) => adapter.version).slice(0, 4).forEach(toggle);
-  } catch {
-    // said where it happened
-  }
+  const look = () => firstLook().catch(() => {}); // said where it happened
+  byId("api-key").addEventListener("change", look);
+  await look();
   beat(1);
 }
 
