@@ -211,6 +211,11 @@ def check_template(template: str, *, text_pair: bool) -> None:
             )
 
 
+# The type of an error of a validator that knows the keys of an object: its context holds the `key`
+# that was found, and the `known` ones as a sentence lists them.
+UNKNOWN_KEY = "unknown_key"
+
+
 def first_problem(error: ValidationError) -> str:
     """Say in one sentence where pydantic found the first problem, what was found there, and what
     was expected."""
@@ -221,6 +226,9 @@ def first_problem(error: ValidationError) -> str:
         return f"{place} is missing; expected it to be there"
     if problem["type"] == "extra_forbidden":
         return f"{place} is there; expected no such key"
+    if problem["type"] == UNKNOWN_KEY:
+        place = ".".join(filter(None, (place, _legible(problem["ctx"]["key"]))))
+        return f"{place} is there; expected only {problem['ctx']['known']}"
     if not place or problem["type"] == "value_error":
         return message
     if problem["type"] == "model_type":  # pydantic would name our class

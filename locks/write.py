@@ -44,7 +44,9 @@ def main() -> None:
     cuda = torch | ({"triton"} & set(service))
     write("torch", [service[name] for name in sorted(cuda)])
     write("service", [service[name] for name in sorted(set(service) - cuda)])
-    write("development", [every[name] for name in sorted(set(every) - set(service) | {"triton"})])
+    # Beside what is new: what serving needs on some systems alone, and triton (see above).
+    more = {name for name in every if name not in service or every[name] != service[name]}
+    write("development", [every[name] for name in sorted(more | {"triton"})])
     versions = [entry.split(" \\\n")[0] for _, entry in sorted(every.items())]
     (ROOT / "constraints.txt").write_text(
         "# Written by 'make lock': the versions of locks/, for pip's --constraint.\n"

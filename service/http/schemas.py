@@ -14,8 +14,9 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from adapters.spec import AdapterSpec, ProblemType, shown
+from adapters.spec import UNKNOWN_KEY, AdapterSpec, ProblemType
 from service.aggregation import Aggregate
 from service.http.sentences import quoted
 
@@ -78,7 +79,8 @@ class Strict(BaseModel):
         if isinstance(value, dict):
             for key in value:
                 if key not in cls.model_fields:
-                    raise ValueError(f"{shown(key)} is there; expected only {_keys(cls)}")
+                    context = {"key": key, "known": _keys(cls)}
+                    raise PydanticCustomError(UNKNOWN_KEY, "{key} is not known", context)
         return value
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.backbone import Backbone
 from adapters.file import parse
@@ -71,6 +73,23 @@ class Server:
         code = self.process.wait(timeout=60)
         self.stopped.wait(timeout=10)
         return code
+
+
+def sample(client: httpx2.Client, name: str, **labels: str) -> float:
+    """The metric's first sample with these labels; 0 if it has none, as before its first event."""
+    text = client.get("/metrics", params={"name[]": name}).text
+    for family in text_string_to_metric_families(text):
+        for found in family.samples:
+            if found.name == name and labels.items() <= found.labels.items():
+                return found.value
+    return 0.0
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Ask again and again until it is so: for what follows an answer, or a client that left."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it was not so within a minute"
 
 
 @contextmanager
