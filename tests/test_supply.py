@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from adapters.backbone import EMBEDDED_REQUIREMENT
 
@@ -46,14 +48,32 @@ def test_each_entry_is_one_version_with_its_digests(name: str) -> None:
 
 def test_the_locks_hold_what_the_project_asks_for() -> None:
     """Serving's dependencies, the extras' and the backbone's package are all locked, and nothing
-    is locked twice."""
+    is locked twice for a system."""
     service = {"torch", *entries("service")}
     served = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["tracing"]]
     assert {normal(one) for one in (*served, EMBEDDED_REQUIREMENT, "setuptools")} <= service
     extras = [one for extra in PROJECT["optional-dependencies"].values() for one in extra]
     assert {normal(one) for one in extras} <= service | entries("development").keys()
-    assert not entries("service").keys() & entries("development").keys()
+    assert not installed("service") & installed("development")
     assert not entries("service").keys() & entries("torch").keys()
+
+
+def installed(name: str) -> set[str]:
+    """The names of what a lock installs on this system."""
+    found = {one: Requirement(entry.split(" --hash")[0]) for one, entry in entries(name).items()}
+    return {one for one, asked in found.items() if not asked.marker or asked.marker.evaluate()}
+
+
+def test_what_a_locked_package_needs_is_locked() -> None:
+    """A package of the locks needs nothing on this system that no lock installs there: also not
+    what serving needs on other systems alone."""
+    here = installed("service") | installed("development")
+    locked = here | {"torch", "sentence-transformers", "pip"}  # the two as locks/write.py says
+    for name in here:
+        for text in metadata.requires(name) or []:
+            asked = Requirement(text)
+            if not asked.marker or asked.marker.evaluate({"extra": ""}):
+                assert normal(asked.name) in locked, f"{name} needs {text}"
 
 
 def test_the_constraints_are_the_locks_versions() -> None:
