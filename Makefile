@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCKS := $(wildcard locks/*.txt) locks/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser screenshots docs links check audit sbom format lock pin clean
+.PHONY: help serve test test-browser derived screenshots docs links check audit sbom format lock pin clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,10 @@ test: $(VENV)/dev.done ## Run the tests (about seven minutes on two cores)
 
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
 	@$(BIN)/python -m pytest tests/browser
+
+derived: $(VENV)/dev.done ## Write anew what derives from the code: the table of settings, the examples of OpenAPI
+	@$(BIN)/python -m docs.settings_table
+	@$(BIN)/python -m tests.service.record_examples
 
 screenshots: $(VENV)/dev.done ## Make the pictures of docs/images/ anew
 	@$(BIN)/python -m tests.browser.screenshots docs/images

@@ -41,16 +41,17 @@ class Settings(BaseSettings):
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(
         Path("store"),
-        description="folder whose adapters a new store is given, once; none: no adapters",
+        description="folder of adapters that a new store gets, once; none: no adapters",
     )
     read_only: bool = Field(
-        False, description="serve the store as it is at the start, beside its one writer"
+        False,
+        description="serve the store as it is at the start, while another process writes to it",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if there is one"
     )
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
-        "float32", description="of the backbone on the device; int8 on CPUs only"
+        "float32", description="number format of the backbone on the device; int8 on CPUs only"
     )
     host: str = Field(
         "127.0.0.1",
@@ -63,8 +64,8 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         "",
         description=(
-            "host names, with commas between them, under which a service on loopback is asked,"
-            " beside localhost"
+            "further host names, with commas between them, that a service on loopback "
+            "answers to, besides localhost"
         ),
     )
     root_path: str = Field(
@@ -88,24 +89,28 @@ class Settings(BaseSettings):
         ge=16,
         description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU",
     )
-    max_queue_rows: int = Field(2048, ge=1, description="rows waiting; more are answered with 429")
+    max_queue_rows: int = Field(2048, ge=1, description="rows that may wait; further ones get 429")
     max_wait_seconds: float = Field(
         0.5,
         gt=0,
-        description="expected wait for the device; requests with a longer one get 429",
+        description=(
+            "longest expected wait for the device; a request that would wait longer gets 429"
+        ),
     )
     max_inputs: int = Field(
         256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
     )
-    max_body_bytes: int = Field(2 << 20, ge=1024, description="of a /predict or infer request")
-    max_upload_bytes: int = Field(64 << 20, ge=1024, description="of an uploaded adapter")
-    slots: int = Field(256, ge=1, description="adapters resident on the device at once")
+    max_body_bytes: int = Field(
+        2 << 20, ge=1024, description="largest body of a /predict or infer request"
+    )
+    max_upload_bytes: int = Field(64 << 20, ge=1024, description="largest uploaded adapter")
+    slots: int = Field(256, ge=1, description="adapters on the device at once")
     host_cache_bytes: int | None = Field(
         None,
         ge=0,
         description=(
-            "of adapters in memory; by default a quarter of the machine's or container's, 4 GiB at"
-            " most"
+            "bytes of adapters in memory; by default a quarter of the machine's or "
+            "container's memory, 4 GiB at most"
         ),
     )
     keep_alive_seconds: float = Field(
@@ -118,16 +123,16 @@ class Settings(BaseSettings):
         30,
         gt=0,
         description=(
-            "how long a request's body may take, and a second more for each 16 KiB; likewise how"
-            " long a client may read nothing of its answer"
+            "how long a request's body may take, plus a second for each 16 KiB; also how "
+            "long a client may read nothing of its answer"
         ),
     )
     max_connections: int | None = Field(
         None,
         ge=1,
         description=(
-            "of each process that speaks HTTP; by default what the limit of open files leaves,"
-            " 16384 at most"
+            "connections of each process that speaks HTTP; by default what the limit of "
+            "open files leaves, 16384 at most"
         ),
     )
     trusted_proxies: str = Field(
@@ -145,20 +150,25 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(
         None,
-        description="if set, predictions and reads need it as a bearer token (reads: or admin's)",
+        description=(
+            "if set, predictions and reads need it as a bearer token (reads: or the admin key)"
+        ),
     )
     admin_key: SecretStr | None = Field(
-        None, description="writes need it as a bearer token; made at first start where needed"
+        None,
+        description="writes need it as a bearer token; made at first start where one is needed",
     )
     open_metrics: bool = Field(
         True, description="/metrics needs no key, even where ADAMIX_API_KEY is set"
     )
     tracing: bool = Field(
         False,
-        description="spans to OpenTelemetry, as its own OTEL_… variables say; needs the extra",
+        description=(
+            "spans to OpenTelemetry, as its own OTEL_… variables say; needs the extra tracing"
+        ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug tells of probes, too"
+        "info", description="debug logs health probes too"
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else JSON"
