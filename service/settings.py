@@ -135,6 +135,14 @@ class Settings(BaseSettings):
             "open files leaves, 16384 at most"
         ),
     )
+    max_arriving_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description=(
+            "bytes of unfinished bodies in each process that speaks HTTP; beyond it, the body that"
+            " has been on its way longest gets 503"
+        ),
+    )
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description=(

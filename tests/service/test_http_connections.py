@@ -139,6 +139,30 @@ def test_the_defaults() -> None:
     assert vars(ConnectionSettings()).items() <= settings.model_dump().items()
 
 
+def test_bodies_on_their_way_have_a_bound_together(filled_store: Path) -> None:
+    """Where unfinished bodies hold more than they may together, the oldest of them are answered
+    with 503 and a time to try again, and who sends a body at once is answered."""
+    held = b"x" * 60_000
+    with (
+        running(filled_store, read_only=True, max_arriving_bytes=1 << 20) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        slow = [stack.enter_context(connected(server)) for _ in range(24)]
+        for connection in slow:
+            connection.sendall(PREDICT % (len(held) + 1) + held)
+            seen(server)
+        for connection in slow[: len(slow) - (1 << 20) // len(held)]:
+            (answer,) = answers(connection)
+            assert (answer.status, answer.error_type) == (503, "TooManyBodies")
+            assert answer.headers["retry-after"] == "1"
+        with connected(server) as quick:
+            quick.sendall(REQUEST)
+            assert first_answer(quick).status == 200
+        slow[-1].sendall(b"x")  # it is no JSON, which somebody has read
+        assert first_answer(slow[-1]).status == 400
+    assert not tracebacks(server)
+
+
 @contextlib.contextmanager
 def few_descriptors(count: int) -> Iterator[None]:
     """What is started here may open so many files."""
