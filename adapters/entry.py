@@ -77,7 +77,8 @@ class Entry:
     def names(self) -> list[str]:
         """What `shown` gives each of the versions, in their order."""
         ordered = sorted(version.digest for version in self.versions)
-        shared = [0, *(len(os.path.commonprefix(pair)) for pair in pairwise(ordered)), 0]
+        # RUF071: the digits that two names share, not the folders of two paths
+        shared = [0, *(len(os.path.commonprefix(pair)) for pair in pairwise(ordered)), 0]  # noqa: RUF071
         digits = {
             digest: max(SHOWN_DIGITS, before + 1, after + 1)
             for digest, (before, after) in zip(ordered, pairwise(shared), strict=True)

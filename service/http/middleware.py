@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from service.http.answers import refused
 from service.http.auth import Guard
-from service.refusals import BodyTooLarge, Closed, ForeignHost
+from service.refusals import BodyTooLarge, Closed, ForeignHost, OutcomeUnknown
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,6 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_ID_CHARACTERS = 128
 MAX_LOGGED_CHARACTERS = 200  # of a path, which may be as long as a request's head
 UPLOAD_PATH = "/adapters"
+READS = ("GET", "HEAD", "OPTIONS")
 # Asked every few seconds, for ever: logged at debug level only, and not traced.
 PROBES = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
@@ -73,7 +74,8 @@ class RequestContext:
             # no answer yet.
             if status:
                 raise
-            await refused(Closed())(scope, receive, send_with_id)
+            cut_off = OutcomeUnknown() if may_write(scope) else Closed()
+            await refused(cut_off)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info
@@ -168,6 +170,11 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+def may_write(scope: Scope) -> bool:
+    """Whether a request may change the store; a prediction does not."""
+    return scope["method"] not in READS and f"{UPLOAD_PATH}/" in f"{scope['path']}/"
 
 
 def announced_bytes(scope: Scope) -> int | None:

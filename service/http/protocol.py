@@ -107,8 +107,8 @@ BODY_TOO_SLOW = LastAnswer(
 BODIES_TOO_LARGE = LastAnswer(
     503,
     "TooManyBodies",
-    "the bodies on their way to the service are too many bytes, and this one has been on its way for"
-    " the longest time; expected it at once: try again in a second",
+    "unfinished bodies hold too many bytes, and this one has been on its way for the longest time;"
+    " expected it at once: try again in a second",
 )
 TOO_MANY = LastAnswer(
     503,
