@@ -185,8 +185,10 @@ def announced_bytes(scope: Scope) -> int | None:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header of that name, which is in lower case."""
-    value = next((value for key, value in scope["headers"] if key == name), None)
-    return None if value is None else value.decode("latin-1")
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
 
 
 def _request_id(scope: Scope) -> str:
