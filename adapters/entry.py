@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -118,8 +119,9 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
         for file in files:
             if (found := _FILE.fullmatch(file.name)) is not None:
                 with contextlib.suppress(FileNotFoundError):  # another process just deleted it
-                    stat = file.stat()
-                    versions.append(Version(found[1], stat.st_size, stat.st_mtime))
+                    about = file.stat()
+                    if stat.S_ISREG(about.st_mode):  # a pipe would hold up who reads it
+                        versions.append(Version(found[1], about.st_size, about.st_mtime))
             elif file.name == DELETED:
                 deleted = True
             elif file.name.startswith(LEFTOVER) and repair:
@@ -165,7 +167,7 @@ def _age(version: Version) -> tuple[float, str]:
 
 def _content(path: str) -> str | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # where it is a pipe
     except FileNotFoundError:
         return None
     try:

@@ -91,8 +91,18 @@ def serialize(spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def load(path: Path) -> Adapter:
-    """Read and validate one file. Raises InvalidAdapter, or OSError if it cannot be read."""
-    return parse(path.read_bytes())
+    """Read and validate one file. Raises InvalidAdapter, or OSError if it cannot be read.
+
+    The header is read first: a file that is no adapter may be larger than the memory.
+    """
+    if not path.is_file():  # a pipe has no size, and is read once
+        return parse(path.read_bytes())
+    entries, _ = header.read_file(path)
+    tensors = sum(
+        math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize for entry in entries.values()
+    )
+    with path.open("rb") as file:
+        return parse(file.read(8 + header.MAX_HEADER_BYTES + tensors + 1))
 
 
 def parse(data: bytes) -> Adapter:

@@ -250,6 +250,12 @@ def shortened(text: object, most: int = 200) -> str:
     return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
+def legible(text: str) -> str:
+    """A text that others wrote, on one line: its control characters become escapes, so that it
+    cannot drive a terminal."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
 def _unfit(value: JsonValue, place: str, depth: int) -> Iterator[tuple[str, str]]:
     """Find what the training record may not hold, because JSON or a page cannot repeat it."""
     if depth > MAX_TRAINING_DEPTH:

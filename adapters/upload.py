@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import ssl
 from dataclasses import dataclass
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
 from adapters.errors import CannotUpload
-from adapters.spec import shortened, shown
+from adapters.spec import legible, shortened, shown
 
 SECONDS = 60  # the server replays the probe before it answers
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -43,13 +45,35 @@ def upload(
         raise CannotUpload(
             f"{shown_url} cannot be reached{by}: {shortened(error)}{doubt}"
         ) from None
+    said = _json(answer)
     if answer.status_code not in (200, 201):
-        try:
-            reason = answer.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            reason = answer.text[:200]
-        raise CannotUpload(f"{shown_url} answered {answer.status_code}: {shortened(reason, 500)}")
+        reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
+        raise CannotUpload(
+            f"{shown_url} answered {answer.status_code}: {legible(shortened(reason, 500))}"
+        )
+    if not _has(said, hashlib.sha256(data).hexdigest()):
+        raise CannotUpload(
+            f"{shown_url} answered {answer.status_code}, but not with this file's version; expected"
+            " the address of an adamix-serve"
+        )
     return answer.status_code == 201
+
+
+def _json(answer: httpx2.Response) -> Any:
+    """What a server answered; None if that is no JSON."""
+    try:
+        return answer.json()
+    except (ValueError, RecursionError):
+        return None
+
+
+def _has(said: Any, digest: str) -> bool:
+    """Whether a server's answer lists the version that was uploaded. Something else than this
+    service, such as the page of a login, may answer 200 too."""
+    versions = said.get("versions") if isinstance(said, dict) else None
+    found = versions if isinstance(versions, list) else []
+    names = [each.get("version") for each in found if isinstance(each, dict)]
+    return any(isinstance(name, str) and name and digest.startswith(name) for name in names)
 
 
 @dataclass(frozen=True)

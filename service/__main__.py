@@ -21,7 +21,7 @@ from adapters.errors import AdaMixError
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
 from service.http.server import Config, Server
-from service.settings import InvalidSettings, Settings, read_settings
+from service.settings import InvalidSettings, Settings, read_settings, unknown_variables
 from service.telemetry import logs
 from service.workers.listeners import claimed
 
@@ -91,6 +91,8 @@ def main(
             **{name: value for name, value in given.items() if value is not None}
         )
         logs.configure(settings.log_level, settings.log_format)
+        for name in unknown_variables():
+            log.warning("a variable is no setting, and has no effect", variable=name)
         # before all that takes time, or makes a key
         with placed(settings) as place:
             from service.app import create_app

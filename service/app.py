@@ -298,6 +298,9 @@ def _seed(service: Service, settings: Settings) -> None:
         return
     if store.seeded:
         return
+    given = "seed" in settings.model_fields_set and str(settings.seed) != "none"
+    if given and not settings.seed.is_dir():
+        log.warning("ADAMIX_SEED is no folder: no adapters are copied", seed=str(settings.seed))
     if not len(store) and settings.seed.is_dir():
         for file in sorted(settings.seed.glob("*.safetensors")):
             try:

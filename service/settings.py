@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -23,6 +24,7 @@ from adapters.spec import first_problem
 from service.loopback import is_loopback
 
 MIN_KEY_CHARACTERS = 8
+HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?|[0-9a-fA-F]*:[0-9a-fA-F:.]+")
 
 
 class InvalidSettings(AdaMixError):
@@ -156,6 +158,14 @@ class Settings(BaseSettings):
             " request whose body began first is refused with 503"
         ),
     )
+    max_unread_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description=(
+            "bytes of answers that clients have not read yet, in each process that speaks HTTP. If"
+            " there are more, the connection whose answer began first is closed"
+        ),
+    )
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description=(
@@ -206,6 +216,30 @@ class Settings(BaseSettings):
     @classmethod
     def _unspoilt(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {name: _unspoilt(name, value) for name, value in values.items()}
+
+    @field_validator("store", "seed")
+    @classmethod
+    def _at_home(cls, folder: Path, info: ValidationInfo) -> Path:
+        """A folder that begins with `~`, which no shell has replaced in a file of variables."""
+        try:
+            return folder.expanduser()
+        except RuntimeError:
+            raise ValueError(
+                f"{str(info.field_name).upper()} is {str(folder)!r}, and no home is known for it;"
+                " expected a path"
+            ) from None
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, listed: str) -> str:
+        names = [name.strip() for name in listed.split(",") if name.strip()]
+        for name in names:
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"ALLOWED_HOSTS is {listed!r}, and {name!r} is no host's name; expected names"
+                    " as a URL has them between // and the port, with commas between"
+                )
+        return listed
 
     @field_validator("host")
     @classmethod
@@ -279,6 +313,7 @@ class Settings(BaseSettings):
 
 # What Docker's links and Kubernetes' service links put into NAME_PORT for each Service called NAME.
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+LINKED = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 SECRET = {"api_key", "admin_key"}
 
 
@@ -304,6 +339,19 @@ def _unspoilt(name: str, value: object) -> object:
             " enableServiceLinks to false"
         )
     return stripped
+
+
+def unknown_variables() -> list[str]:
+    """The variables ADAMIX_… of the environment that are no setting: misspelt, say. Those that
+    Kubernetes sets beside a Service called `adamix`, and compose.yaml's own, are left out."""
+    known = {*Settings.model_fields, "publish", "memory_limit"}
+    return sorted(
+        name
+        for name, value in os.environ.items()
+        if name.upper().startswith("ADAMIX_")
+        and name[len("ADAMIX_") :].lower() not in known
+        and not (LINKED.search(name.upper()) or SERVICE_LINK.fullmatch(value))
+    )
 
 
 def read_settings(**overrides: object) -> Settings:

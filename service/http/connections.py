@@ -38,6 +38,7 @@ class ConnectionSettings:
     body_seconds: float = 30
     max_connections: int | None = None
     max_arriving_bytes: int = 256 << 20
+    max_unread_bytes: int = 256 << 20
     trusted_proxies: str = "127.0.0.1,::1"
 
 
@@ -60,6 +61,7 @@ class Connections:
     def __init__(self, settings: ConnectionSettings) -> None:
         self.limit = settings.max_connections or descriptors_left()
         self.max_arriving_bytes = settings.max_arriving_bytes
+        self.max_unread_bytes = settings.max_unread_bytes
         self.seconds = {
             Phase.NEW: settings.header_seconds,
             Phase.IDLE: settings.keep_alive_seconds,
@@ -99,6 +101,7 @@ class Connections:
         for connection in list(self._all):
             connection.check(now)
         self._bound_arriving()
+        self._bound_unread()
         if (self._closed or self._refused) and now >= self._logged + LOG_SECONDS:
             log.warning(
                 "too many connections; expected fewer, or a higher limit of open files (ulimit -n)",
@@ -121,6 +124,17 @@ class Connections:
                 connection.refuse_body()
                 if held <= self.max_arriving_bytes:
                     break
+
+    def _bound_unread(self) -> None:
+        """Where answers that clients have not read hold more than they may all together, close the
+        connections of those that began first: a small request can ask for a large file."""
+        unread = [connection for connection in self._all if connection.unsent_bytes]
+        held = sum(connection.unsent_bytes for connection in unread)
+        for connection in sorted(unread, key=lambda one: one.unsent_began):
+            if held <= self.max_unread_bytes:
+                break
+            held -= connection.unsent_bytes
+            connection.abort()
 
 
 def descriptors_left() -> int:

@@ -148,7 +148,8 @@ class Protocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None  # uvicorn's own `cycle` is the newest
         self._refusal: LastAnswer | None = None  # to be sent after the answers that come first
         self._client_ended = False  # it has closed its side, and may read on
-        self._unsent_bytes, self._unsent_since = 0, 0.0
+        self.unsent_bytes, self.unsent_began = 0, 0.0  # of answers, as `check` found them
+        self._unsent_since = 0.0
 
     # The connection's beginning and end
 
@@ -335,8 +336,12 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():  # its body comes by `_read_on`
             return
         self._unread_bytes = 0
+        if not self.parser.should_keep_alive():  # a trailer may say so, too: nothing more is read
+            self.cycle.keep_alive = False
         if self.cycle.response_complete:
             self._rest()
+            if not self.cycle.keep_alive:
+                self.close()
         else:
             self.phase = OURS
             self.cycle.more_body = False
@@ -454,6 +459,10 @@ class Protocol(HttpToolsProtocol):
         else:
             self.drop()
 
+    def abort(self) -> None:
+        """Close at once, and drop what the client has not read."""
+        self._socket.abort()
+
     def refuse_body(self) -> None:
         """Make room for others' bodies."""
         self._refuse(BODIES_TOO_LARGE)
@@ -466,10 +475,12 @@ class Protocol(HttpToolsProtocol):
             unsent += int.from_bytes(
                 fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder
             )
-        if unsent != self._unsent_bytes:
-            self._unsent_bytes, self._unsent_since = unsent, now
+        if unsent and not self.unsent_bytes:
+            self.unsent_began = now
+        if unsent != self.unsent_bytes:
+            self.unsent_bytes, self._unsent_since = unsent, now
         elif unsent and now - self._unsent_since >= self._connections.write_seconds:
-            self._socket.abort()
+            self.abort()
 
 
 class _Transport:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.entry import Entry, Version
 from adapters.file import Summary
-from adapters.spec import AdapterSpec
+from adapters.spec import AdapterSpec, shortened
 from service.http.schemas import (
     AdapterBytes,
     AdapterDetail,
@@ -23,6 +23,9 @@ from service.http.schemas import (
 )
 from service.service import Service
 from service.service import Storage as Stored
+
+MAX_SCORES, MAX_SCORE_CHARACTERS = 32, 64  # dev scores of a task in a list, and of their names
+LAST_DATE = datetime.datetime.max.replace(tzinfo=datetime.UTC).timestamp() - 1
 
 
 def info(service: Service, entry: Entry) -> AdapterInfo:
@@ -88,11 +91,15 @@ def _dev_scores(spec: AdapterSpec) -> dict[str, float]:
     `training` is any JSON."""
     scores = spec.training.get("dev_scores")
     found: dict[str, float] = {}
+    # Each list and each page repeats them: a file's header has room for 50,000.
     for name, value in scores.items() if isinstance(scores, dict) else ():
         if isinstance(value, int | float) and not isinstance(value, bool):
             with contextlib.suppress(OverflowError):  # an integer of 400 digits
-                found[name] = float(value)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+                if math.isfinite(value):
+                    found[shortened(name, MAX_SCORE_CHARACTERS)] = float(value)
+        if len(found) == MAX_SCORES:
+            break
+    return found
 
 
 def _summary(service: Service, entry: Entry) -> Summary:
@@ -106,6 +113,6 @@ def _shown_version(entry: Entry) -> Version:
 
 
 def _date(version: Version) -> str:
-    return datetime.datetime.fromtimestamp(version.created, datetime.UTC).isoformat(
-        timespec="seconds"
-    )
+    # A file system has dates that the calendar here has not.
+    seconds = min(version.created, LAST_DATE)
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

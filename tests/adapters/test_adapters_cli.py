@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -123,6 +124,13 @@ def test_files_that_are_none(tmp_path: Path, file: Path, command: tuple[str, ...
     assert_refused(invoke(*command, tmp_path), f"{tmp_path} cannot be read: Is a directory")
     file.write_bytes(file.read_bytes()[:-9])
     assert_refused(invoke(*command, file), f"{file}: the file is not valid safetensors")
+    os.truncate(file, 1 << 40)  # a hole: more than any memory
+    assert_refused(invoke(*command, file), f"{file}: the file is not valid safetensors")
+    (tmp_path / "empty").touch()
+    os.truncate(tmp_path / "empty", 1 << 40)
+    assert_refused(
+        invoke(*command, tmp_path / "empty"), f"{tmp_path / 'empty'}: the file's header is not JSON"
+    )
 
 
 def test_refusal_of_the_program(tmp_path: Path) -> None:
@@ -138,7 +146,7 @@ def test_refusal_of_the_program(tmp_path: Path) -> None:
 class Server(ThreadingHTTPServer):
     """Answers every upload with `answer` and keeps what it got."""
 
-    answer: tuple[int, bytes] = (201, b"{}")
+    answer: tuple[int, bytes]
     got: list[tuple[str, str | None, bytes]]
 
 
@@ -158,10 +166,16 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def stored(file: Path) -> bytes:
+    """What a server answers that has stored a file, as far as a push reads it."""
+    return json.dumps({"versions": [{"version": load(file).version}]}).encode()
+
+
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(file: Path) -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as server:
         server.got = []
+        server.answer = (201, stored(file))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -181,7 +195,7 @@ def test_push(
     file: Path, server: Server, status: int, options: list[str], said: str, activate: bytes
 ) -> None:
     """A push sends the file's very bytes, and says what the server did with them."""
-    server.answer = (status, b"{}")
+    server.answer = (status, stored(file))
     result = invoke(
         "push",
         file,
@@ -203,7 +217,7 @@ def test_push_json(file: Path, server: Server) -> None:
     """A push as JSON says whether the file was new to the server."""
     url = f"http://127.0.0.1:{server.server_port}"
     for status, created in ((201, True), (200, False)):
-        server.answer = (status, b"{}")
+        server.answer = (status, stored(file))
         said = json.loads(invoke("push", file, "--url", url, "--json").stdout)
         assert said == {"task": "sst2", "version": load(file).version, "created": created}
 
@@ -237,10 +251,17 @@ def test_the_key_from_the_environment(
         (404, b'{"detail": "Not Found"}', '404: {"detail": "Not Found"}'),
         (302, b"", "302"),
         (503, b"", "503"),
+        (500, b"[" * 100_000, "500: [[["),
+        (500, b'{"error": "\\u001b]0;title\\u0007"}', r"500: \x1b]0;title\x07"),
+        (500, b"one\ntwo", r"500: one\ntwo"),
+        (200, b"<html>log in first</html>", "200, but not with this file's version; expected"),
+        (201, b"{}", "201, but not with this file's version; expected"),
+        (201, b'{"versions": [{"version": ""}, 7]}', "201, but not with"),
     ],
 )
 def test_push_refused(file: Path, server: Server, status: int, answer: bytes, reason: str) -> None:
-    """Whatever a server answers but success becomes one sentence with its reason."""
+    """Whatever a server answers but the stored version becomes one sentence with its reason, which
+    does not drive the terminal."""
     server.answer = (status, answer)
     url = f"http://127.0.0.1:{server.server_port}"
     assert_refused(invoke("push", file, "--url", url), f"{url} answered {reason}")
@@ -289,7 +310,6 @@ def test_push_to_this_machine_with_a_proxy(
     environment says."""
     monkeypatch.setenv(variable, value)
     for host in ("127.0.0.1", "localhost"):
-        server.answer = (201, b"{}")
         result = invoke("push", file, "--url", f"http://{host}:{server.server_port}")
         assert result.exit_code == 0, result.output
 

@@ -846,3 +846,22 @@ def test_a_deletion_that_the_disk_refuses(
             store.delete_task("sst2")
         assert store.get("sst2").digest == parse(files[0]).digest
     assert reopened(store).entries() == store.entries()
+
+
+def test_pipes_in_the_store_hold_up_nobody(store: Store, files: list[bytes]) -> None:
+    """A pipe where a file should be is no version, and `active` as a pipe names none; the store
+    opens, and tells it."""
+    store.put(parse(files[0]))
+    folder = store.folder / "sst2"
+    os.mkfifo(folder / f"{'0' * 64}.safetensors")
+    assert len(on_disk(store).entry("sst2").versions) == 1
+    (folder / "active").unlink()
+    os.mkfifo(folder / "active")
+    assert "its file 'active' holds ''" in on_disk(store).problems[0]
+
+
+def test_who_may_only_read_cannot_lock(tmp_path: Path) -> None:
+    """The lock's file is its owner's alone: whoever may open it may keep the service from
+    starting."""
+    with Store(tmp_path / "store"):
+        assert (tmp_path / "store/.lock").stat().st_mode & 0o777 == 0o600

@@ -102,7 +102,7 @@ def running(store: Path, **settings: Any) -> Iterator[Server]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")
     }
-    given = {"port": 0, "store": store, "log_format": "json", "seed": store / "no-seed"}
+    given = {"port": 0, "store": store, "log_format": "json", "seed": "none"}
     # a busy machine is slow, and few tests ask what is refused then
     given |= {"workers": os.environ.get("WORKERS", "1"), "max_wait_seconds": 100, **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}

@@ -466,6 +466,10 @@ def test_the_list_with_details(
     ]
     assert detailed == [entry | more for entry, more in zip(plain, added, strict=True)]
     client.delete("/adapters/scored")
+    scores = {f"score {i} {'x' * 1000}": i for i in range(900)}
+    spec = spec.model_copy(update={"training": {"dev_scores": scores}})
     assert upload(client, serialize(spec, tensors)).status_code == 201
     (again,) = client.get("/adapters?search=scored&details=true").json()[:1]
     assert (again["requests"], again["latency"]) == (0, None)
+    assert list(again["dev_scores"].values()) == list(range(32))
+    assert all(len(name) == 64 for name in again["dev_scores"])

@@ -19,8 +19,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from fastapi import FastAPI, Request
 
+from adapters.backbone import Backbone
 from service.http import answers as errors
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
@@ -28,8 +30,9 @@ from service.http.middleware import RequestContext
 from service.http.server import Config
 from service.http.server import Server as HttpServer
 from service.settings import Settings
-from tests.service.conftest import Server, running
+from tests.service.conftest import Server, running, until
 from tests.service.sockets import answers, connected, exchange, first_answer, seen
+from tests.tiny import random_adapter
 
 BODY = json.dumps({"inputs": "good"}).encode()
 PREDICT = b"POST /predict?task=sst2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
@@ -163,6 +166,27 @@ def test_bodies_on_their_way_have_a_bound_together(filled_store: Path) -> None:
         slow[-1].sendall(b"x")  # it is no JSON, which somebody has read
         assert first_answer(slow[-1]).status == 400
     assert not tracebacks(server)
+
+
+def test_answers_that_nobody_reads_have_a_bound_together(
+    filled_store: Path, embedded: Backbone
+) -> None:
+    """Where unread answers hold more than they may together, the connections of the oldest are
+    closed, and who reads is answered."""
+    data = random_adapter(embedded, "large", ["no", "yes"], bottleneck=256, dtype=torch.float32)[2]
+    with (
+        running(filled_store, max_unread_bytes=1 << 20) as server,
+        server.client() as client,
+        contextlib.ExitStack() as stack,
+    ):
+        version = client.post("/adapters", files={"file": data}).json()["version"]
+        ask = b"GET /adapters/large/versions/%b/file HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        deaf = [stack.enter_context(connected(server, receive_bytes=4096)) for _ in range(3)]
+        for connection in deaf:
+            connection.sendall(ask % version.encode())
+        ports = {connection.getsockname()[1] for connection in deaf}
+        until(lambda: not ports & clients(server))
+        assert client.get("/health").status_code == 200
 
 
 @contextlib.contextmanager

@@ -225,6 +225,14 @@ def test_trailers_are_not_headers(server: Server) -> None:
     assert found[0].headers["x-request-id"] != "late"
 
 
+def test_a_trailer_that_ends_the_connection(server: Server) -> None:
+    """Where a trailer says that the connection ends, it ends after the answer: a request that
+    follows does not wait for an answer that never comes."""
+    request = PREDICT + chunked(BODY)[:-2] + b"Connection: close\r\n\r\n"
+    assert [answer.status for answer in exchange(server, request + LAST)] == [200]
+    assert [answer.status for answer in exchange(server, request)] == [200]
+
+
 def test_a_chunk_s_extensions_take_no_memory(server: Server) -> None:
     """Two megabytes of a chunk's extensions are not kept, and its body is read."""
     before = memory(server)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.settings import InvalidSettings, read_settings
+from service.settings import InvalidSettings, read_settings, unknown_variables
 from tests.service.conftest import running
 
 ROOT = Path(__file__).parents[2]
@@ -123,3 +123,54 @@ def test_a_spoilt_value_is_refused(
     ) as refusal:
         read_settings()
     assert "hush" not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_misspelt_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is no setting is named; what Kubernetes and compose set is not."""
+    linked = {
+        "ADAMIX_SERVICE_HOST": "10.96.12.34",
+        "ADAMIX_SERVICE_PORT": "80",
+        "ADAMIX_SERVICE_PORT_HTTP": "80",
+        "ADAMIX_PORT_80_TCP": "tcp://10.96.12.34:80",
+        "ADAMIX_PORT_80_TCP_ADDR": "10.96.12.34",
+        "ADAMIX_TWO_PORT": "tcp://10.96.12.35:80",
+        "ADAMIX_PUBLISH": "0.0.0.0:8000",
+    }
+    for name, value in {**linked, "ADAMIX_API_KYE": "hush", "ADAMIX_SLOTS": "7"}.items():
+        monkeypatch.setenv(name, value)
+    assert unknown_variables() == ["ADAMIX_API_KYE"]
+
+
+def test_a_misspelt_variable_is_logged_without_its_value(tmp_path: Path) -> None:
+    """A service that starts with a misspelt key, or a seed that is no folder, says so."""
+    absent = tmp_path / "absent"
+    with running(tmp_path / "store", seed=absent, api_kye="hush-hush") as server:
+        said = [line for line in server.lines if line.get("level") == "warning"]
+    assert [line.get("variable") for line in said] == ["ADAMIX_API_KYE", None]
+    assert said[1]["seed"] == str(absent)
+    assert "hush-hush" not in str(server.lines)
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_a_folder_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may begin with ~, which no shell replaces in a file of variables."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("ADAMIX_STORE", "~/store")
+    assert read_settings().store == Path("/home/me/store")
+    monkeypatch.setenv("ADAMIX_STORE", "~nobody-has-this-name/store")
+    with pytest.raises(InvalidSettings, match="ADAMIX_STORE is '~nobody-has-this-name/store', and"):
+        read_settings()
+
+
+@pytest.mark.usefixtures("_no_settings")
+@pytest.mark.parametrize("name", ["https://a.example", "b.example:8443", "*", "*.example", "a b"])
+def test_allowed_hosts_that_no_request_could_have(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is no host's name is refused: it would let no request in."""
+    monkeypatch.setenv("ADAMIX_ALLOWED_HOSTS", f"good.example, {name}")
+    with pytest.raises(InvalidSettings, match=re.escape(f"{name!r} is no host's name")):
+        read_settings()
+    monkeypatch.setenv("ADAMIX_ALLOWED_HOSTS", "good.example, a_b.c-d., ::1, fd00::1, 10.0.0.1,")
+    assert len(read_settings().hosts or ()) == 5
