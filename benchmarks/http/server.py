@@ -23,11 +23,20 @@ START_SECONDS = 300
 
 @dataclass(frozen=True)
 class Server:
-    """One that is ready; `seconds` is how long that took."""
+    """One that is ready; `seconds` is how long that took, `log` where it writes."""
 
     url: str
     seconds: float
     process: psutil.Process
+    log: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """It and its front ends."""
+        return [self.process, *self.process.children()]
+
+    def said(self) -> str:
+        """Its log so far."""
+        return self.log.read_text(errors="replace")
 
     def memory(self) -> dict[str, int]:
         """Bytes: resident, the same with shared pages divided, and what is this process's alone."""
@@ -43,7 +52,7 @@ def running(command: list[str], environment: dict[str, str], ready: str) -> Iter
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.NamedTemporaryFile("w+") as log:
         started = time.perf_counter()
         process = subprocess.Popen(
             [part.replace("{port}", port) for part in command],
@@ -61,7 +70,8 @@ def running(command: list[str], environment: dict[str, str], ready: str) -> Iter
                         f" {log.read()[-2000:]}"
                     )
                 time.sleep(0.01)
-            yield Server(url, time.perf_counter() - started, psutil.Process(process.pid))
+            seconds = time.perf_counter() - started
+            yield Server(url, seconds, psutil.Process(process.pid), Path(log.name))
         finally:
             process.terminate()
             try:
@@ -71,11 +81,14 @@ def running(command: list[str], environment: dict[str, str], ready: str) -> Iter
                 process.wait()
 
 
-def service(store: Path, backbone: str) -> contextlib.AbstractContextManager[Server]:
-    """This repository's service on a store."""
+def service(
+    store: Path, backbone: str, **settings: object
+) -> contextlib.AbstractContextManager[Server]:
+    """This repository's service on a store, with `settings` (names as in ADAMIX_…)."""
+    given = {f"ADAMIX_{name.upper()}": str(value) for name, value in settings.items()}
     return running(
         [sys.executable, "-m", "service", "--port", "{port}"],
-        _settings(store, backbone, "warning"),
+        _settings(store, backbone, "warning") | given,
         "/ready",
     )
 
