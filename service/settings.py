@@ -91,10 +91,11 @@ class Settings(BaseSettings):
     )
     max_queue_rows: int = Field(2048, ge=1, description="rows that may wait; further ones get 429")
     max_wait_seconds: float = Field(
-        0.5,
+        0.2,
         gt=0,
         description=(
-            "longest expected wait for the device; a request that would wait longer gets 429"
+            "longest expected wait for the device, and longest expected time of a batch; a request"
+            " that would wait longer gets 429"
         ),
     )
     max_inputs: int = Field(

@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ VERSIONS = 3
 START_SECONDS = 60
 # What a broken disk may be answered with: 503 alone, and by which errors.
 UNAVAILABLE = ("StoreError", "DamagedAdapter")
+
+
+class Scenario(Enum):
+    """What is wrong with the disk."""
+
+    FULL = "full"
+    READ_ONLY = "read-only"
+    LYING = "lying"
+    REMOVED = "removed"
+    SHARED = "shared"
 
 
 @dataclass
@@ -115,17 +126,19 @@ class Client:
         return status
 
 
-def disk(files: int, findings: Findings, seed: int = 0) -> dict[str, Any]:
-    """Each scenario on a store of its own; `files` are damaged where the disk lies."""
+def disk(files: int, findings: Findings, seed: int, chosen: Sequence[Scenario]) -> dict[str, Any]:
+    """The `chosen` scenarios, each on a store of its own; `files` are damaged where the disk
+    lies."""
     found: dict[str, Any] = {}
     with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         tasks = adapters.tasks(loaded, VERSIONS, TASKS)
-        for scenario in SCENARIOS:
-            scratch = Path(folder) / scenario.__name__
+        for scenario in chosen:
+            scratch = Path(folder) / scenario.value
             scratch.mkdir()
+            run = SCENARIOS[scenario]
             place = Place(scratch, name, tasks, findings, files, random.Random(seed))
-            found[(scenario.__doc__ or "").partition(":")[0]] = scenario(place)
+            found[(run.__doc__ or "").partition(":")[0]] = run(place)
     return {"backbone": "two layers of 32", "scenarios": found}
 
 
@@ -164,24 +177,23 @@ def read_only(place: Place) -> dict[str, Any]:
     """a disk that becomes read-only: writes are refused with 503, reads go on, also after a start
     on it."""
     first, _, last = place.tasks
-    with _small(place):
-        if os.geteuid() == 0 and not place.store.is_mount():
-            return {"how": "not tried: mounting is impossible here, and root may write anywhere"}
-        place.fill(2)
-        with _served(place) as (_, client):
-            with _unwritable(place) as how:
-                _refused(client, place, first, last)
+    place.fill(2)
+    with _served(place) as (_, client):
+        with _unwritable(place) as how:
+            if not how:
+                return {"how": "not tried: nothing here can keep root from writing"}
+            _refused(client, place, first, last)
+            for task in place.tasks:
+                client.predict(task)
+                client.download(task, task.versions[1])
+            client.read_on()
+            with _served(place) as (_, reader):
+                _refused(reader, place, first, last)
                 for task in place.tasks:
-                    client.predict(task)
-                    client.download(task, task.versions[1])
-                client.read_on()
-                with _served(place) as (_, reader):
-                    _refused(reader, place, first, last)
-                    for task in place.tasks:
-                        reader.predict(task)
-            answers = client.answers + reader.answers
-            client.activate(first, first.versions[1])
-            client.predict(first)
+                    reader.predict(task)
+        client.activate(first, first.versions[1])
+        client.predict(first)
+        answers = client.answers + reader.answers
     return {"how": how, "answers": dict(answers)}
 
 
@@ -274,16 +286,23 @@ def two_services(place: Place) -> dict[str, Any]:
             refused = reader.activate(first, first.versions[1], broken=True)
             place.findings.check(refused == 503, "a reader that wrote", str(refused))
         client.activate(first, first.versions[1])
+        answers = client.answers + reader.answers
         server.process.kill()
     with _served(place) as (_, client):
         client.predict(first)
         client.upload(first.versions[2])
-    return {"second_writer": done.stderr.strip().replace(str(place.store), "…")}
+        answers += client.answers
+    said = done.stderr.strip().replace(str(place.store), "…")
+    return {"second_writer": said, "answers": dict(answers)}
 
 
-SCENARIOS: tuple[Callable[[Place], dict[str, Any]], ...] = (
-    *(full, read_only, lying, removed, two_services),
-)
+SCENARIOS: dict[Scenario, Callable[[Place], dict[str, Any]]] = {
+    Scenario.FULL: full,
+    Scenario.READ_ONLY: read_only,
+    Scenario.LYING: lying,
+    Scenario.REMOVED: removed,
+    Scenario.SHARED: two_services,
+}
 
 
 @contextlib.contextmanager
@@ -301,7 +320,7 @@ def _small(place: Place) -> Iterator[Fill]:
     """A store's folder that can be filled: a tmpfs where mounting is possible. Else the service
     may not write a file with any bytes (RLIMIT_FSIZE), which fails with EFBIG and not ENOSPC."""
     place.store.mkdir()
-    if not _mounted(place.store, f"size={DISK_BYTES}"):
+    if not _done("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place.store)):
         yield _by_limit
         return
 
@@ -310,10 +329,9 @@ def _small(place: Place) -> Iterator[Fill]:
         if room:
             ballast.unlink()
             return ""
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
-                file.write(b"\0" * 1024)
-                file.flush()
+                file.write(bytes(1024))
         return f"a tmpfs of {DISK_BYTES >> 10} KiB, filled"
 
     try:
@@ -330,11 +348,18 @@ def _by_limit(server: Server, *, room: bool = False) -> str:
 
 @contextlib.contextmanager
 def _unwritable(place: Place) -> Iterator[str]:
-    """A file system that is mounted anew, to be read only; else folders without leave to write."""
-    remount = ["mount", "-o", "remount,ro", str(place.store)]
-    if place.store.is_mount() and subprocess.run(remount, check=False).returncode == 0:
-        yield "a tmpfs, mounted read-only"
-        subprocess.run(["mount", "-o", "remount,rw", str(place.store)], check=True)
+    """The store's folder mounted over itself, to be read only; where that is impossible, folders
+    without leave to write, which stop everybody but root: then nothing."""
+    store = str(place.store)
+    if _done("mount", "--bind", store, store):
+        try:
+            read_only = _done("mount", "-o", "remount,ro,bind", store)
+            yield "mounted read-only" if read_only else ""
+        finally:
+            subprocess.run(["umount", store], check=True)
+        return
+    if os.geteuid() == 0:
+        yield ""
         return
     folders = [place.store, *(path for path in place.store.iterdir() if path.is_dir())]
     for folder in folders:
@@ -346,13 +371,12 @@ def _unwritable(place: Place) -> Iterator[str]:
             folder.chmod(0o755)
 
 
-def _mounted(folder: Path, options: str) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+def _done(*command: str) -> bool:
+    """Whether a command is there and succeeds."""
     try:
-        done = subprocess.run(command, check=False, capture_output=True)
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
     except OSError:
         return False
-    return os.geteuid() == 0 and done.returncode == 0
 
 
 def _refused(client: Client, place: Place, first: Task, last: Task) -> None:

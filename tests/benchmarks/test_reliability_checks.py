@@ -140,12 +140,17 @@ def test_an_attack_s_judgement(status: int, headers: bytes, body: bytes, kind: s
 
 
 def test_an_answer_that_is_cut() -> None:
-    """Half an answer is a fault; the head alone, as HEAD gets it, is none."""
-    data = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
-    for more, faults in ((b"", 0), (b"abc", 1)):
+    """Half an answer is a fault, unless it answers HEAD; 500 is one there too."""
+    cut = b"HTTP/1.1 %d x\r\nContent-Length: 9\r\n\r\n"
+    for status, head, kind in (
+        (200, False, "an answer that is none"),
+        (200, True, None),
+        (404, True, None),
+        (500, True, "a 5xx"),
+    ):
         findings = Findings()
-        hostile.judge("here", data + more, hostile.Part(1), findings)
-        assert findings.counts.total() == faults
+        hostile.judge("here", cut % status, hostile.Part(1), findings, head=head)
+        assert list(findings.counts) == ([kind] if kind else [])
 
 
 def test_the_same_seed_makes_the_same(task: Task) -> None:
