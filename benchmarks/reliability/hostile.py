@@ -222,9 +222,11 @@ class _Attack:
 
 
 def judge(where: str, data: bytes, part: Part, findings: Findings, *, head: bool = False) -> None:
-    """Whole answers, none a 5xx but a full server's, errors in our form; `head`: without bodies."""
+    """Whole answers, none a 5xx but a full server's, errors in our form; `head`: the request is a
+    HEAD, whose answers announce a body and have none, unless they refuse it as no HTTP."""
+    headless = head and data.endswith(b"\r\n\r\n")
     try:
-        answers = parsed(_LENGTH.sub(rb"\g<1>0", data) if head else data)
+        answers = parsed(_LENGTH.sub(rb"\g<1>0", data) if headless else data)
     except (AssertionError, ValueError) as error:
         findings.wrong("an answer that is none", f"{where}: {str(error)[:300]}")
         return
@@ -237,7 +239,7 @@ def judge(where: str, data: bytes, part: Part, findings: Findings, *, head: bool
             part.full += 1
         elif answer.status >= 500:
             findings.wrong("a 5xx", told)
-        elif answer.status >= 400 and not head and not _sentence(answer):
+        elif answer.status >= 400 and not headless and not _sentence(answer):
             findings.wrong("an error that is no sentence", told)
 
 

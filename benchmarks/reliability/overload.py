@@ -17,8 +17,6 @@ import numpy as np
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.http import load
-from benchmarks.http.load import Call
 from benchmarks.http.server import Server, service
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task
@@ -26,8 +24,12 @@ from benchmarks.reliability.client import Answer, Connection, NoAnswer, request,
 from benchmarks.reliability.report import Findings
 
 AT_ONCE = 32  # callers of the closed loop that finds the capacity
+AGAIN_SECONDS = 0.05  # after which a caller that was refused asks again
 LOW, HIGH = 0.8, 3.0  # of the capacity
-PARTS = {"capacity": 1 / 4, "at 80 %": 1 / 2, "at 300 %": 1.0, "recovery": 1 / 4, "a flood": 1 / 2}
+PARTS = {  # of the seconds of the load of 300 %
+    **{"warm-up": 1 / 8, "capacity": 1 / 4, "at 80 %": 1 / 2, "at 300 %": 1.0},
+    **{"recovery": 1 / 4, "a flood": 1 / 2},
+}
 HEALTH_SECONDS = 0.05  # between two requests for /health
 LONE_SECONDS = 0.2  # between two requests of the task that is not flooded
 MOST_RATIO, MOST_HEALTH_MS = 3.0, 50.0  # the goals
@@ -72,10 +74,9 @@ def overload(backbone: str, seconds: float, findings: Findings, **settings: Any)
         with service(Path(folder) / "store", name, **given) as server:
             uvloop.run(_fill(server, tasks))
             mixed, (flooded, lone) = _Mix(tasks), (tasks[0], tasks[-1])
-            closed = load.closed_loop(
-                server.url, mixed.calls(), PARTS["capacity"] * seconds, AT_ONCE
-            )
-            capacity = closed.rate
+            for phase in ("warm-up", "capacity"):
+                found = _capacity(server, mixed.judged(), PARTS[phase] * seconds, findings)
+                capacity = uvloop.run(found)
             phases = {}
             for phase, part in (("at 80 %", LOW), ("at 300 %", HIGH), ("recovery", LOW)):
                 duration = PARTS[phase] * seconds
@@ -110,6 +111,30 @@ async def _fill(server: Server, tasks: list[Task]) -> None:
     connection.close()
 
 
+async def _capacity(
+    server: Server, asks: Iterator[tuple[bytes, Task, int]], seconds: float, findings: Findings
+) -> float:
+    """Answers a second to so many callers, each of whom asks again when it has its answer, or
+    somewhat later when it was refused."""
+    ends, answered = time.monotonic() + seconds, 0
+
+    async def caller() -> None:
+        nonlocal answered
+        connection = await Connection.open(server.url)
+        while time.monotonic() < ends:
+            data, task, number = next(asks)
+            answer = await connection.ask(data)
+            if answer.status == 429:
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                answered += judged(answer, task, number, findings)
+        connection.close()
+
+    began = time.monotonic()
+    await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    return answered / (time.monotonic() - began)
+
+
 class _Mix:
     """One text or pair a request, of all tasks."""
 
@@ -121,10 +146,6 @@ class _Mix:
         while True:
             task = self._chance.choice(self._tasks)
             yield task, self._chance.randrange(len(task.inputs))
-
-    def calls(self) -> Iterator[Call]:
-        for task, number in self._drawn():
-            yield Call(f"/predict?task={task.name}", adapters.body(task.inputs[number]))
 
     def judged(self) -> Iterator[tuple[bytes, Task, int]]:
         for task, number in self._drawn():
