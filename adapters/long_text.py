@@ -20,18 +20,20 @@ def windows(
     stride: int | None,
     limit: int,
     prompt: Prompt | None = None,
+    first: int = 0,
 ) -> list[list[Tokens]]:
     """Return the rows of each input. An input that fits has the one row that `encode` gives.
     Otherwise its longer text is split, and each window is paired with the whole shorter text.
 
     Neighbouring windows share `stride` tokens; the default is a quarter of the tokens that a window
     has of the text. All inputs together may take `limit` rows, and a text is tokenised only as far
-    as that many rows can hold. Raises InvalidWindow or TooManyWindows.
+    as that many rows can hold. Raises InvalidWindow or TooManyWindows; `first` is the number that
+    they give the first input.
     """
     spare = limit - len(inputs)  # rows left after one row for each input
     result = []
     for i, (text, row) in enumerate(
-        zip(inputs, encode(tokenizer, inputs, max_length, prompt), strict=True)
+        zip(inputs, encode(tokenizer, inputs, max_length, prompt), strict=True), first
     ):
         room = max_length - _around(tokenizer, text, prompt)
         if stride is not None and stride >= room:

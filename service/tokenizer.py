@@ -71,7 +71,7 @@ class RequestTokenizer:
                     continue
                 raise InputTooLong(
                     f"input {i} has {found}; expected at most {max_length} tokens"
-                    ' (or "truncate": true in the request; for V2 in its parameters)'
+                    " (or truncate=true in the query or the body; for V2 in its parameters)"
                 )
         return rows
 
@@ -89,14 +89,26 @@ class RequestTokenizer:
         prompt = self._prompt(template, max_length)
         most = _most(limit * max_length)
         heads = [_head(text, most) for text in texts]
-        work = partial(
-            windows, self.tokenizer, heads, max_length, stride=stride, limit=limit, prompt=prompt
-        )
-        cost = sum(len(part) for head in heads for part in head)
-        if cost <= INLINE_CHARACTERS:
-            rows = work()
+        spare = limit - len(texts)  # rows left after one row for each text
+
+        def split(first: int, piece: list[TextInput]) -> list[list[Tokens]]:
+            """The windows of the texts from the `first` on. Pieces run one after the other."""
+            nonlocal spare
+            found = windows(
+                self.tokenizer, piece, max_length,
+                stride=stride, limit=spare + len(piece), prompt=prompt, first=first,
+            )  # fmt: skip
+            spare -= sum(map(len, found)) - len(piece)
+            return found
+
+        if sum(len(part) for head in heads for part in head) <= INLINE_CHARACTERS:
+            rows = split(0, heads)
         else:
-            (rows,) = await self._threads.run([(cost, work)])
+            pieces, first = [], 0
+            for cost, piece in _pieces(heads, most):
+                pieces.append((cost, partial(split, first, piece)))
+                first += len(piece)
+            rows = list(chain.from_iterable(await self._threads.run(pieces)))
         for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
             if head != text:  # and still it had few tokens: no windows may lose what follows
                 raise TooManyWindows(

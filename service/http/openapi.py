@@ -95,8 +95,8 @@ _SENTENCES: dict[type[Exception], str] = {
         "the request has 300 inputs for 1 task; expected at most 256 rows in all"
     ),
     refusals.InputTooLong: (
-        'input 0 has 302 tokens; expected at most 128 tokens (or "truncate": true in the request;'
-        " for V2 in its parameters)"
+        "input 0 has 302 tokens; expected at most 128 tokens (or truncate=true in the query or the"
+        " body; for V2 in its parameters)"
     ),
     adapter_errors.TooManyWindows: (
         "input 0 has 30000 tokens or more and takes 322 windows or more; "

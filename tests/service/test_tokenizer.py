@@ -9,9 +9,10 @@ import pytest
 
 from adapters.backbone import Backbone
 from adapters.errors import TooManyWindows
+from adapters.long_text import windows
 from adapters.text import TextInput, Tokens, encode
 from service.refusals import InputTooLong
-from service.tokenizer import READ_CHARACTERS, RequestTokenizer
+from service.tokenizer import PIECE_CHARACTERS, READ_CHARACTERS, RequestTokenizer
 
 WORDS = "the plot of this film is not very good, and it was bad. "
 
@@ -59,15 +60,34 @@ def test_windows_lose_nothing(embedded: Backbone) -> None:
     if it has few tokens."""
     tokenizer = RequestTokenizer(embedded.tokenizer, embedded.mask_token)
 
-    def windows(text: str, limit: int) -> Any:
+    def found(text: str, limit: int) -> Any:
         return asyncio.run(tokenizer.windows([(text,)], 64, None, stride=None, limit=limit))
 
-    (rows,) = windows(WORDS * 100, 99)
+    (rows,) = found(WORDS * 100, 99)
     assert len(rows) > 10
     with pytest.raises(TooManyWindows, match=r"tokens or more and takes .* windows or more"):
-        windows(WORDS * 40_000, 8)
+        found(WORDS * 40_000, 8)
     endless = "x" * (2 << 20)
     with pytest.raises(
         TooManyWindows, match="2097152 characters; expected at most 65536 for 8 windows"
     ):
-        windows(endless, 8)
+        found(endless, 8)
+
+
+def test_windows_of_many_texts_are_made_in_turns(embedded: Backbone) -> None:
+    """Texts that take several turns of a thread have the windows, the shared limit and the number
+    in a refusal that they have in one."""
+    texts: list[TextInput] = [(WORDS * 500,), ("good",), (WORDS * 500,), (WORDS * 500,)]
+    assert sum(len(text) for row in texts for text in row) > 2 * PIECE_CHARACTERS
+    whole = windows(embedded.tokenizer, texts, 64, stride=4, limit=2000)
+    rows = sum(map(len, whole))
+    tokenizer = RequestTokenizer(embedded.tokenizer, embedded.mask_token)
+
+    def found(limit: int) -> list[list[Tokens]]:
+        return asyncio.run(tokenizer.windows(texts, 64, None, stride=4, limit=limit))
+
+    assert [[row.ids for row in one] for one in found(rows)] == [
+        [row.ids for row in one] for one in whole
+    ]
+    with pytest.raises(TooManyWindows, match=f"input 3 .* at most {len(whole[3]) - 1}, "):
+        found(rows - 1)
