@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +20,18 @@ import uvloop
 from adapters.disk import LEFTOVER
 from adapters.entry import DELETED, SUFFIX
 from adapters.store import Store
-from benchmarks.http.server import Server, service
+from benchmarks.http.server import Server
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task
 from benchmarks.reliability.client import Answer, Connection, NoAnswer, request, upload
+from benchmarks.reliability.forks import Forks
 from benchmarks.reliability.report import Findings
 
 VERSIONS = 5
 TASKS = ("sst2-1", "mrpc-2", "topics-3", "stsb-4")  # each has one writer
-EARLIEST, LATEST = 0.02, 0.5  # seconds of writes before the kill
+MOST_WRITES, MOST_SECONDS = 24, 10.0  # before the kill, whichever comes first
+MOST_DELAY = 0.03  # seconds from then on, which a write takes
+WITH_FRONT_ENDS = 4  # each fourth service has two
 GONE_SECONDS = 60  # within which front ends end whose engine process was killed
 
 
@@ -41,11 +45,13 @@ class State:
 
 @dataclass(frozen=True)
 class Write:
-    """One write: its kind, its bytes on the wire, and what the task is after it."""
+    """One write: its kind, its bytes on the wire, and what the task is after it. `between` is what
+    it may be if the write is interrupted: an upload is stored first and active then."""
 
     kind: str
     data: bytes
     after: State
+    between: State | None = None
 
 
 @dataclass(eq=False)
@@ -58,7 +64,9 @@ class Writer:
     pending: Write | None = None
 
     def allowed(self) -> set[State]:
-        return {self.state} | ({self.pending.after} if self.pending else set())
+        if self.pending is None:
+            return {self.state}
+        return {self.state, self.pending.after, self.pending.between or self.state}
 
     def next(self, chance: random.Random) -> Write:
         """A write that the task allows now, drawn by chance."""
@@ -86,8 +94,9 @@ class Writer:
         version = chance.choice(self.task.versions)
         activate = chance.random() < 0.7
         active = version.digest if activate else self.state.active
-        after = State(self.state.versions | {version.digest}, active)
-        return Write("upload", upload(version.data, activate=activate), after)
+        stored = self.state.versions | {version.digest}
+        data = upload(version.data, activate=activate)
+        return Write("upload", data, State(stored, active), State(stored, self.state.active))
 
 
 @dataclass
@@ -95,20 +104,22 @@ class Counts:
     acknowledged: Counter[str] = field(default_factory=Counter)
     interrupted: Counter[str] = field(default_factory=Counter)
     done: int = 0  # of the interrupted ones: found done
+    between: int = 0  # stored, and not yet active
     files: int = 0  # compared to the bit, on disk and as downloads
     predictions: int = 0
 
 
 def crash(kills: int, findings: Findings, seed: int = 0) -> dict[str, Any]:
-    """Kill the service so often, one process or with two front ends in turn; after each kill look
-    at the disk, and at what the next service answers."""
+    """Kill the service so often, at times with two front ends; after each kill look at the disk,
+    and at what the next service answers."""
     chance, counts = random.Random(seed), Counts()
-    with adapters.scratch() as folder:
+    with adapters.scratch() as folder, Forks() as forks:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         writers = [Writer(task) for task in adapters.tasks(loaded, VERSIONS, TASKS)]
         store = Path(folder) / "store"
         for kill in range(kills + 1):
-            with service(store, name, workers=1 + kill % 2) as server:
+            workers = 2 if kill % WITH_FRONT_ENDS == 1 else 1
+            with forks.service(store, name, workers=workers) as server:
                 uvloop.run(_look(server, store, writers, counts, findings))
                 if kill < kills:
                     uvloop.run(_write(server, writers, chance, counts, findings))
@@ -122,6 +133,7 @@ def crash(kills: int, findings: Findings, seed: int = 0) -> dict[str, Any]:
         "interrupted": dict(counts.interrupted),
         "interrupted_in_all": counts.interrupted.total(),
         "interrupted_and_done": counts.done,
+        "interrupted_and_stored_but_not_active": counts.between,
         "files_compared": counts.files,
         "predictions_compared": counts.predictions,
     }
@@ -140,7 +152,11 @@ async def _write(
         asyncio.create_task(_write_on(server.url, writer, chance, counts, findings))
         for writer in writers
     ]
-    await asyncio.sleep(chance.uniform(EARLIEST, LATEST))
+    enough = counts.acknowledged.total() + chance.randrange(MOST_WRITES)
+    latest = time.monotonic() + MOST_SECONDS
+    while counts.acknowledged.total() < enough and time.monotonic() < latest:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(chance.uniform(0, MOST_DELAY))
     server.process.kill()
     await asyncio.gather(*writing)
     # front ends end by themselves: else they would hold the port, and answer for a dead engine
@@ -224,6 +240,7 @@ async def _look(
         _check_state(writer, state, "as it is answered", findings)
         if writer.pending is not None:
             counts.done += state == writer.pending.after
+            counts.between += state not in (writer.state, writer.pending.after)
         writer.state, writer.pending = state, None
         for digest in state.versions:
             path = f"/adapters/{name}/versions/{digest}/file"
@@ -277,6 +294,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("writes acknowledged", f"{figures['acknowledged_in_all']:,} {figures['acknowledged']}"),
         ("writes interrupted", f"{figures['interrupted_in_all']:,} {figures['interrupted']}"),
         ("of them done", f"{figures['interrupted_and_done']:,}"),
+        ("of them stored only", f"{figures['interrupted_and_stored_but_not_active']:,}"),
         ("files compared to the bit", f"{figures['files_compared']:,}"),
         ("predictions compared", f"{figures['predictions_compared']:,}"),
     ]

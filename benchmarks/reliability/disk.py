@@ -21,9 +21,10 @@ import httpx2
 
 from adapters.entry import ACTIVE
 from adapters.store import Store
-from benchmarks.http.server import ROOT, Server, service, surroundings
+from benchmarks.http.server import ROOT, Server, surroundings
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task, Version
+from benchmarks.reliability.forks import Forks
 from benchmarks.reliability.report import Findings
 
 DISK_BYTES = 512 << 10
@@ -46,9 +47,11 @@ class Scenario(Enum):
 
 @dataclass
 class Place:
-    """What each scenario has: a folder for its store, the backbone, tasks, and where faults go."""
+    """What each scenario has: a folder for its store, what starts servers, the backbone, tasks, and
+    where faults go."""
 
     folder: Path
+    forks: Forks
     backbone: str
     tasks: list[Task]
     findings: Findings
@@ -130,14 +133,14 @@ def disk(files: int, findings: Findings, seed: int, chosen: Sequence[Scenario]) 
     """The `chosen` scenarios, each on a store of its own; `files` are damaged where the disk
     lies."""
     found: dict[str, Any] = {}
-    with adapters.scratch() as folder:
+    with adapters.scratch() as folder, Forks() as forks:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         tasks = adapters.tasks(loaded, VERSIONS, TASKS)
         for scenario in chosen:
             scratch = Path(folder) / scenario.value
             scratch.mkdir()
             run = SCENARIOS[scenario]
-            place = Place(scratch, name, tasks, findings, files, random.Random(seed))
+            place = Place(scratch, forks, name, tasks, findings, files, random.Random(seed))
             found[(run.__doc__ or "").partition(":")[0]] = run(place)
     return {"backbone": "two layers of 32", "scenarios": found}
 
@@ -307,7 +310,7 @@ SCENARIOS: dict[Scenario, Callable[[Place], dict[str, Any]]] = {
 
 @contextlib.contextmanager
 def _served(place: Place, **settings: Any) -> Iterator[tuple[Server, Client]]:
-    with service(place.store, place.backbone, **settings) as server:
+    with place.forks.service(place.store, place.backbone, **settings) as server:
         yield server, Client(server, place)
         place.findings.check_log(server)
 

@@ -78,6 +78,10 @@ def crash(found: dict[str, Any]) -> Rows:
         ("writes acknowledged", f"{found['acknowledged_in_all']:,} ({kinds})"),
         ("writes interrupted", f"{found['interrupted_in_all']:,} ({cut})"),
         ("of them done all the same", f"{found['interrupted_and_done']:,}"),
+        (
+            "of them uploads that were stored, and not yet active",
+            f"{found['interrupted_and_stored_but_not_active']:,}",
+        ),
         ("files compared to the bit", f"{found['files_compared']:,}"),
         ("predictions compared after a restart", f"{found['predictions_compared']:,}"),
     ]
