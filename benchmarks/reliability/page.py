@@ -62,8 +62,8 @@ def soak(found: dict[str, Any]) -> Rows:
             ),
             (
                 f"{workers}: after the warm-up",
-                f"PSS {after['pss_mib'][0]:,} – {after['pss_mib'][1]:,} MiB, fitted growth"
-                f" {after['pss_growth_mib']:+} MiB over {after['requests']:,} requests;"
+                f"RSS {after['rss_mib'][0]:,} – {after['rss_mib'][1]:,} MiB, fitted growth"
+                f" {after['rss_growth_mib']:+} MiB over {after['requests']:,} requests;"
                 f" descriptors {_range(after['descriptors'])}, threads {_range(after['threads'])}",
             ),
         ]
