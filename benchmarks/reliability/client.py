@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 SECONDS = 60  # after which an answer that has not come is a hang
@@ -66,6 +66,13 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(cls, address.hostname, address.port)
         return connection
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+        await asyncio.sleep(0)  # a turn of the loop, in which it is closed
 
     async def ask(self, data: bytes) -> Answer:
         """Send a request and wait for its answer. Raises NoAnswer."""

@@ -4,6 +4,7 @@ what a flood of one task does to another."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -104,11 +105,10 @@ def overload(backbone: str, seconds: float, findings: Findings, **settings: Any)
 
 
 async def _fill(server: Server, tasks: list[Task]) -> None:
-    connection = await Connection.open(server.url)
-    for task in tasks:
-        answer = await connection.ask(upload(task.versions[0].data))
-        assert answer.status == 201, answer.body
-    connection.close()
+    async with await Connection.open(server.url) as connection:
+        for task in tasks:
+            answer = await connection.ask(upload(task.versions[0].data))
+            assert answer.status == 201, answer.body
 
 
 async def _capacity(
@@ -120,15 +120,14 @@ async def _capacity(
 
     async def caller() -> None:
         nonlocal answered
-        connection = await Connection.open(server.url)
-        while time.monotonic() < ends:
-            data, task, number = next(asks)
-            answer = await connection.ask(data)
-            if answer.status == 429:
-                await asyncio.sleep(AGAIN_SECONDS)
-            else:
-                answered += judged(answer, task, number, findings)
-        connection.close()
+        async with await Connection.open(server.url) as connection:
+            while time.monotonic() < ends:
+                data, task, number = next(asks)
+                answer = await connection.ask(data)
+                if answer.status == 429:
+                    await asyncio.sleep(AGAIN_SECONDS)
+                else:
+                    answered += judged(answer, task, number, findings)
 
     began = time.monotonic()
     await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
@@ -185,9 +184,10 @@ class _Load:
                     await asyncio.sleep(left)
                 group.create_task(self._send(due, next(self._asks)))
         phase.seconds = time.monotonic() - started
-        asking.cancel()
+        await _ended(asking)
         for connection in self._idle:
             connection.close()
+        await asyncio.sleep(0)
         return phase
 
     async def _send(self, due: float, ask: tuple[bytes, Task, int]) -> None:
@@ -213,13 +213,13 @@ class _Load:
 
     async def _health(self) -> None:
         """The kubelet's question, on a connection of its own."""
-        connection = await Connection.open(self._server.url)
-        while True:
-            began = time.monotonic()
-            answer = await connection.ask(request("GET", "/health"))
-            self._phase.health.append(time.monotonic() - began)
-            self._findings.check(answer.status == 200, "/health failed", str(answer.status))
-            await asyncio.sleep(HEALTH_SECONDS)
+        async with await Connection.open(self._server.url) as connection:
+            while True:
+                began = time.monotonic()
+                answer = await connection.ask(request("GET", "/health"))
+                self._phase.health.append(time.monotonic() - began)
+                self._findings.check(answer.status == 200, "/health failed", str(answer.status))
+                await asyncio.sleep(HEALTH_SECONDS)
 
 
 async def _flood(
@@ -238,20 +238,20 @@ async def _flood(
     queued: list[float] = []
 
     async def alone() -> None:
-        connection = await Connection.open(server.url)
-        while True:
-            await asyncio.sleep(LONE_SECONDS)
-            number = rng.randrange(len(lone.inputs))
-            began = time.monotonic()
-            answer = await connection.ask(_request(lone, number))
-            if judged(answer, lone, number, findings):
-                latencies.append(time.monotonic() - began)
-                queued.append(_timing(answer, "queue"))
+        async with await Connection.open(server.url) as connection:
+            while True:
+                await asyncio.sleep(LONE_SECONDS)
+                number = rng.randrange(len(lone.inputs))
+                began = time.monotonic()
+                answer = await connection.ask(_request(lone, number))
+                if judged(answer, lone, number, findings):
+                    latencies.append(time.monotonic() - began)
+                    queued.append(_timing(answer, "queue"))
 
     before = await _batches(server)
     asking = asyncio.create_task(alone())
     flood = await _Load(server, asks(), rate, seconds, findings).run()
-    asking.cancel()
+    await _ended(asking)
     after = await _batches(server)
     batch = (after[0] - before[0]) / max(1.0, after[1] - before[1])
     return {
@@ -263,6 +263,13 @@ async def _flood(
         "lone_queued_p50_in_batches": round(float(np.median(queued)) / batch, 2),
         "lone_queued_max_in_batches": round(max(queued) / batch, 2),
     }
+
+
+async def _ended(asking: asyncio.Task[None]) -> None:
+    """End what asks for ever. Raises what it raised, as NoAnswer."""
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
 
 
 def judged(answer: Answer, task: Task, number: int, findings: Findings) -> bool:
@@ -287,9 +294,8 @@ def _timing(answer: Answer, name: str) -> float:
 
 async def _batches(server: Server) -> tuple[float, float]:
     """Seconds of all batches so far, and how many they were."""
-    connection = await Connection.open(server.url)
-    answer = await connection.ask(request("GET", "/metrics"))
-    connection.close()
+    async with await Connection.open(server.url) as connection:
+        answer = await connection.ask(request("GET", "/metrics"))
     found = {
         sample.name: sample.value
         for family in text_string_to_metric_families(answer.body.decode())
