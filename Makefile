@@ -20,9 +20,10 @@ test: $(VENV)/dev.done ## Run the tests (about seven minutes on two cores)
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
 	@$(BIN)/python -m pytest tests/browser
 
-derived: $(VENV)/dev.done ## Write anew what derives from the code: the table of settings, the examples of OpenAPI
+derived: $(VENV)/dev.done ## Write anew what derives from the code: tables of settings and of reliability, OpenAPI's examples
 	@$(BIN)/python -m docs.settings_table
 	@$(BIN)/python -m tests.service.record_examples
+	@$(BIN)/python -m benchmarks.reliability page
 
 screenshots: $(VENV)/dev.done ## Make the pictures of docs/images/ anew
 	@$(BIN)/python -m tests.browser.screenshots docs/images

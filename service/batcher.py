@@ -24,6 +24,9 @@ from service.refusals import AdapterNotLoaded, Closed, DeviceOutOfMemory, QueueF
 ROWS_PER_FREE_PLACE = 4
 # Weight of what is known of the device's pace, against 1 for a new batch: about ten batches count.
 KEPT = 0.9
+# A slow device's batches end within `max_wait`, but no batch is limited to less than this part of
+# `max_tokens`: small batches take longer a token.
+SMALLEST_LIMIT = 1 / 4
 
 
 class Queueable(Protocol):
@@ -95,7 +98,7 @@ class Batcher(Generic[R, T]):
     """Queues rows by task and runs batches of them, one after the other, in a thread of its own.
 
     A batch takes one row of each waiting task in turn (round robin, going on where the last batch
-    stopped) until `max_tokens` tokens or `max_adapters` distinct adapters are reached; it always
+    stopped) until `batch_tokens` tokens or `max_adapters` distinct adapters are reached; it always
     takes at least one row. So a flood of one task delays another task's row by one batch at most.
     `patience`: see `_regroup`. Which requests are admitted: see `_check_room`.
     """
@@ -114,7 +117,8 @@ class Batcher(Generic[R, T]):
         failed: Callable[[Exception, int], None] = lambda _error, _rows: None,
     ) -> None:
         """`max_wait` and `max_drain` are seconds: what a request may have to wait before its first
-        row runs, and in what time everything that is queued must be done. `observe` is told of each
+        row runs, which is also what a batch may take; and in what time everything that is queued
+        must be done. `observe` is told of each
         batch that ran, `failed` of each that raised, with its rows."""
         self._run = run
         self.max_tokens = max_tokens
@@ -137,6 +141,14 @@ class Batcher(Generic[R, T]):
     def queued_rows(self) -> int:
         """Rows that wait for a batch; those of clients that left are not counted."""
         return self._queued_rows
+
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens a batch has at most now: `max_tokens`, or what the device is expected to
+        run in `max_wait` seconds. A longer batch would make every row that comes meanwhile wait for
+        longer than that."""
+        tokens = self._pace.tokens(self._max_wait)
+        return max(1, round(max(SMALLEST_LIMIT * self.max_tokens, min(self.max_tokens, tokens))))
 
     def start(self) -> None:
         """Begin to run batches, on the running event loop."""
@@ -192,7 +204,7 @@ class Batcher(Generic[R, T]):
             return
         all_rows = self._queued_rows + len(rows)
         all_tokens = self._queued_tokens + sum(row.tokens for row in rows)
-        if all_tokens <= self.max_tokens and 2 * all_rows <= self.max_queue_rows:
+        if all_tokens <= self.batch_tokens and 2 * all_rows <= self.max_queue_rows:
             return  # one batch, and no share can be too large: no need to look at the tasks
         wanted = Counter(row.task for row in rows)
         tasks = len(self._queues) + sum(task not in self._queues for task in wanted)
@@ -212,7 +224,7 @@ class Batcher(Generic[R, T]):
     def _takes_longer(self, tokens: float, seconds: float) -> bool:
         """Whether so many tokens take longer than that, as far as the pace is known. However slow
         the device is, one batch may wait: else the next one could not be full."""
-        return tokens > self.max_tokens and self._pace.seconds(tokens) > seconds
+        return tokens > self.batch_tokens and self._pace.seconds(tokens) > seconds
 
     def _refusal(self, ahead: float) -> QueueFull:
         return QueueFull(max(1, math.ceil(self._pace.seconds(ahead))))
@@ -275,7 +287,7 @@ class Batcher(Generic[R, T]):
 
     def _form(self) -> list[_Entry[R, T]]:
         batch: list[_Entry[R, T]] = []
-        tokens = 0
+        tokens, limit = 0, self.batch_tokens
         adapters: set[str] = set()
         took = True
         while took:
@@ -284,7 +296,7 @@ class Batcher(Generic[R, T]):
                 entry = self._head(task)
                 if entry is None:
                     continue
-                full = tokens + entry.tokens > self.max_tokens
+                full = tokens + entry.tokens > limit
                 crowded = (
                     entry.row.adapter_key not in adapters and len(adapters) >= self._max_adapters
                 )
@@ -413,3 +425,7 @@ class _Pace:
     def seconds(self, tokens: float) -> float:
         """How long so many tokens take; 0 as long as nothing is known."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
+
+    def tokens(self, seconds: float) -> float:
+        """How many tokens take so long; without a limit as long as nothing is known."""
+        return seconds * self._tokens / self._seconds if self._seconds else math.inf

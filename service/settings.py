@@ -102,10 +102,11 @@ class Settings(BaseSettings):
         description="rows that may wait. A request with more rows than free places gets 429",
     )
     max_wait_seconds: float = Field(
-        0.5,
+        0.2,
         gt=0,
         description=(
-            "longest expected wait for the device. A request that would wait longer gets 429"
+            "longest expected wait for the device, and longest expected time of a batch. A request"
+            " that would wait longer gets 429"
         ),
     )
     max_inputs: int = Field(

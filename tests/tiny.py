@@ -60,6 +60,28 @@ WORDS = [
     "blue",
 ]
 
+# One task of every kind, as `random_adapter` makes it.
+TASKS: dict[str, dict[str, Any]] = {
+    "sst2": {"labels": ["negative", "positive"], "max_length": 64},
+    "mrpc": {"labels": ["equivalent", "not_equivalent"], "text_pair": True, "dense": True},
+    "mnli": {
+        "labels": ["contradiction", "entailment", "neutral"],
+        "text_pair": True,
+        "pooling": "cls",
+    },
+    "stsb": {
+        "labels": ["score"],
+        "text_pair": True,
+        "problem_type": "regression",
+        "pooling": "pooler",
+    },
+    "topics": {
+        "labels": ["art", "law", "money", "sport", "war"],
+        "problem_type": "multi_label_classification",
+        "bottleneck": 4,
+    },
+}
+
 _CONFIGS: dict[str, Any] = {
     "bert": transformers.BertConfig,
     "electra": transformers.ElectraConfig,

@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -23,11 +23,20 @@ START_SECONDS = 300
 
 @dataclass(frozen=True)
 class Server:
-    """One that is ready; `seconds` is how long that took."""
+    """One that is ready; `seconds` is how long that took, `log` where it writes."""
 
     url: str
     seconds: float
     process: psutil.Process
+    log: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """It and its front ends."""
+        return [self.process, *self.process.children()]
+
+    def said(self) -> str:
+        """Its log so far."""
+        return self.log.read_text(errors="replace")
 
     def memory(self) -> dict[str, int]:
         """Bytes: resident, the same with shared pages divided, and what is this process's alone."""
@@ -35,48 +44,57 @@ class Server:
         return {"rss": info.rss, "pss": info.pss, "uss": info.uss}
 
 
+Start = Callable[[list[str], dict[str, str], IO[str]], psutil.Process]
+
+
+def started(command: list[str], environment: dict[str, str], log: IO[str]) -> psutil.Process:
+    """A process of its own."""
+    return psutil.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
+
+
 @contextlib.contextmanager
-def running(command: list[str], environment: dict[str, str], ready: str) -> Iterator[Server]:
+def running(
+    command: list[str], environment: dict[str, str], ready: str, start: Start = started
+) -> Iterator[Server]:
     """Start `command` with `{port}` filled in, wait until `ready` answers 200, stop it at the end.
     Raises RuntimeError with the end of its log if it does not come up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+") as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [part.replace("{port}", port) for part in command],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-        )
+    with tempfile.NamedTemporaryFile("w+") as log:
+        began = time.perf_counter()
+        process = start([part.replace("{port}", port) for part in command], environment, log)
         try:
             while not _answers(url + ready):
-                if process.poll() is not None or time.perf_counter() > started + START_SECONDS:
+                if _ended(process) or time.perf_counter() > began + START_SECONDS:
                     log.seek(0)
                     raise RuntimeError(
                         f"{' '.join(command)} is not ready; the end of its log:"
                         f" {log.read()[-2000:]}"
                     )
                 time.sleep(0.01)
-            yield Server(url, time.perf_counter() - started, psutil.Process(process.pid))
+            yield Server(url, time.perf_counter() - began, process, Path(log.name))
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+                try:
+                    process.wait(timeout=20)
+                except psutil.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
 
-def service(store: Path, backbone: str) -> contextlib.AbstractContextManager[Server]:
-    """This repository's service on a store."""
+def service(
+    store: Path, backbone: str, start: Start = started, **settings: object
+) -> contextlib.AbstractContextManager[Server]:
+    """This repository's service on a store, with `settings` (names as in ADAMIX_…)."""
+    given = {f"ADAMIX_{name.upper()}": str(value) for name, value in settings.items()}
     return running(
         [sys.executable, "-m", "service", "--port", "{port}"],
-        _settings(store, backbone, "warning"),
+        _settings(store, backbone, "warning") | given,
         "/ready",
+        start,
     )
 
 
@@ -117,6 +135,13 @@ def surroundings(more: dict[str, str]) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **more,
     }
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _answers(url: str) -> bool:

@@ -42,7 +42,8 @@ log = structlog.get_logger("service")
 class Relay:
     """At the front end: an ASGI app that passes each request to the engine process's app.
 
-    Raises Closed if the engine process has ended; OutcomeUnknown if it ends during a write.
+    Raises Closed if the engine process has ended; OutcomeUnknown if it ends during a write. Raises
+    neither once the answer has begun: the server cuts it if it is not whole.
     """
 
     def __init__(self, wire: Wire, calls: Iterator[int]) -> None:
@@ -58,8 +59,15 @@ class Relay:
         request_id = structlog.contextvars.get_contextvars()["request_id"]
         carried = {name: scope[name] for name in SCOPE if name in scope}
         self._wire.send(RelayRequest(call, request_id, carried))
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            if not await self._finished(call, receive, send):
+            if not await self._finished(call, receive, send_on) and not begun:
                 raise OutcomeUnknown if may_write(scope) else Closed
         except BaseException:
             self._wire.send(Cancel(call))

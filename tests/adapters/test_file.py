@@ -27,6 +27,7 @@ from adapters.header import FORMAT
 from adapters.parity import check_backbone, check_parity
 from adapters.replay import replay
 from adapters.text import encode
+from benchmarks.reliability.files import join, split
 from tests.conftest import ROOT
 from tests.tiny import random_adapter, tiny_backbone
 
@@ -36,17 +37,6 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 @pytest.fixture(scope="module")
 def valid(bert: Backbone) -> bytes:
     return random_adapter(bert, "sst2", ["negative", "positive"], bottleneck=2)[2]
-
-
-def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """A file's header and its tensors' bytes."""
-    size = struct.unpack("<Q", data[:8])[0]
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
-
-
-def join(header: dict[str, Any] | bytes, body: bytes) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

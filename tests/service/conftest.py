@@ -27,30 +27,9 @@ from adapters.backbone import Backbone
 from adapters.file import parse
 from adapters.store import Store
 from tests.service.interpreter import interpreted
-from tests.tiny import random_adapter
+from tests.tiny import TASKS, random_adapter
 
 ADMIN_KEY = "a-key-for-tests"
-
-TASKS: dict[str, dict[str, Any]] = {
-    "sst2": {"labels": ["negative", "positive"], "max_length": 64},
-    "mrpc": {"labels": ["equivalent", "not_equivalent"], "text_pair": True, "dense": True},
-    "mnli": {
-        "labels": ["contradiction", "entailment", "neutral"],
-        "text_pair": True,
-        "pooling": "cls",
-    },
-    "stsb": {
-        "labels": ["score"],
-        "text_pair": True,
-        "problem_type": "regression",
-        "pooling": "pooler",
-    },
-    "topics": {
-        "labels": ["art", "law", "money", "sport", "war"],
-        "problem_type": "multi_label_classification",
-        "bottleneck": 4,
-    },
-}
 
 
 @dataclass

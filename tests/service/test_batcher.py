@@ -304,20 +304,34 @@ async def test_a_task_whose_turn_comes_too_late_is_refused() -> None:
 
 @in_loop
 async def test_the_queue_is_never_kept_too_short_for_full_batches() -> None:
-    """However slow the device is, what a batch holds may wait, and an empty queue takes whatever
-    has places."""
+    """However slow the device is, what its smallest batches hold may wait, a quarter of
+    `max_tokens`, and an empty queue takes whatever has places."""
     clock, device = Clock(), Device()
     async with clock.serving(device, max_tokens=10, max_wait=0.1) as batcher:
         await _learn(batcher, device, clock, seconds=60.0)
-        requests = [await submitted(batcher, [Text("a", 5)]) for _ in range(3)]
-        with pytest.raises(QueueFull, match="try again in 90 seconds"):
-            await batcher.submit([Text("a", 5)])
+        requests = [await submitted(batcher, [Text("a", 1)]) for _ in range(3)]
+        with pytest.raises(QueueFull, match="try again in 18 seconds"):
+            await batcher.submit([Text("a", 1)])
         for request in requests:
             request.cancel()
         await asyncio.wait(requests)
         large = await submitted(batcher, [Text("a", 500)] * 100)
         assert batcher.queued_rows == 100
         assert not large.done()
+
+
+@in_loop
+@pytest.mark.parametrize(("seconds", "rows"), [(1.0, 10), (10.0, 5), (12.5, 4), (1000.0, 2)])
+async def test_a_slow_device_s_batches_are_shorter(seconds: float, rows: int) -> None:
+    """A batch takes as many tokens as the device runs in `max_wait` seconds, by its pace, but a
+    quarter of `max_tokens` at least."""
+    clock, device = Clock(), Device()
+    async with clock.serving(device, max_tokens=10, max_wait=5.0) as batcher:
+        await _learn(batcher, device, clock, seconds)  # for each ten tokens
+        # a request that finds the queue empty is taken whole
+        request = await submitted(batcher, [Text("a")] * 12)
+        assert len(await next_batch(device)) == rows
+        request.cancel()
 
 
 @in_loop

@@ -64,3 +64,15 @@ def test_only_the_page_s_own_files_are_served(client: httpx2.Client, name: str) 
     """Under /static there is nothing but the page's files: other names are 404 with a sentence."""
     answer = client.get(f"/static/{name}")
     assert (answer.status_code, answer.json()["error_type"]) == (404, "UnknownPath")
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=0-3", "bytes=9-1", "bytes=99999999-", "words=0-3", "[::1"]
+)
+def test_a_part_of_a_file_is_the_whole(client: httpx2.Client, asked: str) -> None:
+    """A Range of the page or of its files, whether it can be read or not, is answered with all of
+    the file."""
+    for path in ("/", "/static/page.js", "/docs", "/docs/swagger-ui.css"):
+        answer = client.get(path, headers={"Range": asked})
+        assert (answer.status_code, answer.headers["Accept-Ranges"]) == (200, "none")
+        assert answer.content == client.get(path).content

@@ -3,19 +3,18 @@ any route sees it, and what a connection does after an error."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import random
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 
-import h11
 import psutil
 import pytest
 
+from benchmarks.reliability import requests
+from benchmarks.reliability.requests import chunked, lengthy
 from tests.service.conftest import Server
 from tests.service.sockets import Answer, answers, connected, exchange, first_answer, parsed, seen
 
@@ -45,16 +44,6 @@ class Ask { public static void main(String[] a) throws Exception {
   }
 } }
 """
-
-
-def lengthy(body: bytes) -> bytes:
-    return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-
-
-def chunked(body: bytes, size: int = 7) -> bytes:
-    chunks = [body[start : start + size] for start in range(0, len(body), size)]
-    coded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-    return b"Transfer-Encoding: chunked\r\n\r\n" + coded + b"0\r\n\r\n"
 
 
 def paths(server: Server) -> set[str]:
@@ -356,64 +345,14 @@ def test_pipelined_requests_are_bounded(server: Server) -> None:
     assert memory(server) - before < 10 << 20
 
 
-def fuzzed(seed: int) -> bytes:
-    """A request made at random of parts that servers have read in different ways, with another one
-    hidden in its body."""
-    chance = random.Random(seed)
-    hidden = b"GET /hidden-%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % seed
-    names = [b"Content-Length", b"Transfer-Encoding", b"Connection", b"Upgrade", b"Host", b"Expect"]
-    names += [b"content-length", b"Trailer", b"TE", b"X"]
-    values = [b"%d" % len(hidden), b"0", b"3", b"chunked", b"upgrade", b"h2c", b"websocket"]
-    values += [b"close", b"keep-alive", b"100-continue", b"localhost", b"-1", b"gzip", b"identity"]
-    values += [b"chunked, identity", b"upgrade, close", b"0" * 400 + b"3", b"\xff", b"1e3", b""]
-    ends = [b"\r\n"] * 24 + [b"\n", b"\r", b"\r\n ", b"\r\n\t", b"\0", b"\r\r\n"]
-    colons = [b": "] * 16 + [b":", b":\t", b" : ", b":  "]
-    method = chance.choice([b"GET", b"POST", b"POST", b"POST", b"DELETE", b"OPTIONS"])
-    path = chance.choice([b"/predict?task=sst2", b"/health", b"/adapters", b"*", b"/nowhere"])
-    version = chance.choice([b"HTTP/1.1"] * 8 + [b"HTTP/1.0", b"HTTP/2.0", b"http/1.1"])
-    lines = b"%b %b %b\r\nHost: localhost\r\n" % (method, path, version)
-    for _ in range(chance.randrange(5)):
-        name, value = chance.choice(names), chance.choice(values)
-        lines += name + chance.choice(colons) + value + chance.choice(ends)
-    body = chance.choice([hidden, chunked(hidden).partition(b"\r\n\r\n")[2], BODY])
-    framed = chance.choice([b"\r\n" + body, lengthy(body), chunked(body)])
-    if chance.random() < 0.3:
-        at = chance.randrange(len(framed))
-        framed = framed[:at] + bytes([chance.randrange(256)]) + framed[at + 1 :]
-    return lines + framed
-
-
-def by_h11(stream: bytes) -> list[str]:
-    """The targets of the requests that another parser, h11, finds in it; it declines upgrades."""
-    connection = h11.Connection(h11.SERVER)
-    connection.receive_data(stream)
-    connection.receive_data(b"")
-    targets = []
-    with contextlib.suppress(h11.RemoteProtocolError):
-        while True:
-            event = connection.next_event()
-            if isinstance(event, h11.Request):
-                targets.append(event.target.decode("latin-1"))
-            elif isinstance(event, h11.EndOfMessage):
-                connection.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
-                connection.send(h11.EndOfMessage())
-                if connection.our_state is not h11.DONE:
-                    break
-                if connection.their_state is h11.DONE:
-                    connection.start_next_cycle()
-            elif not isinstance(event, h11.Data):
-                break
-    return targets
-
-
 def test_framings_at_random(server: Server) -> None:
     """Six hundred framings get answers below 500 or none, never stop the server, take no memory,
     and hide no request that another parser does not find."""
     before, quiet = memory(server), len(server.lines)
     hidden = set()
     for seed in range(600):
-        request = fuzzed(seed)
-        hidden |= {target for target in by_h11(request) if target.startswith("/hidden")}
+        request = requests.framing(seed)
+        hidden |= {target for target in requests.by_h11(request) if target.startswith("/hidden")}
         with connected(server) as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)

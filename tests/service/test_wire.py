@@ -22,7 +22,7 @@ from adapters.text import Tokens
 from service.batcher import BatchReport, Outcome
 from service.http.connections import ConnectionSettings
 from service.predictor import Admitted, Signature
-from service.refusals import Closed, QueueFull, Referred
+from service.refusals import Closed, OutcomeUnknown, QueueFull, Referred
 from service.workers import engine_end, wire
 from service.workers.engine_end import MAX_PINGS_MISSED, EngineEnd
 from service.workers.messages import (
@@ -314,6 +314,42 @@ def test_pings(monkeypatch: pytest.MonkeyPatch) -> None:
         front_end.send(Ready())
         await here.unanswered()
         assert answered == 6 * MAX_PINGS_MISSED
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_engine_process_that_ends_during_an_answer(begun: bool) -> None:
+    """Where the engine process ends during a write, the front end says so, unless the answer has
+    begun: then nothing can be said any more, and the server cuts what is not whole."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def talk() -> None:
+        structlog.contextvars.bind_contextvars(request_id="id")
+        ours, theirs = socket.socketpair()
+        front_end = Wire()
+        relay = Relay(front_end, count())
+        await front_end.attach(theirs, {}, lambda: None)
+        scope = {"type": "http", "method": "DELETE", "path": "/adapters/sst2"}
+        client = asyncio.create_task(relay(scope, receive, send))
+        await asyncio.sleep(0)
+        start = {"type": "http.response.start", "status": 204, "headers": []}
+        if begun:
+            relay.next(AppSend(0, start))
+        relay.lost()
+        if begun:
+            await client
+        else:
+            with pytest.raises(OutcomeUnknown):
+                await client
+        assert sent == [start] * begun
+        ours.close()
 
     asyncio.run(talk())
 

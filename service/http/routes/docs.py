@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
-from service.http.routes.page import HEADERS, STATIC
+from service.http.routes.page import HEADERS, STATIC, WholeFile
 
 # Of the package only the files are used: its own page has inline code.
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
@@ -26,16 +25,14 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/docs")
-def docs() -> FileResponse:
+def docs() -> WholeFile:
     """The page."""
-    return FileResponse(
-        STATIC / "docs.html", headers={**HEADERS, "Content-Security-Policy": POLICY}
-    )
+    return WholeFile(STATIC / "docs.html", headers={**HEADERS, "Content-Security-Policy": POLICY})
 
 
 @router.get("/docs/{name}")
-def part(name: str) -> FileResponse:
+def part(name: str) -> WholeFile:
     """Swagger UI's script or style sheet."""
     if name not in PARTS:
         raise HTTPException(404)
-    return FileResponse(SWAGGER / name, headers=HEADERS)
+    return WholeFile(SWAGGER / name, headers=HEADERS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 STATIC = Path(__file__).parent.parent / "static"
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -24,21 +25,31 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # a new version of the service comes with a new page
+    "Accept-Ranges": "none",
 }
 
 router = APIRouter(include_in_schema=False)
 
 
+class WholeFile(FileResponse):
+    """A file, always whole: Range may be ignored (RFC 9110, 14.2), and Starlette refuses one that
+    it cannot read in a form that is not ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [header for header in scope["headers"] if header[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 @router.get("/")
-def home() -> FileResponse:
+def home() -> WholeFile:
     """The page."""
-    return FileResponse(STATIC / "index.html", headers=HEADERS)
+    return WholeFile(STATIC / "index.html", headers=HEADERS)
 
 
 @router.get("/static/{name}")
-def part(name: str) -> FileResponse:
+def part(name: str) -> WholeFile:
     """A script, the style sheet or the icon."""
     path = STATIC / name
     if path.suffix not in MEDIA_TYPES or path not in STATIC.iterdir():
         raise HTTPException(404)
-    return FileResponse(path, headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
+    return WholeFile(path, headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
