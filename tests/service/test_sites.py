@@ -194,6 +194,8 @@ def test_untouched_sites_cost_nothing(deep: Backbone) -> None:
         pytest.skip("this CPU's linear layers take all rows at once")
 
     class Watching:
+        inner_rows = len(batch.ids)
+
         def __init__(self, site: Site) -> None:
             self.site = site
 

@@ -39,6 +39,10 @@ class FusedBottlenecks:
             widest=max(adapter.down.shape[1] for adapter in adapters),
         )
 
+    @property
+    def inner_rows(self) -> int:
+        return 0
+
     def at(self, layer: int) -> Mapping[Site, Add]:
         return launches(layer, self.tables)
 
@@ -56,6 +60,7 @@ class FusedLoras:
         self._adapters = adapters  # kept alive: the tables hold the addresses of their weights
         height = SMALL if rows <= FEW_TOKENS else LARGE
         sites = dict.fromkeys(site for adapter in adapters for site in adapter.pairs)
+        self.inner_rows = rows
         self._tables = {site: _at_site(site, adapters, tokens, height) for site in sites}
 
     def at(self, layer: int) -> Mapping[Site, Add]:

@@ -59,9 +59,9 @@ class Bottleneck:
 class Bottlenecks:
     """The bottlenecks of one batch, each for its own rows: two products per adapter and layer."""
 
-    def __init__(self, adapters: Sequence[Bottleneck], tokens: Sequence[slice], rows: int) -> None:
-        """`tokens[i]` are those of `adapters[i]`, in ascending order, of `rows` in all."""
-        self._parts = Parts(tokens, rows, adapters[0].down.dtype)
+    def __init__(self, adapters: Sequence[Bottleneck], tokens: Sequence[slice], _rows: int) -> None:
+        """`tokens[i]` are those of `adapters[i]`, in ascending order."""
+        self._parts = Parts(tokens, adapters[0].down.dtype)
         self._first = [adapter.first_layer for adapter in adapters]
         self._layers = [adapter.layers for adapter in adapters]
         heights = self._parts.heights
@@ -78,6 +78,10 @@ class Bottlenecks:
             if len(inner) > own
         ]
 
+    @property
+    def inner_rows(self) -> int:
+        return 0
+
     def at(self, layer: int) -> Mapping[Site, Add]:
         adapting = [(i, layer - first) for i, first in enumerate(self._first) if layer >= first]
         if not adapting:
@@ -86,7 +90,7 @@ class Bottlenecks:
 
     def _add(self, adapting: list[tuple[int, int]], y: Tensor) -> None:
         """`adapting` are the adapters by their numbers, and which of their layers this is."""
-        own = self._parts.of(y, (i for i, _ in adapting))
+        own = self._parts.of(y)
         whole = self._parts.whole(y, own)
         for i, at in adapting:
             down, bias, _, _ = self._layers[i][at]

@@ -3,6 +3,7 @@ section 4.1; the maths is `adapters.lora`'s)."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,7 +11,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from adapters.spec import AdapterSpec, LoraSite
+from adapters.spec import INNER_SITES, AdapterSpec, LoraSite
 from service.engine.kinds.parts import Parts
 from service.engine.sites import Add, Branch, Site
 
@@ -56,38 +57,63 @@ class Loras:
     """The LoRA adapters of one batch, each for its own rows: two products per adapter, layer and
     site that it has. Adapters without a site cost nothing there."""
 
-    def __init__(self, adapters: Sequence[Lora], tokens: Sequence[slice], rows: int) -> None:
-        """`tokens[i]` are those of `adapters[i]`, in ascending order, of `rows` in all."""
-        self._adapters = adapters
-        self._at_site: dict[LoraSite, list[int]] = {}
+    def __init__(self, adapters: Sequence[Lora], tokens: Sequence[slice], _rows: int) -> None:
+        """`tokens[i]` are those of `adapters[i]`, in ascending order."""
+        numbers: dict[LoraSite, list[int]] = defaultdict(list)
         for i, adapter in enumerate(adapters):
             for site in adapter.pairs:
-                self._at_site.setdefault(site, []).append(i)
-        some = next(iter(adapters[0].pairs.values()))[0]
-        self._parts = Parts(tokens, rows, some.dtype)
-        self._inners = self._buffers(some)
+                numbers[site].append(i)
+        # sites that the same adapters have share a group, and so cut their input once
+        groups = {
+            own: _Group([adapters[i] for i in own], [tokens[i] for i in own])
+            for own in {tuple(own) for own in numbers.values()}
+        }
+        self._groups = {site: groups[tuple(own)] for site, own in numbers.items()}
+        self.inner_rows = max(
+            (self._groups[site].end for site in INNER_SITES if site in self._groups), default=0
+        )
 
     def at(self, layer: int) -> Mapping[Site, Add]:
-        found: dict[Site, Add] = {}
-        for site, adapters in self._at_site.items():
-            adapting = [i for i in adapters if layer >= self._adapters[i].first_layer]
-            if adapting:
-                found[site] = partial(self._add, site, layer, adapting)
-        return found
+        return {
+            site: partial(group.add, site, layer)
+            for site, group in self._groups.items()
+            if layer >= group.first_layer
+        }
 
-    def _add(self, site: LoraSite, layer: int, adapting: list[int], x: Tensor, y: Tensor) -> None:
-        own = self._parts.of(y, adapting)
+
+class _Group:
+    """Adapters of a batch that have the same sites, and their rows."""
+
+    def __init__(self, adapters: Sequence[Lora], tokens: Sequence[slice]) -> None:
+        some = next(iter(adapters[0].pairs.values()))[0]
+        self._adapters = adapters
+        self._parts = Parts(tokens, some.dtype)
+        self._inners = self._buffers(some)
+        self._last: tuple[Tensor, list[Tensor]] | None = None
+        self.first_layer = min(adapter.first_layer for adapter in adapters)
+        self.end = self._parts.end
+
+    def add(self, site: LoraSite, layer: int, x: Tensor, y: Tensor) -> None:
+        own = self._parts.of(y)
         whole = self._parts.whole(y, own)
-        inputs = self._parts.whole(x, self._parts.of(x, adapting))
-        for i in adapting:
-            adapter = self._adapters[i]
-            a, b = adapter.layers[site][layer - adapter.first_layer]
+        inputs = self._inputs(x)
+        for i, adapter in enumerate(self._adapters):
+            at = layer - adapter.first_layer
+            if at < 0:
+                continue
+            a, b = adapter.layers[site][at]
             inner, foreign = self._inners[i, a.shape[1]]
             torch.mm(inputs[i], a, out=inner)
             if foreign is not None:
                 foreign.zero_()  # so that the second product adds 0 to rows of others
             whole[i].addmm_(inner, b, alpha=adapter.scale)
             self._parts.settle(whole[i], own[i], i, len(y))
+
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        """The rows of each adapter's products. Query, key and value have the same input."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, self._parts.whole(x, self._parts.of(x))
+        return self._last[1]
 
     def _buffers(self, some: Tensor) -> dict[tuple[int, int], tuple[Tensor, Tensor | None]]:
         """For each adapter and rank of it, where A·x goes, and the rows of it that belong to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,10 @@ class Parts:
     """The rows that follow an adapter's own join its products, up to a multiple of four. So the
     products must add 0 to them."""
 
-    def __init__(self, tokens: Sequence[slice], rows: int, dtype: torch.dtype) -> None:
-        """`tokens[i]` are those of adapter i, in ascending order, of `rows` in all."""
-        self._sizes, self._places = _cuts(tokens, rows)
+    def __init__(self, tokens: Sequence[slice], dtype: torch.dtype) -> None:
+        """`tokens[i]` are those of adapter i, in ascending order."""
+        self._sizes, self._places = _cuts(tokens)
+        self.end = tokens[-1].stop  # of the last adapter's rows
         self.own_heights = [part.stop - part.start for part in tokens]
         self.heights = self.own_heights  # of each adapter's products
         if dtype == torch.float32:
@@ -34,27 +35,24 @@ class Parts:
             if n != self.own_heights[i]
         }
 
-    def of(self, x: Tensor, adapters: Iterable[int]) -> dict[int, Tensor]:
-        """The adapters' own rows of `x`, as views."""
-        parts = split(x, self._sizes)
-        return {i: parts[self._places[i]] for i in adapters}
+    def of(self, x: Tensor) -> list[Tensor]:
+        """Each adapter's own rows of `x`, as views. `x` may end behind the last adapter's."""
+        parts = split(x, [*self._sizes, len(x) - self.end])
+        return [parts[place] for place in self._places]
 
-    def whole(self, x: Tensor, own: dict[int, Tensor]) -> dict[int, Tensor]:
+    def whole(self, x: Tensor, own: list[Tensor]) -> list[Tensor]:
         """The rows of each adapter's products: views, but for the last ones of `x` a copy with
         zeros behind, which `settle` copies back."""
-        return {
-            i: self._whole(self._joined[i], x) if i in self._joined else part
-            for i, part in own.items()
-        }
+        whole = list(own)
+        for i, rows in self._joined.items():
+            lacking = rows.stop - len(x)
+            whole[i] = x[rows] if lacking <= 0 else F.pad(x[rows], (0, 0, 0, lacking))
+        return whole
 
     def settle(self, whole: Tensor, own: Tensor, i: int, rows: int) -> None:
         """Write adapter i's rows back where they were copied out of `rows`."""
         if i in self._joined and self._joined[i].stop > rows:
             own.copy_(whole[: len(own)])
-
-    def _whole(self, rows: slice, x: Tensor) -> Tensor:
-        lacking = rows.stop - len(x)
-        return x[rows] if lacking <= 0 else F.pad(x[rows], (0, 0, 0, lacking))
 
 
 def split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
@@ -63,8 +61,8 @@ def split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     return parts
 
 
-def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
-    """Sizes that cut `rows` at the ends of all parts, and which of the pieces each part is."""
+def _cuts(parts: Sequence[slice]) -> tuple[list[int], list[int]]:
+    """Sizes that cut the rows at the ends of all parts, and which of the pieces each part is."""
     sizes, places, end = [], [], 0
     for part in parts:
         if part.start > end:
@@ -72,4 +70,4 @@ def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
         places.append(len(sizes))
         sizes.append(part.stop - part.start)
         end = part.stop
-    return [*sizes, rows - end], places
+    return sizes, places
