@@ -162,8 +162,8 @@ def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetada
     store = service_of(request).store
     found = store.find(task, version)
     versions = [known.short for known in store.entry(task).versions]
-    signature = Signature.of(store.summary(task, found.digest).spec)
-    return model_metadata(signature, found.short, versions)
+    spec = store.summary(task, found.digest).spec
+    return model_metadata(Signature.of(spec), spec.kind, found.short, versions)
 
 
 @model.get(
