@@ -9,18 +9,18 @@ ranges over the repeats. Rows are tokenised before; everything else of a step is
 forward, backward, clipping, AdamW. Adapters have bottleneck 16, mixtures four experts.
 
 Steps, all by the trainer (`training.fit`), on the same mini-batches:
-- adapter:    a single adapter in every layer
-- routed:     a mixture by random routes, without consistency
+- adapter: a single adapter in every layer
+- routed: a mixture by random routes, without consistency
 - consistent: the same with consistency, so with a second forward pass
-- control:    a single adapter's two passes (`adapter-rdrop`)
-- corrected:  a mixture whose rows are spread over the experts, a second pass through their mean,
-              the task's loss on both
+- control: a single adapter's two passes (`adapter-rdrop`)
+- corrected: a mixture whose rows are spread over the experts, a second pass through their mean, the
+  task's loss on both
 
 Real tokens a second, padding not counted, training the same single adapter:
-- trainer:    `training.fit`: mini-batches of rows of like length
-- longest:    a plain loop over transformers' encoder: shuffled rows, each mini-batch padded to its
-longest row
-- maximum:    the same loop with every row padded to 128 tokens, as many scripts do
+- trainer: `training.fit`: mini-batches of rows of like length
+- longest: a plain loop over transformers' encoder: shuffled rows, each mini-batch padded to its
+  longest row
+- maximum: the same loop with every row padded to 128 tokens, as many scripts do
 """
 
 from __future__ import annotations
