@@ -68,7 +68,12 @@ def check_fits(adapter: Adapter, backbone: Backbone, recipe: Recipe) -> None:
     spec = adapter.spec
     try:
         check_backbone(
-            adapter, backbone.reference, max_length=spec.max_length, has_pooler=True, has_mask=True
+            adapter,
+            backbone.reference,
+            intermediate_size=backbone.config.intermediate_size,
+            max_length=spec.max_length,
+            has_pooler=True,
+            has_mask=True,
         )
     except BackboneMismatch as error:
         raise TrainingError(f"--init {name(adapter)}: {error}") from None

@@ -38,6 +38,11 @@ def write(adapter: Adapter, folder: Path) -> None:
     """Write `folder` completely or not at all. It must be absent or empty. Raises CannotConvert or
     OSError."""
     spec = adapter.spec
+    if spec.kind != "bottleneck":
+        raise CannotConvert(
+            f"{spec.task!r} is of kind {spec.kind!r}, and this writes AdapterHub's bottlenecks;"
+            " expected 'bottleneck'"
+        )
     if spec.backbone.model_type not in MODELS:
         raise CannotConvert(
             f"AdapterHub has no {spec.backbone.model_type} model; expected one of"
@@ -87,6 +92,7 @@ def _config(spec: AdapterSpec) -> dict[str, Any]:
     """Return the adapter's configuration. AdapterHub's bottleneck is ⌊hidden size /
     reduction_factor⌋."""
     d, r = spec.backbone.hidden_size, spec.bottleneck
+    assert r is not None, "`write` refuses other kinds"
     fields = {name: values[0] for name, values in NEEDED.items() if name != "architecture"}
     return {**fields, "reduction_factor": d // r if d % r == 0 else d / (r + 0.5)}
 
