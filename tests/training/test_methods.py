@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from adapters import backbone as backbones
 from adapters.backbone import Backbone, fingerprint
-from adapters.bottleneck import draw_routes
+from adapters.mixture import draw_routes
 from adapters.file import load
 from adapters.text import encode
 from tests.tiny import tiny_backbone
