@@ -59,9 +59,10 @@ class Recipe:
         Method,
         Option(
             ADAPTER,
-            "`adamix` (routed, then merged), `adapter` (a single bottleneck), `lora` (a single LoRA),"
-            " `adapter-rdrop` (a single one, two passes); to compare: `houlsby` (two bottlenecks a"
-            " layer), `bitfit` (biases), `head` (frozen encoder), `full` (full fine-tuning).",
+            "`adamix` (routed, then merged), `adapter` (a single bottleneck), `adapter-rdrop` (a"
+            " single one, two passes), `lora` (a single LoRA); to compare: `houlsby` (two"
+            " bottlenecks a layer), `bitfit` (biases), `head` (frozen encoder), `full` (full"
+            " fine-tuning).",
             "NAME",
         ),
     ] = "adamix"
@@ -74,10 +75,10 @@ class Recipe:
         ),
     ] = "bottleneck"
     experts: Annotated[int, Option(ADAPTER, "Experts in each layer's mixture.", bounds=(1, 64))] = 4
-    share_down: Annotated[bool, Option(ADAPTER, "One project-down (LoRA: A) for all experts.")] = (
+    share_down: Annotated[bool, Option(ADAPTER, "One project-down (LoRA's A) for all experts.")] = (
         False
     )
-    share_up: Annotated[bool, Option(ADAPTER, "One project-up (LoRA: B) for all experts.")] = True
+    share_up: Annotated[bool, Option(ADAPTER, "One project-up (LoRA's B) for all experts.")] = True
     bottleneck: Annotated[int, Option(ADAPTER, "Width of the bottleneck.", bounds=(1, 256))] = 16
     rank: Annotated[
         int,
@@ -258,18 +259,19 @@ class Recipe:
                 f"adaptation is 'lora', but method is {self.method!r}; expected"
                 f" {' or '.join(TWO_PASSES)} with it, or method lora"
             )
-        others = ("bottleneck",) if self.adaptation == "lora" else ("rank", "alpha", "sites")
-        for name in others:
-            value = getattr(self, name)
-            if value != getattr(Recipe, name) and self.adaptation == "lora":
+        if self.adaptation == "lora" and self.bottleneck != Recipe.bottleneck:
+            raise TrainingError(
+                f"bottleneck is {self.bottleneck}, but this run trains LoRA; expected rank instead"
+            )
+        for name in ("rank", "alpha", "sites"):
+            if self.adaptation != "lora" and getattr(self, name) != getattr(Recipe, name):
                 raise TrainingError(
-                    f"{name} is {value!r}, but this run trains LoRA; expected rank, alpha or sites"
+                    f"{name} is {getattr(self, name)!r}, but this run trains no LoRA; expected"
+                    " method lora or adaptation lora with it"
                 )
-            if value != getattr(Recipe, name):
-                raise TrainingError(
-                    f"{name} is {value!r}, but this run trains no LoRA; expected method lora or"
-                    " adaptation lora with it"
-                )
+        self._check_sites()
+
+    def _check_sites(self) -> None:
         named = self.sites.split(",")
         for site in named:
             if site not in LORA_SITES:

@@ -2,9 +2,9 @@
 
 `batch` is the paper's routing (arXiv 2205.12410, section 3.1) and its released code's
 (`MixtureSoup` in expert_soup.py: one `torch.randint` a site and forward pass; for LoRA
-`AdamixMergedLinear` in NLG/loralib/layers.py, with one for query and value together). With one draw for a
-whole mini-batch, an expert of four learns in a quarter of the steps. `rows` spreads the rows of a
-mini-batch evenly over a site's experts, so that each expert gets a gradient in every step at the
+`AdamixMergedLinear` in NLG/loralib/layers.py: one for query and value together). With one draw for
+a whole mini-batch, an expert of four learns in a quarter of the steps. `rows` spreads the rows of a
+mini-batch evenly over a layer's experts, so that each expert gets a gradient in every step at the
 same cost; its parent is THOR (Zuo et al. 2022, arXiv 2110.04260), which draws experts at random for
 each input. A second pass through the experts' `mean` trains what will be merged and served, as the
 averaged weights of Zhang et al.'s experts weights averaging and SMEAR (Muqeeth et al. 2023) are.
