@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.header import site_sizes
+from adapters.mixture import Mixture, project
 from adapters.spec import LoraSite
 
 # Where BERT, RoBERTa, XLM-R, CamemBERT and ELECTRA of transformers have a layer's linear modules.
@@ -47,6 +48,42 @@ class Lora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = nn.functional.linear(x, self.a)
         return nn.functional.linear(inner, self.b) * self.scale
+
+
+class RoutedLora(Mixture):
+    """M experts of `Lora` at one site: parameters `a`, `[rank, inputs]` each, and `b`,
+    `[outputs, rank]` each.
+
+    This follows AdaMix's released code for GPT-2, NLG/loralib/layers.py, class
+    `AdamixMergedLinear` (line 260). The experts of A begin as copies of one random draw and those
+    of B at 0 (lines 270 to 278). A and B are drawn independently (lines 302 to 321), and at
+    inference A and B are averaged, each for itself (lines 323 to 341). The scripts share B and not
+    A (`--share_A 0 --share_B 1`, NLG/run_train_e2e.sh), which is the default here. They have a
+    dropout before A and no second pass; here it is the trainer that decides on passes, and there is
+    no such dropout.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        rank: int,
+        scale: float,
+        experts: int,
+        *,
+        share_down: bool = False,
+        share_up: bool = True,
+    ) -> None:
+        super().__init__(experts, share_down=share_down, share_up=share_up)
+        first, (downs, ups) = Lora(inputs, outputs, rank, scale), self.counts
+        self.a = nn.ParameterList(first.a.detach().clone() for _ in range(downs))
+        self.b = nn.ParameterList(first.b.detach().clone() for _ in range(ups))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added for the input `x`: `[B, T, inputs]` → `[B, T, outputs]`."""
+        down, up = self.route
+        return project([*self.b], None, up, project([*self.a], None, down, x)) * self.scale
 
 
 def layer_of(

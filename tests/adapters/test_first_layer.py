@@ -94,9 +94,9 @@ def test_refused_recipes(bert: Backbone) -> None:
         train("toy", bert, SINGLE, SINGLE, dataclasses.replace(QUICK, first_layer=2))
     with pytest.raises(
         TrainingError,
-        match="first_layer is 1, but method is 'lora'; expected adamix, adapter or",
+        match="first_layer is 1, but method is 'bitfit'; expected adamix, adapter",
     ):
-        Recipe(method="lora", first_layer=1)
+        Recipe(method="bitfit", first_layer=1)
 
 
 def test_runs_from_before_the_choice(tmp_path: Path) -> None:
