@@ -298,6 +298,11 @@ def _check_config(name: str, config: Any) -> None:
             f"backbone {name!r} has position_embedding_type {shortened(positions, 80)!r}, whose"
             " weights transformers drops; expected 'absolute'"
         )
+    if getattr(config, "quantization_config", None):
+        raise BackboneError(
+            f"backbone {name!r} has a quantization_config, which quantises its weights; expected"
+            " them in floating point"
+        )
     if getattr(config, "is_decoder", False):
         raise BackboneError(f"backbone {name!r} has is_decoder true; expected an encoder")
     if config.model_type not in ("bert", "electra") and not isinstance(config.pad_token_id, int):
