@@ -218,8 +218,8 @@ def push(
             given = context.get_parameter_source(option)
             if given is not None and given.name == "COMMANDLINE":
                 _fail(
-                    f"--{option.replace('_', '-')} is for a folder to convert, and {source} is none;"
-                    " expected no such option with an adapter file, which says it itself"
+                    f"--{option.replace('_', '-')} is for a folder to convert, and {source} is"
+                    " none; expected no such option with an adapter file, which says it itself"
                 )
         adapter = _load(source)
         name = source.name
