@@ -24,6 +24,8 @@ from service.engine.slots import Slots
 from tests.adapters.test_adapters_cli import assert_refused, invoke
 from tests.tiny import random_adapter, tiny_backbone
 
+# peft 0.21 asks transformers 5 by a name that is deprecated there.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 CPU = torch.device("cpu")
 TEXTS: list[tuple[str, ...]] = [("it is a good film",), ("the plot was awful",), ("red",)]
 FORMS: list[dict[str, Any]] = [
