@@ -18,7 +18,12 @@ from adapters.spec import ProblemType, shown
 # torch and transformers take seconds to import: each command waits for what it needs, help for
 # nothing
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from adapters.file import Adapter
+    from adapters.spec import AdapterSpec
 
 app = typer.Typer(
     add_completion=__name__ != "__main__",
@@ -40,6 +45,48 @@ File = Annotated[Path, typer.Argument(help="An adapter file (.safetensors).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
 _unsaid = functools.partial(typer.Option, rich_help_panel="What the source may not say")
 BACKBONE = "`embedded`, a folder, or a Hugging Face id (`id@revision`)."
+
+# What `convert` and a `push` of a folder need to know.
+Backbone = Annotated[
+    str | None,
+    _unsaid(
+        metavar="NAME",
+        help=f"What it was trained on: {BACKBONE} By default the base model that PEFT names.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    _unsaid(
+        metavar="A,B,…",
+        help="Names of the head's rows, in order; or a JSON list. By default as the source says.",
+    ),
+]
+Problem = Annotated[
+    ProblemType | None,
+    _unsaid(
+        metavar="NAME",
+        help=(
+            "`single_label_classification`, `multi_label_classification` or `regression`; else"
+            " as the source says."
+        ),
+    ),
+]
+TextPair = Annotated[bool, _unsaid("--text-pair", help="The task takes pairs of texts.")]
+MaxLength = Annotated[int, _unsaid(help="Tokens of the longest input.")]
+ProbeFile = Annotated[
+    Path | None,
+    _unsaid(
+        metavar="FILE",
+        help="JSON lines with `text`, perhaps `text_pair`: 8 go into the file, with logits.",
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"],
+    _unsaid(metavar="NAME", help="Of the weights in the file: `float32`, `float16` or `bfloat16`."),
+]
+_OF_A_FOLDER = (
+    *("task", "backbone", "labels", "problem_type", "text_pair", "max_length", "probe", "dtype"),
+)
 
 
 @app.command()
@@ -111,7 +158,14 @@ def validate(
 
 @app.command()
 def push(
-    file: File,
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="An adapter file, or the folder of a PEFT or AdapterHub adapter to convert.",
+        ),
+    ],
     url: Annotated[
         str, typer.Option(metavar="URL", help="The server, such as http://localhost:8000.")
     ],
@@ -121,22 +175,56 @@ def push(
     ] = None,
     activate: Annotated[bool, typer.Option(help="Serve this version from now on.")] = True,
     as_json: AsJson = False,
+    task: Annotated[
+        str | None, _unsaid(metavar="NAME", help="What clients will ask for. A folder needs it.")
+    ] = None,
+    backbone: Backbone = None,
+    labels: Labels = None,
+    problem_type: Problem = None,
+    text_pair: TextPair = False,
+    max_length: MaxLength = 128,
+    probe: ProbeFile = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Upload an adapter to a running server; what is there already is left as it is.
 
-    Served from now on, or only stored:
+    Served from now on, or only stored; or another maker's folder, as `convert` takes it:
 
     ```
     python -m adapters push tickets.safetensors --url http://localhost:8000
     python -m adapters push tickets.safetensors --no-activate \\
         --url https://models.example.org --key …
+    python -m adapters push my-peft-folder --task tickets \\
+        --labels billing,other --url http://localhost:8000
     ```
     """
     from adapters.upload import upload
 
-    adapter = _load(file)
+    if source.is_dir():
+        if task is None:
+            _fail(
+                f"{source} is a folder, which is converted first; expected --task NAME, what"
+                " clients will ask for"
+            )
+        from adapters.file import parse, serialize
+
+        adapter = _converted(
+            *(source, backbone, task, labels, problem_type, text_pair, max_length, probe, dtype),
+            write=lambda spec, tensors: parse(serialize(spec, tensors)),
+        )
+        name = f"{task}.safetensors"
+    else:
+        for option in _OF_A_FOLDER:
+            given = context.get_parameter_source(option)
+            if given is not None and given.name == "COMMANDLINE":
+                _fail(
+                    f"--{option.replace('_', '-')} is for a folder to convert, and {source} is"
+                    " none; expected no such option with an adapter file, which says it itself"
+                )
+        adapter = _load(source)
+        name = source.name
     try:
-        created = upload(file.name, adapter.data, url, key, activate=activate)
+        created = upload(name, adapter.data, url, key, activate=activate)
     except AdaMixError as error:
         _fail(str(error))
     known = (
@@ -150,50 +238,21 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="An AdaMix checkpoint, or the folder of an AdapterHub adapter and its head."
+            help=(
+                "The folder of a PEFT classifier's LoRA, or of an AdapterHub adapter and its head;"
+                " or an AdaMix checkpoint."
+            )
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The adapter file to write.")],
-    backbone: Annotated[
-        str, typer.Option(metavar="NAME", help=f"What it was trained on: {BACKBONE}")
-    ],
     task: Annotated[str, typer.Option(metavar="NAME", help="What clients will ask for.")],
-    labels: Annotated[
-        str | None,
-        _unsaid(
-            metavar="A,B,…",
-            help=(
-                "Names of the head's rows, in order; or a JSON list. By default as the source says."
-            ),
-        ),
-    ] = None,
-    problem_type: Annotated[
-        ProblemType | None,
-        _unsaid(
-            metavar="NAME",
-            help=(
-                "`single_label_classification`, `multi_label_classification` or `regression`; else"
-                " as the source says."
-            ),
-        ),
-    ] = None,
-    text_pair: Annotated[
-        bool, _unsaid("--text-pair", help="The task takes pairs of texts.")
-    ] = False,
-    max_length: Annotated[int, _unsaid(help="Tokens of the longest input.")] = 128,
-    probe: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSON lines with `text`, perhaps `text_pair`: 8 go into the file, with logits.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(
-            metavar="NAME", help="Of the weights in the file: `float32`, `float16` or `bfloat16`."
-        ),
-    ] = "float32",
+    backbone: Backbone = None,
+    labels: Labels = None,
+    problem_type: Problem = None,
+    text_pair: TextPair = False,
+    max_length: MaxLength = 128,
+    probe: ProbeFile = None,
+    dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Make an adapter file of another maker's: docs/convert.md says which.
@@ -203,21 +262,76 @@ def convert(
     that a checkpoint holds is never run.
 
     ```
+    python -m adapters convert my-peft-folder --task tickets \\
+        --labels billing,other --out tickets.safetensors
     python -m adapters convert pytorch_model_sst2_expert_soup.bin \\
         --backbone roberta-large --task sst2 --labels negative,positive \\
         --out sst2.safetensors
     ```
     """
-    import torch
-
-    from adapters import backbone as backbones
-    from adapters.convert import adamix, adapterhub
-    from adapters.convert.assembly import Wanted, assemble
-    from adapters.convert.probe import read_probe
     from adapters.file import save
 
+    adapter = _converted(
+        *(source, backbone, task, labels, problem_type, text_pair, max_length, probe, dtype),
+        write=lambda spec, tensors: save(out, spec, tensors),
+    )
+    _say(adapter, f"{out}: an adapter for task {task}, version {adapter.version}", as_json)
+
+
+@app.command()
+def export(
+    file: File,
+    folder: Annotated[Path, typer.Argument(help="Where to write; not there yet, or empty.")],
+    to: Annotated[
+        Literal["adapterhub", "peft"],
+        typer.Option(metavar="LIBRARY", help="`adapterhub` for bottlenecks, `peft` for LoRA."),
+    ] = "adapterhub",
+    as_json: AsJson = False,
+) -> None:
+    """Write an adapter and its head as a folder for another library, which computes the same
+    logits: AdapterHub's `model.load_adapter(folder)`, or
+    `PeftModel.from_pretrained(model, folder)`.
+
+    ```
+    python -m adapters export sst2.safetensors sst2-adapterhub
+    python -m adapters export tickets.safetensors tickets-peft --to peft
+    ```
+    """
+    from adapters.convert import to_adapterhub, to_peft
+
+    adapter = _load(file)
+    library, write = {
+        "adapterhub": ("AdapterHub", to_adapterhub.write),
+        "peft": ("PEFT", to_peft.write),
+    }[to]
     try:
-        foreign = adapterhub.read(source) if source.is_dir() else adamix.read(source)
+        write(adapter, folder)
+    except (AdaMixError, OSError) as error:
+        _fail(f"{file} cannot be exported: {error}")
+    _say(adapter, f"{folder}: adapter {adapter.spec.task!r} for {library}", as_json)
+
+
+def _converted(
+    source: Path,
+    backbone: str | None,
+    task: str,
+    labels: str | None,
+    problem_type: ProblemType | None,
+    text_pair: bool,
+    max_length: int,
+    probe: Path | None,
+    dtype: str,
+    *,
+    write: Callable[[AdapterSpec, dict[str, Tensor]], Adapter],
+) -> Adapter:
+    """Convert another maker's file or folder, and write what comes of it."""
+    import torch
+
+    from adapters.convert.assembly import Wanted
+    from adapters.convert.probe import read_probe
+    from adapters.convert.sources import convert
+
+    try:
         wanted = Wanted(
             task=task,
             labels=_names(labels) if labels is not None else None,
@@ -227,33 +341,9 @@ def convert(
             probe=read_probe(probe, text_pair) if probe else None,
             dtype=getattr(torch, dtype),
         )
-        adapter = save(out, *assemble(foreign, backbones.load(backbone), wanted))
+        return write(*convert(source, backbone, wanted))
     except (AdaMixError, OSError) as error:
         _fail(f"{source} cannot be converted: {error}")
-    _say(adapter, f"{out}: an adapter for task {task}, version {adapter.version}", as_json)
-
-
-@app.command()
-def export(
-    file: File,
-    folder: Annotated[Path, typer.Argument(help="Where to write; not there yet, or empty.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write an adapter and its head as a folder for AdapterHub: `model.load_adapter(folder)`
-    computes the same logits.
-
-    ```
-    python -m adapters export sst2.safetensors sst2-adapterhub
-    ```
-    """
-    from adapters.convert.export import write
-
-    adapter = _load(file)
-    try:
-        write(adapter, folder)
-    except (AdaMixError, OSError) as error:
-        _fail(f"{file} cannot be exported: {error}")
-    _say(adapter, f"{folder}: adapter {adapter.spec.task!r} for AdapterHub", as_json)
 
 
 def _say(adapter: Adapter, sentence: str, as_json: bool, **more: Any) -> None:

@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from adapters.disk import write_atomically
 from adapters.errors import BackboneError
 from adapters.header import lookalike
+from adapters.lora import MODULES
 from adapters.prompt import Prompt, fitted
-from adapters.spec import BackboneRef, BackboneSettings, Pooling, shortened
+from adapters.spec import BackboneRef, BackboneSettings, LoraSite, Pooling, shortened
 from adapters.tokenization import tokenization
 
 EMBEDDED = "embedded"
@@ -186,9 +187,13 @@ def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
 
 @contextlib.contextmanager
 def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
-    """Within the context, pass the feed-forward output of each of the uppermost layers through its
-    adapter: right after `layer.output.dense`, before dropout, residual and LayerNorm. The encoder
-    itself is not changed."""
+    """Within the context, each of the uppermost layers has its adapter. The encoder itself is not
+    changed.
+
+    A `ModuleDict` adds at the linear modules that it names (`adapters.lora.MODULES`) what its
+    modules make of their inputs. The feed-forward's output passes through any other module: right
+    after `layer.output.dense`, before dropout, residual and LayerNorm.
+    """
     layers = cast(nn.ModuleList, encoder.get_submodule("encoder.layer"))
     if not 1 <= len(sites) <= len(layers):
         raise ValueError(
@@ -196,8 +201,9 @@ def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
             " most one each"
         )
     handles = [
-        layer.get_submodule("output.dense").register_forward_hook(_applying(site))
+        layer.get_submodule(place).register_forward_hook(hook)
         for layer, site in zip(layers[-len(sites) :], sites, strict=True)
+        for place, hook in _hooks(site)
     ]
     try:
         yield
@@ -215,6 +221,23 @@ def position_offset(config: Any) -> int:
 def _max_length(config: Any) -> int:
     positions: int = config.max_position_embeddings
     return positions - position_offset(config)
+
+
+def _hooks(site: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The places in a layer that an adapter changes, and how."""
+    if isinstance(site, nn.ModuleDict):
+        for name, added in site.items():
+            yield MODULES[cast(LoraSite, name)], _adding(added)
+    else:
+        yield "output.dense", _applying(site)
+
+
+def _adding(added: nn.Module) -> Any:
+    def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        changed: Tensor = output + added(inputs[0])
+        return changed
+
+    return add
 
 
 def _applying(site: nn.Module) -> Any:
@@ -274,6 +297,11 @@ def _check_config(name: str, config: Any) -> None:
         raise BackboneError(
             f"backbone {name!r} has position_embedding_type {shortened(positions, 80)!r}, whose"
             " weights transformers drops; expected 'absolute'"
+        )
+    if getattr(config, "quantization_config", None):
+        raise BackboneError(
+            f"backbone {name!r} has a quantization_config, which quantises its weights; expected"
+            " them in floating point"
         )
     if getattr(config, "is_decoder", False):
         raise BackboneError(f"backbone {name!r} has is_decoder true; expected an encoder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from adapters.file import Adapter
+from adapters.spec import AdapterSpec
 
 
 def card(adapter: Adapter) -> dict[str, str]:
@@ -26,7 +27,7 @@ def card(adapter: Adapter) -> dict[str, str]:
             if spec.backbone.settings is not None
             else "the file names none"
         ),
-        "bottleneck": str(spec.bottleneck),
+        "kind": _kind(spec),
         **({"first layer": str(spec.first_layer)} if spec.first_layer else {}),
         "size": f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters",
         "rows": (
@@ -40,3 +41,13 @@ def card(adapter: Adapter) -> dict[str, str]:
         "dev scores": json.dumps(spec.training.get("dev_scores", {})),
         "recipe": json.dumps(spec.training.get("recipe", {})),
     }
+
+
+def _kind(spec: AdapterSpec) -> str:
+    if spec.ranks is None:
+        return f"bottleneck of {spec.bottleneck}"
+    if len(set(spec.ranks.values())) == 1:
+        ranks = f"rank {next(iter(spec.ranks.values()))} at {', '.join(spec.ranks)}"
+    else:
+        ranks = "rank " + ", ".join(f"{rank} at {site}" for site, rank in spec.ranks.items())
+    return f"LoRA of {ranks}; scale {spec.scale:g}"

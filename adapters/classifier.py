@@ -13,6 +13,7 @@ from adapters.backbone import Backbone, attached
 from adapters.bottleneck import INITIAL_STD, Bottleneck
 from adapters.errors import BackboneError
 from adapters.file import Adapter
+from adapters.lora import Lora
 from adapters.spec import Pooling
 from adapters.text import Tokens
 
@@ -129,13 +130,7 @@ def to_tensors(
 ) -> dict[str, Tensor]:
     """Return the tensors of an adapter file for merged sites and a head (docs/adapter-format.md,
     section 2)."""
-    tensors = {
-        f"{side}.{kind}": torch.stack(
-            [getattr(getattr(site, side), kind).detach() for site in sites]
-        )
-        for side in ("down", "up")
-        for kind in ("weight", "bias")
-    }
+    tensors = _stacked(sites)
     for name, tensor in head.state_dict().items():
         tensors[f"head.{name}"] = tensor
     return {
@@ -143,25 +138,19 @@ def to_tensors(
     }
 
 
-def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Pooling) -> Classifier:
+def from_tensors(
+    backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Pooling, scale: float = 1.0
+) -> Classifier:
     """Make the reference model of an adapter file's tensors, the inverse of `to_tensors`: in
-    float32, on the backbone's device, in eval mode."""
-    layers, r, d = tensors["down.weight"].shape
-    sites = nn.ModuleList(Bottleneck(d, r) for _ in range(layers))
+    float32, on the backbone's device, in eval mode. `scale` is LoRA's, from the spec."""
+    sites = _bottlenecks(tensors) if "down.weight" in tensors else _loras(tensors, scale)
+    d = backbone.config.hidden_size
     labels = tensors["head.out.weight"].shape[0]
     head: Head | WordHead
     if "head.norm.weight" in tensors:
         head = WordHead(d, labels, backbone.config.layer_norm_eps)
     else:
         head = Head(d, labels, dense="head.dense.weight" in tensors)
-    for i, site in enumerate(sites):
-        site.load_state_dict(
-            {
-                name: tensor[i].float()
-                for name, tensor in tensors.items()
-                if not name.startswith("head.")
-            }
-        )
     head.load_state_dict(
         {
             name.removeprefix("head."): tensor.float()
@@ -174,4 +163,50 @@ def from_tensors(backbone: Backbone, tensors: Mapping[str, Tensor], pooling: Poo
 
 def from_adapter(backbone: Backbone, adapter: Adapter) -> Classifier:
     """Make the reference model of one adapter file."""
-    return from_tensors(backbone, adapter.tensors, adapter.spec.pooling)
+    spec = adapter.spec
+    return from_tensors(backbone, adapter.tensors, spec.pooling, spec.scale or 1.0)
+
+
+def _stacked(sites: nn.ModuleList) -> dict[str, Tensor]:
+    """The layers' tensors under their names in a file."""
+    if isinstance(sites[0], nn.ModuleDict):
+        return {
+            f"lora.{name}.{side}": torch.stack(
+                [getattr(layer[name], side).detach() for layer in sites]  # type: ignore[index]  # a ModuleDict each
+            )
+            for name in sites[0]
+            for side in ("a", "b")
+        }
+    return {
+        f"{side}.{kind}": torch.stack(
+            [getattr(getattr(site, side), kind).detach() for site in sites]
+        )
+        for side in ("down", "up")
+        for kind in ("weight", "bias")
+    }
+
+
+def _bottlenecks(tensors: Mapping[str, Tensor]) -> nn.ModuleList:
+    layers, r, d = tensors["down.weight"].shape
+    sites = nn.ModuleList(Bottleneck(d, r) for _ in range(layers))
+    for i, site in enumerate(sites):
+        site.load_state_dict(
+            {
+                name: tensor[i].float()
+                for name, tensor in tensors.items()
+                if not name.startswith("head.")
+            }
+        )
+    return sites
+
+
+def _loras(tensors: Mapping[str, Tensor], scale: float) -> nn.ModuleList:
+    names = [name.split(".")[1] for name in tensors if name.endswith(".a")]
+    pairs = {name: (tensors[f"lora.{name}.a"], tensors[f"lora.{name}.b"]) for name in names}
+    layers = len(next(iter(pairs.values()))[0])
+    return nn.ModuleList(
+        nn.ModuleDict(
+            {name: Lora.of(a[i].float(), b[i].float(), scale) for name, (a, b) in pairs.items()}
+        )
+        for i in range(layers)
+    )

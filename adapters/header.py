@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import InvalidAdapter
-from adapters.spec import AdapterSpec, parse_spec, shortened, shown
+from adapters.spec import INNER_SITES, AdapterSpec, LoraSite, parse_spec, shortened, shown
 
 FORMAT = "adamix-adapter/1"
 MAX_HEADER_BYTES = 1 << 20
@@ -45,14 +45,10 @@ def read_file(path: Path) -> tuple[Entries, AdapterSpec]:
 def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor that a file with this spec may hold
     (docs/adapter-format.md, section 2)."""
-    layers = spec.backbone.num_layers - spec.first_layer
-    d, r, labels = spec.backbone.hidden_size, spec.bottleneck, len(spec.labels)
+    d, labels = spec.backbone.hidden_size, len(spec.labels)
     norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
     return {
-        "down.weight": (layers, r, d),
-        "down.bias": (layers, r),
-        "up.weight": (layers, d, r),
-        "up.bias": (layers, d),
+        **(_bottleneck_shapes(spec) if spec.ranks is None else _lora_shapes(spec)),
         "head.dense.weight": (d, d),
         "head.dense.bias": (d,),
         **norm,
@@ -61,9 +57,40 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
+def site_sizes(site: LoraSite, hidden: int, intermediate: int | None) -> tuple[int, int]:
+    """Return the inputs and outputs of a layer's linear module; only `up` and `down` need
+    `intermediate`."""
+    if site not in INNER_SITES:
+        return hidden, hidden
+    assert intermediate is not None, "the spec was checked"
+    return (hidden, intermediate) if site == "up" else (intermediate, hidden)
+
+
 def lookalike(start: bytes) -> str | None:
     """Say what a file is that is no file of weights, by its first eight bytes."""
     return next((kind for magic, kind in LOOKALIKES.items() if start.startswith(magic)), None)
+
+
+def _bottleneck_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    assert spec.bottleneck is not None, "the spec was checked"
+    layers = spec.backbone.num_layers - spec.first_layer
+    d, r = spec.backbone.hidden_size, spec.bottleneck
+    return {
+        "down.weight": (layers, r, d),
+        "down.bias": (layers, r),
+        "up.weight": (layers, d, r),
+        "up.bias": (layers, d),
+    }
+
+
+def _lora_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    layers = spec.backbone.num_layers - spec.first_layer
+    shapes: dict[str, tuple[int, ...]] = {}
+    for site, rank in (spec.ranks or {}).items():
+        inputs, outputs = site_sizes(site, spec.backbone.hidden_size, spec.intermediate_size)
+        shapes[f"lora.{site}.a"] = (layers, rank, inputs)
+        shapes[f"lora.{site}.b"] = (layers, outputs, rank)
+    return shapes
 
 
 def _checked(data: bytes | bytearray) -> tuple[Entries, AdapterSpec]:

@@ -15,7 +15,13 @@ TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 1e-1}
 
 
 def check_backbone(
-    adapter: Adapter, backbone: BackboneRef, *, max_length: int, has_pooler: bool, has_mask: bool
+    adapter: Adapter,
+    backbone: BackboneRef,
+    *,
+    intermediate_size: int,
+    max_length: int,
+    has_pooler: bool,
+    has_mask: bool,
 ) -> None:
     """Check that the adapter was trained on this very backbone, and needs nothing that it lacks.
     Costs no forward pass. Raises BackboneMismatch."""
@@ -33,6 +39,11 @@ def check_backbone(
         raise BackboneMismatch(
             f"the adapter has {found.num_layers} layers of {found.hidden_size}; "
             f"expected {wanted.num_layers} of {wanted.hidden_size}, as backbone {wanted.name!r} has"
+        )
+    if spec.intermediate_size not in (None, intermediate_size):
+        raise BackboneMismatch(
+            f"the adapter's intermediate_size is {spec.intermediate_size}; expected"
+            f" {intermediate_size}, as backbone {wanted.name!r} has"
         )
     if spec.max_length > max_length:
         raise BackboneMismatch(

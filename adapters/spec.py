@@ -58,6 +58,12 @@ Name = Annotated[
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Pooling = Literal["cls", "mean", "pooler", "mask"]
+Kind = Literal["bottleneck", "lora"]
+LoraSite = Literal["query", "key", "value", "attention_out", "up", "down"]
+"""The linear modules of a layer that LoRA can change; `up` and `down` are the feed-forward's."""
+INNER_SITES: tuple[LoraSite, ...] = ("up", "down")  # one side of them has intermediate_size
+Rank = Annotated[int, Field(ge=1, le=256)]
+MAX_SCALE = 1024.0  # far above alpha / r of any training
 
 MASK = "{mask}"
 TEXTS = ("{text}", "{text_pair}")
@@ -101,8 +107,23 @@ class Probe(_Frozen):
     logits: Annotated[tuple[tuple[float, ...], ...], Field(strict=False)]
 
 
+# What the spec of each kind of adapter says about its tensors.
+KIND_KEYS: dict[Kind, tuple[str, ...]] = {
+    "bottleneck": ("bottleneck", "activation"),
+    "lora": ("ranks", "scale"),
+}
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
 class AdapterSpec(_Frozen):
-    """What an adapter is for and which backbone it fits. It is immutable."""
+    """What an adapter is for and which backbone it fits. It is immutable.
+
+    A bottleneck has `bottleneck` and `activation`, a LoRA adapter has `ranks` and `scale`, and
+    `intermediate_size` if it has one of INNER_SITES; the others are None.
+    """
 
     task: Task
     labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=1000, strict=False)]
@@ -110,11 +131,19 @@ class AdapterSpec(_Frozen):
     text_pair: bool
     max_length: int = Field(ge=8, le=8192)
     pooling: Pooling
-    template: str | None = Field(None, exclude_if=lambda template: template is None)
+    template: str | None = Field(default=None, exclude_if=lambda template: template is None)
     backbone: BackboneRef
     first_layer: int = Field(0, ge=0, le=255, exclude_if=lambda first_layer: first_layer == 0)
-    bottleneck: int = Field(ge=1, le=256)
-    activation: Literal["gelu"]
+    kind: Kind = Field(default="bottleneck", exclude_if=lambda kind: kind == "bottleneck")
+    bottleneck: Rank | None = Field(default=None, exclude_if=_absent)
+    activation: Literal["gelu"] | None = Field(default=None, exclude_if=_absent)
+    ranks: Annotated[dict[LoraSite, Rank], Field(min_length=1)] | None = Field(
+        default=None, exclude_if=_absent
+    )
+    scale: float | None = Field(
+        default=None, gt=0, le=MAX_SCALE, allow_inf_nan=False, exclude_if=_absent
+    )
+    intermediate_size: int | None = Field(default=None, ge=1, le=65536, exclude_if=_absent)
     training: dict[str, JsonValue]
     probe: Probe
 
@@ -137,6 +166,7 @@ class AdapterSpec(_Frozen):
                 f"single_label_classification has the label {shown(self.labels[0])} only;"
                 " expected 2 or more"
             )
+        self._check_kind()
         if self.first_layer >= self.backbone.num_layers:
             raise ValueError(
                 f"first_layer is {self.first_layer}; expected less than {self.backbone.num_layers},"
@@ -169,6 +199,31 @@ class AdapterSpec(_Frozen):
                     f" expected {len(self.labels)} finite numbers"
                 )
         return self
+
+    def _check_kind(self) -> None:
+        for kind, keys in KIND_KEYS.items():
+            for key in keys:
+                there = getattr(self, key) is not None
+                if there and kind != self.kind:
+                    raise ValueError(f"{key} is there; expected no such key with {self._of_kind}")
+                if not there and kind == self.kind:
+                    raise ValueError(
+                        f"{key} is missing; expected it to be there with {self._of_kind}"
+                    )
+        inner = [site for site in self.ranks or () if site in INNER_SITES]
+        if inner and self.intermediate_size is None:
+            raise ValueError(
+                "intermediate_size is missing; expected it to be there with a rank for"
+                f" {inner[0]!r}"
+            )
+        if not inner and self.intermediate_size is not None:
+            raise ValueError(
+                "intermediate_size is there; expected it with a rank for 'up' or 'down' only"
+            )
+
+    @property
+    def _of_kind(self) -> str:
+        return f"kind {self.kind!r}"
 
 
 def parse_spec(json: str | bytes) -> AdapterSpec:
@@ -220,7 +275,8 @@ def first_problem(error: ValidationError) -> str:
     """Say in one sentence where pydantic found the first problem, what was found there, and what
     was expected."""
     problem = error.errors(include_url=False)[0]
-    place = ".".join(_legible(part) for part in problem["loc"])
+    # pydantic marks a wrong key of a mapping by a part of its own
+    place = ".".join(_legible(part) for part in problem["loc"] if part != "[key]")
     message = shortened(problem["msg"].removeprefix("Value error, "))
     if problem["type"] == "missing":
         return f"{place} is missing; expected it to be there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from adapters.backbone import Backbone
 from adapters.entry import ACTIVE, SUFFIX
 from adapters.file import serialize
 from adapters.header import expected_shapes
-from adapters.spec import AdapterSpec, Pooling, Probe
+from adapters.spec import INNER_SITES, AdapterSpec, LoraSite, Pooling, Probe
 
 MAX_LENGTH = 128
 
@@ -30,23 +31,35 @@ def fill(folder: Path, backbone: Backbone, tasks: int) -> list[str]:
 
 
 def random_file(
-    backbone: Backbone, task: str, seed: int, pooling: Pooling = "mean", first_layer: int = 0
+    backbone: Backbone,
+    task: str,
+    seed: int,
+    pooling: Pooling = "mean",
+    first_layer: int = 0,
+    *,
+    ranks: Mapping[LoraSite, int] | None = None,
+    labels: int = 2,
 ) -> bytes:
-    """An adapter file of bottleneck 16 and two labels. Its probe is not true: it cannot be
-    uploaded."""
+    """An adapter file of bottleneck 16, or of LoRA with these ranks. A single label makes a
+    regression. Its probe is not true: it cannot be uploaded."""
+    inner = ranks is not None and not ranks.keys().isdisjoint(INNER_SITES)
     spec = AdapterSpec(
         task=task,
-        labels=("no", "yes"),
-        problem_type="single_label_classification",
+        labels=("no", "yes") if labels == 2 else tuple(f"label-{i}" for i in range(labels)),
+        problem_type="regression" if labels == 1 else "single_label_classification",
         text_pair=False,
         max_length=min(MAX_LENGTH, backbone.max_length),
         pooling=pooling,
         backbone=backbone.reference,
         first_layer=first_layer,
-        bottleneck=16,
-        activation="gelu",
+        kind="bottleneck" if ranks is None else "lora",
+        bottleneck=16 if ranks is None else None,
+        activation="gelu" if ranks is None else None,
+        ranks=None if ranks is None else dict(ranks),
+        scale=None if ranks is None else 1.0,
+        intermediate_size=backbone.config.intermediate_size if inner else None,
         training={},
-        probe=Probe(inputs=(("a text",),), logits=((0.0, 0.0),)),
+        probe=Probe(inputs=(("a text",),), logits=((0.0,) * labels,)),
     )
     generator = torch.Generator().manual_seed(seed)
     tensors = {

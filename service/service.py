@@ -39,6 +39,7 @@ class ServedBackbone:
     """The backbone as it runs: `dtype` and `bytes` are those on the device."""
 
     reference: BackboneRef
+    intermediate_size: int
     max_length: int
     has_pooler: bool
     has_mask: bool
@@ -157,6 +158,7 @@ class Service:
         check_backbone(
             adapter,
             backbone.reference,
+            intermediate_size=backbone.intermediate_size,
             max_length=backbone.max_length,
             has_pooler=backbone.has_pooler,
             has_mask=backbone.has_mask,

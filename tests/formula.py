@@ -1,7 +1,7 @@
 """The papers' formulas, written down once more from scratch: BERT (Devlin et al. 2019), RoBERTa's
 positions (Liu et al.
-2019), a bottleneck behind each feed-forward (Wang et al. 2022). One text at a time, in float64,
-without the product's code.
+2019), a bottleneck behind each feed-forward (Wang et al. 2022), LoRA beside a linear module (Hu et
+al. 2022). One text at a time, in float64, without the product's code.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ import torch
 from torch import Tensor
 
 Site = Callable[[int, Tensor], Tensor]  # (layer, [T, d]) → [T, d]
+Update = Callable[[int, str], Tensor | None]  # (layer, linear module) → what its weight gains
+
+
+MODULES = (
+    *(f"attention.self.{name}" for name in ("query", "key", "value")),
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
 
 
 def bottleneck(down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, x: Tensor) -> Tensor:
@@ -21,9 +30,20 @@ def bottleneck(down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, x: 
     return x + (z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))) @ up.double().T + up_bias.double()
 
 
-def hidden(encoder: torch.nn.Module, ids: list[int], types: list[int], site: Site) -> Tensor:
+def lora(scale: float, a: Tensor, b: Tensor) -> Tensor:
+    """`ΔW = scale · B·A`."""
+    return scale * b.double() @ a.double()
+
+
+def hidden(
+    encoder: torch.nn.Module,
+    ids: list[int],
+    types: list[int],
+    site: Site = lambda _layer, x: x,
+    update: Update = lambda _layer, _module: None,
+) -> Tensor:
     """The last layer's states `[T, d]` of a text without padding, `site` applied behind each
-    feed-forward."""
+    feed-forward, `update` added to each linear module's weight."""
     p = {name: tensor.double() for name, tensor in encoder.named_parameters()}
     config = encoder.config
     first = 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
@@ -36,6 +56,9 @@ def hidden(encoder: torch.nn.Module, ids: list[int], types: list[int], site: Sit
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
+        for module in MODULES:
+            if (change := update(i, module)) is not None:
+                p[f"{layer}.{module}.weight"] = p[f"{layer}.{module}.weight"] + change
         q, k, v = (
             _linear(p, f"{layer}.attention.self.{name}", x)
             .reshape(len(ids), heads, size)

@@ -4,7 +4,7 @@ with random weights."""
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from adapters.backbone import Backbone
 from adapters.classifier import collate, from_tensors
 from adapters.file import serialize
 from adapters.header import expected_shapes
-from adapters.spec import AdapterSpec, Pooling, Probe, ProblemType
+from adapters.spec import AdapterSpec, LoraSite, Pooling, Probe, ProblemType
 from adapters.text import TextInput, encode
 
 FAMILIES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")
@@ -172,6 +172,8 @@ def random_adapter(
     pooling: Pooling = "mean",
     template: str | None = None,
     bottleneck: int = 8,
+    ranks: Mapping[LoraSite, int] | None = None,
+    scale: float = 2.0,
     first_layer: int = 0,
     dense: bool = False,
     dtype: torch.dtype = torch.float16,
@@ -179,7 +181,7 @@ def random_adapter(
     seed: int = 0,
 ) -> tuple[AdapterSpec, dict[str, Tensor], bytes]:
     """An adapter that moves the logits visibly, with a true probe: its spec, its tensors and its
-    file's bytes."""
+    file's bytes. It is a LoRA adapter if it has `ranks`, else a bottleneck."""
     inputs: tuple[TextInput, ...] = (
         ("it is a good film", "the plot was awful"),
         ("not very good", "red or blue"),
@@ -194,8 +196,7 @@ def random_adapter(
         template=template,
         backbone=backbone.reference,
         first_layer=first_layer,
-        bottleneck=bottleneck,
-        activation="gelu",
+        **_of_kind(bottleneck, ranks, scale, backbone),
         training={"recipe": {"method": "random", "seed": seed}},
         probe=Probe(
             inputs=inputs if text_pair else tuple(text[:1] for text in inputs),
@@ -216,11 +217,25 @@ def random_adapter(
     return spec, tensors, serialize(spec, tensors)
 
 
+def _of_kind(
+    bottleneck: int, ranks: Mapping[LoraSite, int] | None, scale: float, backbone: Backbone
+) -> dict[str, Any]:
+    if ranks is None:
+        return {"bottleneck": bottleneck, "activation": "gelu"}
+    inner = {"up", "down"} & ranks.keys()
+    return {
+        "kind": "lora",
+        "ranks": dict(ranks),
+        "scale": scale,
+        "intermediate_size": backbone.config.intermediate_size if inner else None,
+    }
+
+
 def reference_logits(
     backbone: Backbone, spec: AdapterSpec, tensors: dict[str, Tensor], inputs: Sequence[TextInput]
 ) -> Tensor:
     """The logits `[N, C]` of the reference model, one padded batch, in float32."""
-    model = from_tensors(backbone, tensors, spec.pooling)
+    model = from_tensors(backbone, tensors, spec.pooling, spec.scale or 1.0)
     with torch.no_grad():
         prompt = backbone.prompt(spec.template, spec.max_length)
         return model(collate(encode(backbone.tokenizer, inputs, spec.max_length, prompt)))

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
-from adapters.spec import Pooling
+from adapters.spec import Kind, LoraSite, Pooling
 from adapters.text import check_encodable
 from training.errors import TrainingError
 
 Method = Literal["adamix", "adapter", "adapter-rdrop", "houlsby", "lora", "bitfit", "head", "full"]
-# What a server can apply: one bottleneck after the feed-forward output of a layer. Only these can
-# be exported.
-SERVABLE: tuple[Method, ...] = ("adamix", "adapter", "adapter-rdrop")
-SERVABLE_NAMES = "adamix, adapter or adapter-rdrop"
-TWO_PASSES: tuple[Method, ...] = ("adamix", "adapter-rdrop")
+# What a server can apply: one bottleneck after the feed-forward output of a layer, or LoRA. Only
+# these can be exported.
+SERVABLE: tuple[Method, ...] = ("adamix", "adapter", "adapter-rdrop", "lora")
+SERVABLE_NAMES = "adamix, adapter, adapter-rdrop or lora"
+TWO_PASSES: tuple[Method, ...] = ("adamix", "adapter-rdrop")  # with either adaptation
+LORA_SITES: tuple[LoraSite, ...] = get_args(LoraSite)
 Routing = Literal["batch", "rows"]
 SecondPass = Literal["random", "mean"]
 TaskLoss = Literal["first", "both"]
@@ -58,17 +59,53 @@ class Recipe:
         Method,
         Option(
             ADAPTER,
-            "`adamix` (routed, then merged), `adapter` (a single one), `adapter-rdrop` (a single"
-            " one, two passes); to compare: `houlsby` (two a layer), `lora` (its rank matches the"
-            " adapter's size), `bitfit` (biases), `head` (frozen encoder), `full` (full"
+            "`adamix` (routed, then merged), `adapter` (a single bottleneck), `adapter-rdrop` (a"
+            " single one, two passes), `lora` (a single LoRA); to compare: `houlsby` (two"
+            " bottlenecks a layer), `bitfit` (biases), `head` (frozen encoder), `full` (full"
             " fine-tuning).",
             "NAME",
         ),
     ] = "adamix"
+    adaptation: Annotated[
+        Kind,
+        Option(
+            ADAPTER,
+            "What `adamix` mixes and `adapter-rdrop` has one of: `bottleneck` or `lora`.",
+            "NAME",
+        ),
+    ] = "bottleneck"
     experts: Annotated[int, Option(ADAPTER, "Experts in each layer's mixture.", bounds=(1, 64))] = 4
-    share_down: Annotated[bool, Option(ADAPTER, "One project-down for all experts.")] = False
-    share_up: Annotated[bool, Option(ADAPTER, "One project-up for all experts.")] = True
+    share_down: Annotated[bool, Option(ADAPTER, "One project-down (LoRA's A) for all experts.")] = (
+        False
+    )
+    share_up: Annotated[bool, Option(ADAPTER, "One project-up (LoRA's B) for all experts.")] = True
     bottleneck: Annotated[int, Option(ADAPTER, "Width of the bottleneck.", bounds=(1, 256))] = 16
+    rank: Annotated[
+        int,
+        Option(
+            ADAPTER,
+            "LoRA's rank; 8 on query and value has the size of a bottleneck of 16.",
+            bounds=(1, 256),
+        ),
+    ] = 8
+    alpha: Annotated[
+        float | None,
+        Option(
+            ADAPTER,
+            "LoRA's alpha: its scale is alpha / rank. By default the rank, a scale of 1.",
+            bounds=(1e-3, 1024),
+        ),
+    ] = None
+    # A text, because it stands in files and checkpoints as it is.
+    sites: Annotated[
+        str,
+        Option(
+            ADAPTER,
+            "LoRA's linear modules in a layer: some of `query`, `key`, `value`, `attention_out`,"
+            " `up`, `down`.",
+            "SITE,…",
+        ),
+    ] = "query,value"
     first_layer: Annotated[
         int,
         Option(
@@ -82,7 +119,7 @@ class Recipe:
         str | None,
         Option(
             ADAPTER,
-            "An adapter to start from, of another task: same backbone, bottleneck, first layer.",
+            "An adapter to start from, of another task: same backbone, kind, sizes, first layer.",
             "FILE",
             reads=Path | None,
         ),
@@ -184,10 +221,24 @@ class Recipe:
         two = self.consistency_weight > 0 or self.task_loss == "both"
         return 2 if two and self.method in TWO_PASSES else 1
 
+    @property
+    def ranks(self) -> dict[LoraSite, int]:
+        """LoRA's rank at each of its sites."""
+        return {cast(LoraSite, site): self.rank for site in self.sites.split(",")}
+
+    @property
+    def scale(self) -> float:
+        """What LoRA's product is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
     def __post_init__(self) -> None:
-        if self.method == "adapter-rdrop":  # R-Drop's own; set here, so that a file's recipe has it
+        # What a method brings along is set here, so that a file's recipe says it.
+        if self.method == "adapter-rdrop":
             object.__setattr__(self, "task_loss", "both")
+        if self.method == "lora":
+            object.__setattr__(self, "adaptation", "lora")
         self._check_bounds()
+        self._check_adaptation()
         self._check_mixture()
         self._check_passes()
         self._check_servable_choices()
@@ -201,6 +252,37 @@ class Recipe:
             low, high = option.bounds
             if not low <= value <= high:
                 raise TrainingError(f"{name} is {value}; expected {low} to {high}")
+
+    def _check_adaptation(self) -> None:
+        if self.adaptation == "lora" and self.method not in (*TWO_PASSES, "lora"):
+            raise TrainingError(
+                f"adaptation is 'lora', but method is {self.method!r}; expected"
+                f" {' or '.join(TWO_PASSES)} with it, or method lora"
+            )
+        if self.adaptation == "lora" and self.bottleneck != Recipe.bottleneck:
+            raise TrainingError(
+                f"bottleneck is {self.bottleneck}, but this run trains LoRA; expected rank instead"
+            )
+        for name in ("rank", "alpha", "sites"):
+            if self.adaptation != "lora" and getattr(self, name) != getattr(Recipe, name):
+                raise TrainingError(
+                    f"{name} is {getattr(self, name)!r}, but this run trains no LoRA; expected"
+                    " method lora or adaptation lora with it"
+                )
+        self._check_sites()
+
+    def _check_sites(self) -> None:
+        named = self.sites.split(",")
+        for site in named:
+            if site not in LORA_SITES:
+                raise TrainingError(
+                    f"sites is {self.sites!r}, which names {site!r}; expected some of"
+                    f" {', '.join(LORA_SITES)}, with commas between"
+                )
+            if named.count(site) > 1:
+                raise TrainingError(
+                    f"sites is {self.sites!r}, which names {site!r} twice; expected different ones"
+                )
 
     def _check_mixture(self) -> None:
         if self.method == "adamix" and self.share_down and self.share_up and self.experts > 1:
@@ -280,6 +362,7 @@ OPTIONS: dict[str, Option] = {
 # but for what depends on the data and the backbone.
 PAPER: dict[str, Any] = {
     "method": "adamix",
+    "adaptation": "bottleneck",
     "experts": 4,
     "share_down": False,
     "share_up": True,

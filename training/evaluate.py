@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
-from adapters.bottleneck import RoutedBottleneck, draw_routes
 from adapters.classifier import Classifier, collate
+from adapters.mixture import draw_routes, layers_of
 from adapters.spec import ProblemType
 from adapters.text import Tokens
 from training.config import Evaluation
@@ -54,12 +54,13 @@ def predict_unmerged(
     if evaluation == "random":
         rng = random.Random(seed)
         return predict(model, rows, lambda: draw_routes(model.sites, rng))
-    sites = [cast(RoutedBottleneck, site) for site in model.sites]
-    experts = 1 if evaluation == "fixed" else max(len(sites[0].downs), len(sites[0].ups))
+    mixtures = [mixture for layer in layers_of(model.sites) for mixture in layer]
+    downs, ups = mixtures[0].counts
+    experts = 1 if evaluation == "fixed" else max(downs, ups)
     total = torch.zeros(())
     for expert in range(experts):
-        for site in sites:
-            site.route = (expert % len(site.downs), expert % len(site.ups))
+        for mixture in mixtures:
+            mixture.route = (expert % downs, expert % ups)
         total = total + predict(model, rows)
     return total / experts
 

@@ -1,16 +1,16 @@
 """What each method attaches to the backbone and what of it may learn; how it is trained and judged
 is the same for all.
 
-    adamix    a mixture of bottlenecks after the feed-forward output of every layer (training by
-    random routing)
+    adamix    a mixture in every layer (training by random routing): of bottlenecks after the
+    feed-forward output, or with `adaptation` lora of LoRA's A and B at each of its sites
     adapter   one bottleneck at the same site (Pfeiffer et al. 2021)
     adapter-rdrop
-              the same, trained by two passes that differ by dropout alone and both carry the task's
-              loss (R-Drop, Liang et al. 2021): what a mixture must beat to be worth its experts
+              a single one of either adaptation, trained by two passes that differ by dropout
+              alone and both carry the task's loss (R-Drop, Liang et al. 2021): what a mixture must
+              beat to be worth its experts
     houlsby   a second bottleneck after the attention output (Houlsby et al. 2019): twice the
     adapter's parameters
-    lora      low-rank updates of query and value (Hu et al. 2022), by `peft`; the rank gives the
-    adapter's parameters
+    lora      low-rank updates of linear modules, by default query and value (Hu et al. 2022)
     bitfit    the encoder's own biases (Ben Zaken et al. 2022)
     full      all of the encoder: full fine-tuning
     head      nothing but the head
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -31,7 +31,9 @@ from transformers import PreTrainedModel
 from adapters.backbone import POOLER_PREFIX, Backbone
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, WordHead
-from adapters.spec import Pooling
+from adapters.header import site_sizes
+from adapters.lora import Lora, RoutedLora
+from adapters.spec import LoraSite, Pooling
 from training.config import SERVABLE, Recipe
 from training.errors import TrainingError
 
@@ -53,7 +55,7 @@ def build(
         encoder = copy.deepcopy(backbone.encoder)
         _change(encoder, recipe, pooling)
         backbone = dataclasses.replace(backbone, encoder=encoder)
-    sites = nn.ModuleList(_site(config.hidden_size, recipe) for _ in range(adapted))
+    sites = nn.ModuleList(_site(config, recipe) for _ in range(adapted))
     dense = recipe.dense_head if recipe.dense_head is not None else config.model_type != "bert"
     dropout = getattr(config, "classifier_dropout", None)
     fresh = Head(
@@ -76,15 +78,32 @@ def trained_parameters(model: Classifier) -> int:
     )
 
 
-def _site(d: int, recipe: Recipe) -> nn.Module:
-    """What stands after a layer's feed-forward output."""
-    r = recipe.bottleneck
+def _site(config: Any, recipe: Recipe) -> nn.Module:
+    """What a layer of the encoder has: LoRA at its sites, or what stands after its feed-forward
+    output."""
+    if recipe.adaptation == "lora":
+        return nn.ModuleDict({site: _lora(config, recipe, site) for site in recipe.ranks})
+    d, r = config.hidden_size, recipe.bottleneck
     if recipe.method == "adamix":
         return RoutedBottleneck(
             d, r, recipe.experts, share_down=recipe.share_down, share_up=recipe.share_up
         )
     single = ("adapter", "adapter-rdrop", "houlsby")
     return Bottleneck(d, r) if recipe.method in single else nn.Identity()
+
+
+def _lora(config: Any, recipe: Recipe, site: LoraSite) -> nn.Module:
+    sizes = site_sizes(site, config.hidden_size, config.intermediate_size)
+    if recipe.method != "adamix":
+        return Lora(*sizes, recipe.rank, recipe.scale)
+    return RoutedLora(
+        *sizes,
+        recipe.rank,
+        recipe.scale,
+        recipe.experts,
+        share_down=recipe.share_down,
+        share_up=recipe.share_up,
+    )
 
 
 def _change(encoder: PreTrainedModel, recipe: Recipe, pooling: Pooling) -> None:
@@ -97,25 +116,7 @@ def _change(encoder: PreTrainedModel, recipe: Recipe, pooling: Pooling) -> None:
             output.register_module(
                 "dense", nn.Sequential(output.get_submodule("dense"), Bottleneck(d, r))
             )
-    elif recipe.method == "lora":
-        _attach_lora(encoder, lora_rank(d, r))
     else:
         for name, parameter in encoder.named_parameters():
             used = pooling == "pooler" or not name.startswith(POOLER_PREFIX)
             parameter.requires_grad_(used and (recipe.method == "full" or name.endswith("bias")))
-
-
-def lora_rank(d: int, r: int) -> int:
-    """The rank at which query and value (4·rank·d a layer) cost what a bottleneck does (2·r·d + r +
-    d), rounded."""
-    return max(1, round((2 * r * d + r + d) / (4 * d)))
-
-
-def _attach_lora(encoder: PreTrainedModel, rank: int) -> None:
-    from peft import LoraConfig, inject_adapter_in_model  # six seconds, for those who want it
-
-    # A scale of 1 (alpha = rank), as Hu et al. have it for RoBERTa; the learning rate is what a
-    # search varies.
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=["query", "value"]), encoder
-    )

@@ -19,7 +19,7 @@ from adapters.classifier import Classifier, from_tensors, to_tensors
 from adapters.convert.probe import neutral_probe
 from adapters.file import Adapter
 from adapters.merge import merge
-from adapters.spec import AdapterSpec, Pooling, Probe, check_template, first_problem
+from adapters.spec import INNER_SITES, AdapterSpec, Pooling, Probe, check_template, first_problem
 from adapters.text import TextInput, Tokens, encode
 from training import few_shot, label_words
 from training.checkpoint import Checkpoints
@@ -88,6 +88,8 @@ def train(
     check_servable(recipe)
     max_length = min(recipe.max_length, backbone.max_length)
     texts = tuple(probe or neutral_probe(train_set.text_pair))
+    lora = recipe.adaptation == "lora"
+    inner = lora and any(site in INNER_SITES for site in recipe.ranks)
 
     def described(pooling: Pooling, training: dict[str, Any], probe: Probe) -> AdapterSpec:
         return AdapterSpec(
@@ -100,8 +102,12 @@ def train(
             template=recipe.prompt,
             backbone=backbone.reference,
             first_layer=recipe.first_layer,
-            bottleneck=recipe.bottleneck,
-            activation="gelu",
+            kind=recipe.adaptation,
+            bottleneck=None if lora else recipe.bottleneck,
+            activation=None if lora else "gelu",
+            ranks=recipe.ranks if lora else None,
+            scale=recipe.scale if lora else None,
+            intermediate_size=backbone.config.intermediate_size if inner else None,
             training=training,
             probe=probe,
         )
@@ -183,7 +189,7 @@ def measure(
     judged = model
     if recipe.method in SERVABLE:
         tensors = to_tensors(merge(model.sites), model.head, getattr(torch, recipe.dtype))
-        judged = from_tensors(backbone, tensors, model.pooling)
+        judged = from_tensors(backbone, tensors, model.pooling, recipe.scale)
     if recipe.evaluate == "merged":
         logits = predict(judged, dev_rows)
     else:

@@ -3,18 +3,20 @@ mrpc and stsb from mnli)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.backbone import Backbone
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head
 from adapters.errors import BackboneMismatch, InvalidAdapter
 from adapters.file import Adapter, load
+from adapters.lora import Lora, RoutedLora
 from adapters.parity import check_backbone
+from adapters.spec import LoraSite
 from training.config import Recipe
 from training.errors import TrainingError
 
@@ -41,14 +43,16 @@ def begin_as(
     """Copy the adapter into each site's experts and, if the heads are built alike, its dense layer
     and, if the labels are the same too, its output layer.
 
-    Raises TrainingError if it is of another backbone, bottleneck or first layer.
+    LoRA of another scale begins at the same product: what the scales differ by goes into B. Raises
+    TrainingError if the adapter is of another backbone, kind, size or first layer.
     """
     check_fits(adapter, backbone, recipe)
     tensors = adapter.tensors
     for i, site in enumerate(model.sites):
-        for side, projection in _projections(site):
-            projection.weight.copy_(tensors[f"{side}.weight"][i])
-            projection.bias.copy_(tensors[f"{side}.bias"][i])
+        for tensor, parameter in _parameters(site):
+            parameter.copy_(tensors[tensor][i])
+            if tensor.startswith("lora.") and tensor.endswith(".b"):
+                parameter.mul_((adapter.spec.scale or 1.0) / recipe.scale)
     if not isinstance(model.head, Head) or adapter.spec.pooling == "mask":
         return
     if (model.head.dense is not None) == ("head.dense.weight" in tensors):
@@ -68,16 +72,48 @@ def check_fits(adapter: Adapter, backbone: Backbone, recipe: Recipe) -> None:
     spec = adapter.spec
     try:
         check_backbone(
-            adapter, backbone.reference, max_length=spec.max_length, has_pooler=True, has_mask=True
+            adapter,
+            backbone.reference,
+            intermediate_size=backbone.config.intermediate_size,
+            max_length=spec.max_length,
+            has_pooler=True,
+            has_mask=True,
         )
     except BackboneMismatch as error:
         raise TrainingError(f"--init {name(adapter)}: {error}") from None
-    for of in ("bottleneck", "first_layer"):
+    if spec.kind != recipe.adaptation:
+        raise TrainingError(
+            f"--init {name(adapter)} is of kind {spec.kind!r}; expected {recipe.adaptation!r},"
+            " which this run trains"
+        )
+    size = "bottleneck" if spec.ranks is None else "ranks"
+    for of in (size, "first_layer"):
         found, expected = getattr(spec, of), getattr(recipe, of)
         if found != expected:
             raise TrainingError(
-                f"--init {name(adapter)} has {of} {found}; expected {expected}, as this run has"
+                f"--init {name(adapter)} has {of} {_shown(found)}; expected {_shown(expected)},"
+                " as this run has"
             )
+
+
+def _shown(size: int | Mapping[LoraSite, int]) -> str:
+    if isinstance(size, int):
+        return str(size)
+    return ", ".join(f"{site} {rank}" for site, rank in sorted(size.items()))
+
+
+def _parameters(site: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter of a layer's adapter with the name of the tensor that it begins as."""
+    if isinstance(site, nn.ModuleDict):
+        for name, part in site.items():
+            if isinstance(part, RoutedLora):
+                yield from ((f"lora.{name}.a", expert) for expert in part.a)
+                yield from ((f"lora.{name}.b", expert) for expert in part.b)
+            elif isinstance(part, Lora):
+                yield from ((f"lora.{name}.a", part.a), (f"lora.{name}.b", part.b))
+        return
+    for side, projection in _projections(site):
+        yield from ((f"{side}.{of}", parameter) for of, parameter in projection.named_parameters())
 
 
 def _projections(site: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -16,7 +16,15 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from adapters.convert.foreign import Foreign, bert_head, in_order, problem_type, roberta_head, stack
+from adapters.convert.foreign import (
+    Foreign,
+    bert_head,
+    bottleneck,
+    in_order,
+    problem_type,
+    roberta_head,
+    stack,
+)
 from adapters.convert.weights import read_weights, refuse_rest, take
 from adapters.errors import CannotConvert
 from adapters.merge import average
@@ -62,6 +70,7 @@ def read(file: Path) -> Foreign:
     refuse_rest(weights, f"ExpertSoup, classifier and {prefix} tensors")
     return Foreign(
         tensors={**merged, **head},
+        form=bottleneck(merged),
         pooling=pooling,
         problem_type=problem_type(len(head["head.out.weight"])),
         model_types=model_types,

@@ -6,7 +6,6 @@ Its bottleneck comes after the output projection and the dropout of the feed-for
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,17 +17,19 @@ from torch import Tensor
 from adapters.convert.foreign import (
     Foreign,
     bert_head,
+    bottleneck,
     in_order,
     linear,
     problem_type,
     roberta_head,
     stack,
 )
+from adapters.convert.objects import read_object
 from adapters.convert.weights import read_weights, refuse_rest, take
 from adapters.errors import CannotConvert
-from adapters.header import lookalike
-from adapters.spec import Pooling, ProblemType, shortened, shown
+from adapters.spec import Pooling, ProblemType, shown
 
+WRITER = "AdapterHub's save_adapter"
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_CONFIG, HEAD_WEIGHTS = "head_config.json", ("model_head.safetensors", "pytorch_model_head.bin")
 
@@ -96,7 +97,7 @@ STATIC_HEADS = {
 def read(folder: Path) -> Foreign:
     """Read a folder with an adapter and its head, without changing what they compute. Raises
     CannotConvert or OSError."""
-    config = _read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG, WRITER)
     _check_config(config)
     weights = read_weights(_first(folder, WEIGHTS))
     name = str(config.get("name"))
@@ -128,9 +129,11 @@ def read(folder: Path) -> Foreign:
                 f"layer {i}'s adapter has no {missing[0]}; expected weight and bias of adapter_down"
                 " and adapter_up"
             )
+    sites = stack([layers[i] for i in numbers])
     head, pooling, kind, labels = _read_head(folder)
     return Foreign(
-        tensors={**stack([layers[i] for i in numbers]), **head},
+        tensors={**sites, **head},
+        form=bottleneck(sites),
         pooling=pooling,
         problem_type=kind,
         model_types=(str(config.get("model_type")),),
@@ -147,12 +150,6 @@ def read(folder: Path) -> Foreign:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    if "peft_type" in config:
-        raise CannotConvert(
-            f"{CONFIG} is that of a PEFT adapter ({shown(config['peft_type'])}), which has the same"
-            " name and computes something else; expected a folder that AdapterHub's save_adapter"
-            " wrote"
-        )
     fields = config.get("config")
     if not isinstance(fields, dict):
         raise CannotConvert(
@@ -180,7 +177,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def _read_head(
     folder: Path,
 ) -> tuple[dict[str, Tensor], Pooling, ProblemType, tuple[str, ...] | None]:
-    about = _read_json(folder / HEAD_CONFIG)
+    about = read_object(folder / HEAD_CONFIG, WRITER)
     weights = read_weights(_first(folder, HEAD_WEIGHTS))
     config = about.get("config")
     if config is None:
@@ -252,26 +249,3 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
     if not found:
         raise CannotConvert(f"{folder.name} has no {' and no '.join(names)}; expected one of them")
     return found[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CannotConvert(
-            f"{path.parent.name} has no {path.name}; expected a folder that AdapterHub's"
-            " save_adapter wrote"
-        )
-    try:
-        content = path.read_bytes()
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        if (kind := lookalike(content[:8])) is not None:
-            raise CannotConvert(
-                f"{path.name} looks like {kind}; expected what AdapterHub's save_adapter writes"
-            ) from None
-        raise CannotConvert(
-            f"{path.name} is not JSON: {shortened(error)}; expected what AdapterHub's"
-            " save_adapter writes"
-        ) from None
-    if not isinstance(value, dict):
-        raise CannotConvert(f"{path.name} is a JSON {type(value).__name__}; expected an object")
-    return value

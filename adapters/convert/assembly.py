@@ -11,11 +11,11 @@ from torch import Tensor
 
 from adapters.backbone import POOLER_PREFIX, Backbone
 from adapters.classifier import collate, from_tensors
-from adapters.convert.foreign import Foreign
+from adapters.convert.foreign import Foreign, check_model_type
 from adapters.convert.probe import neutral_probe
 from adapters.errors import CannotConvert
 from adapters.header import expected_shapes
-from adapters.spec import AdapterSpec, ProblemType, parse_spec, shown
+from adapters.spec import AdapterSpec, ProblemType, parse_spec
 from adapters.text import TextInput, encode
 
 
@@ -53,12 +53,12 @@ def assemble(
         "max_length": wanted.max_length,
         "pooling": foreign.pooling,
         "backbone": backbone.reference.model_dump(),
-        "bottleneck": foreign.tensors["down.weight"].shape[1],
-        "activation": "gelu",
+        **foreign.form,
         "training": dict(foreign.provenance),
         "probe": {"inputs": inputs, "logits": [[0.0] * len(labels)] * len(inputs)},
     }
-    shapes = expected_shapes(parse_spec(json.dumps(described)))
+    spec = parse_spec(json.dumps(described))
+    shapes = expected_shapes(spec)
     tensors = {name: tensor.to(wanted.dtype) for name, tensor in foreign.tensors.items()}
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
@@ -72,19 +72,17 @@ def assemble(
             )
     rows = encode(backbone.tokenizer, inputs, wanted.max_length)
     with torch.no_grad():
-        logits = from_tensors(backbone, tensors, foreign.pooling)(collate(rows))
+        logits = from_tensors(backbone, tensors, foreign.pooling, spec.scale or 1.0)(collate(rows))
     described["probe"] = {"inputs": inputs, "logits": logits.double().tolist()}
     return parse_spec(json.dumps(described)), tensors
 
 
 def _check_fit(foreign: Foreign, backbone: Backbone) -> None:
-    found, reference = foreign.tensors["down.weight"].shape, backbone.reference
-    if reference.model_type not in foreign.model_types:
-        raise CannotConvert(
-            f"the file is for a {' or '.join(map(shown, foreign.model_types))} backbone; "
-            f"expected {reference.model_type!r}, as {backbone.name!r} is"
-        )
-    if (found[0], found[-1]) != (reference.num_layers, reference.hidden_size):
+    reference = backbone.reference
+    check_model_type(foreign.model_types, backbone)
+    # LoRA's modules were looked up in the backbone when they were read
+    found = foreign.tensors["down.weight"].shape if "down.weight" in foreign.tensors else None
+    if found and (found[0], found[-1]) != (reference.num_layers, reference.hidden_size):
         raise CannotConvert(
             f"the file has {found[0]} layers of {found[-1]}; expected {reference.num_layers} of"
             f" {reference.hidden_size}, as backbone {backbone.name!r} has"

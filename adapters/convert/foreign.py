@@ -10,26 +10,39 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from adapters.backbone import Backbone
 from adapters.convert.weights import take
 from adapters.errors import CannotConvert
-from adapters.spec import Pooling, ProblemType
+from adapters.spec import Pooling, ProblemType, shown
 
 
 @dataclass(frozen=True, eq=False)
 class Foreign:
     """An adapter and its head, whose task and backbone are not known yet.
 
-    `tensors` are named and shaped as in docs/adapter-format.md, in float32; `encoder` holds the
-    backbone's weights, if the file has them; `provenance` says where the adapter came from.
+    `tensors` are named and shaped as in docs/adapter-format.md, in float32; `form` holds the keys
+    of the spec that say which shapes they have; `encoder` holds the backbone's weights, if the file
+    has them; `provenance` says where the adapter came from.
     """
 
     tensors: Mapping[str, Tensor]
+    form: Mapping[str, JsonValue]
     pooling: Pooling
     problem_type: ProblemType
     model_types: tuple[str, ...]
     provenance: Mapping[str, JsonValue]
     labels: tuple[str, ...] | None = None
     encoder: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def check_model_type(model_types: Sequence[str], backbone: Backbone) -> None:
+    """Raise CannotConvert if a file for one of these types is not for this backbone."""
+    found = backbone.reference.model_type
+    if found not in model_types:
+        raise CannotConvert(
+            f"the file is for a {' or '.join(map(shown, model_types))} backbone; "
+            f"expected {found!r}, as {backbone.name!r} is"
+        )
 
 
 def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -45,6 +58,11 @@ def stack(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
                 )
         stacked[name] = torch.stack([layer[name].float() for layer in layers])
     return stacked
+
+
+def bottleneck(sites: Mapping[str, Tensor]) -> dict[str, JsonValue]:
+    """Return the form of a bottleneck with these stacked tensors."""
+    return {"bottleneck": sites["down.weight"].shape[1], "activation": "gelu"}
 
 
 def in_order(layers: Mapping[int, object], what: str) -> range:

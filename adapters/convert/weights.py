@@ -44,6 +44,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file by name; a file of another format under that name is
+    refused. Raises CannotConvert, or OSError if the file cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] != b"{" and (head.startswith((PICKLE, ZIP))):
+        raise CannotConvert(
+            f"{path.name} is a pickle or an archive of one, which can be a program, and was not"
+            " opened; expected a safetensors file"
+        )
+    return read_weights(path)
+
+
 def take(weights: dict[str, Tensor], name: str) -> Tensor:
     """Remove a matrix (`….weight`) or a vector from `weights` and return it. What is left at the
     end is what nobody knows. Raises CannotConvert."""

@@ -61,6 +61,10 @@ def main(
     dtype: Annotated[
         Literal["float32", "int8"], typer.Option(help="Of the engine's backbone.")
     ] = "float32",
+    kinds: Annotated[
+        bool,
+        typer.Option("--kinds", help="Bottlenecks and LoRA in one batch instead, beside PEFT."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path(
         "benchmarks/results/mixed_batch.json"
     ),
@@ -69,6 +73,11 @@ def main(
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rng = random.Random(0)
     corpus = read_texts(texts, rng)
+    if kinds:
+        from benchmarks.engine.kinds import measure  # PEFT takes seconds to import
+
+        measure(corpus, batches, repeats, out, str(texts))
+        return
     work = [
         [(rng.randrange(tasks), rng.choice(corpus)) for _ in range(batch)] for _ in range(batches)
     ]

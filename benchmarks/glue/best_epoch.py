@@ -41,4 +41,4 @@ def _judged(model: Classifier, backbone: Backbone, recipe: Recipe) -> Classifier
     if recipe.method not in SERVABLE:
         return model
     tensors = to_tensors(merge(model.sites), model.head, getattr(torch, recipe.dtype))
-    return from_tensors(backbone, tensors, model.pooling)
+    return from_tensors(backbone, tensors, model.pooling, recipe.scale)

@@ -6,7 +6,8 @@ a plain loop's.
 The contestants take turns, repeat by repeat, on the very same rows, another one first each time, so
 that a slow minute of the machine hits all of them; ratios are taken within a repeat, medians and
 ranges over the repeats. Rows are tokenised before; everything else of a step is measured: padding,
-forward, backward, clipping, AdamW. Adapters have bottleneck 16, mixtures four experts.
+forward, backward, clipping, AdamW. Adapters have bottleneck 16, LoRA has rank 8 on query and value,
+mixtures have four experts.
 
 Steps, all by the trainer (`training.fit`), on the same mini-batches:
 - adapter: a single adapter in every layer
@@ -15,6 +16,7 @@ Steps, all by the trainer (`training.fit`), on the same mini-batches:
 - control: a single adapter's two passes (`adapter-rdrop`)
 - corrected: a mixture whose rows are spread over the experts, a second pass through their mean, the
   task's loss on both
+- lora, lora-routed, lora-control, lora-corrected: the same of LoRA
 
 Real tokens a second, padding not counted, training the same single adapter:
 - trainer: `training.fit`: mini-batches of rows of like length
@@ -55,10 +57,14 @@ from training.loss import target_tensor, task_loss
 from training.methods import build
 
 MAX_LENGTH = 128
+STEPS = ("adapter", "routed", "consistent", "control", "corrected")
+LORA_STEPS = ("lora", "lora-routed", "lora-control", "lora-corrected")
 RATIOS = (
     ("routed", "adapter"),
     ("consistent", "adapter"),
     ("corrected", "control"),
+    ("lora-routed", "lora"),
+    ("lora-corrected", "lora-control"),
     ("trainer", "longest"),
     ("trainer", "maximum"),
 )
@@ -127,12 +133,19 @@ class Contest:
         corrected = dataclasses.replace(
             recipe, method="adamix", routing="rows", second_pass="mean", task_loss="both"
         )
+        recipes = {
+            "adapter": recipe,
+            "routed": routed,
+            "consistent": consistent,
+            "control": control,
+            "corrected": corrected,
+            "lora": dataclasses.replace(recipe, method="lora"),
+            "lora-routed": dataclasses.replace(routed, adaptation="lora"),
+            "lora-control": dataclasses.replace(control, adaptation="lora"),
+            "lora-corrected": dataclasses.replace(corrected, adaptation="lora"),
+        }
         self.runs: dict[str, Callable[[Dataset, list[Tokens]], float]] = {
-            "adapter": Fitted(build(backbone, 2, recipe), recipe),
-            "routed": Fitted(build(backbone, 2, routed), routed),
-            "consistent": Fitted(build(backbone, 2, consistent), consistent),
-            "control": Fitted(build(backbone, 2, control), control),
-            "corrected": Fitted(build(backbone, 2, corrected), corrected),
+            **{name: Fitted(build(backbone, 2, one), one) for name, one in recipes.items()},
             "longest": lambda data, rows: self.loop(data, rows, None),
             "maximum": lambda data, rows: self.loop(data, rows, self.width),
         }
@@ -238,8 +251,7 @@ def report(
 ) -> None:
     timed = {**timed, "trainer": timed["adapter"]}
     steps = {
-        name: [1000 * x / settings["steps"] for x in timed[name]]
-        for name in ("adapter", "routed", "consistent", "control", "corrected")
+        name: [1000 * x / settings["steps"] for x in timed[name]] for name in STEPS + LORA_STEPS
     }
     speeds = {name: [tokens / x for x in timed[name]] for name in ("trainer", "longest", "maximum")}
     ratios = {}

@@ -34,6 +34,10 @@ class _Together:
     def __init__(self, kinds: Sequence[Adaptation]) -> None:
         self._kinds = kinds
 
+    @property
+    def inner_rows(self) -> int:
+        return max(kind.inner_rows for kind in self._kinds)
+
     def at(self, layer: int) -> Mapping[Site, Add]:
         adds: dict[Site, list[Add]] = defaultdict(list)
         for kind in self._kinds:

@@ -162,7 +162,7 @@ class PackedEncoder:
             # it gives `_attend` and `_feed_forward` the normalised x here.
             y = self._attend(layer, x, batch, sites)
             x = self._add_norm(y, x, *layer.attention_norm, self.eps)
-            y = self._feed_forward(layer.feed_forward, x, batch, sites)
+            y = self._feed_forward(layer.feed_forward, x, batch, sites, adaptation.inner_rows)
             if split := splits.get(Branch(i, late=True)):
                 batch, adaptation = split.batch, split.adaptation
                 x, y = x[split.tokens], y[split.tokens]
@@ -216,16 +216,28 @@ class PackedEncoder:
                 sites[site](x, qkv.view(len(qkv), len(QKV), -1)[:, i])
         # Rotary positions would turn queries and keys here, by `batch.positions`.
         attended = self.attention(qkv, batch, self._heads)
-        return _adapted("attention_out", layer.attention_out, attended, batch, sites)
+        return _adapted("attention_out", layer.attention_out, attended, batch.blocks, sites)
 
     def _feed_forward(
-        self, layer: FeedForward, x: Tensor, batch: Packed, sites: Mapping[Site, Add]
+        self,
+        layer: FeedForward,
+        x: Tensor,
+        batch: Packed,
+        sites: Mapping[Site, Add],
+        inner_rows: int,
     ) -> Tensor:
         if "up" not in sites and "down" not in sites:
             # by blocks as a whole: the inner layer's rows stay in the cache
             return in_blocks(layer, x, batch.blocks)
-        inner = layer.activation.function(_adapted("up", layer.up, x, batch, sites))
-        return _adapted("down", layer.down, inner, batch, sites)
+        if len(batch.blocks) == 1:
+            return _in_steps(layer, x, batch.blocks, sites)
+        # so do the rows of other adapters
+        end = inner_rows + -inner_rows % ROUND
+        out = x.new_empty(len(x), layer.outputs)
+        out[:end] = _in_steps(layer, x[:end], blocks(end), sites)
+        for part in blocks(len(x) - end):
+            layer(x[end:][part], out[end:][part])
+        return out
 
     def _layer(self, layer: Layer, largest: Mapping[str, Tensor]) -> _Layer:
         """`largest` are the inputs that int8 is told of."""
@@ -274,11 +286,19 @@ class PackedEncoder:
         return tensor.detach().to(self.device, self.dtype, copy=self._blocked).contiguous()
 
 
+def _in_steps(
+    layer: FeedForward, x: Tensor, parts: list[slice], sites: Mapping[Site, Add]
+) -> Tensor:
+    """The feed-forward with what adapters add to its linear modules' outputs."""
+    inner = layer.activation.function(_adapted("up", layer.up, x, parts, sites))
+    return _adapted("down", layer.down, inner, parts, sites)
+
+
 def _adapted(
-    site: Site, linear: Linear, x: Tensor, batch: Packed, sites: Mapping[Site, Add]
+    site: Site, linear: Linear, x: Tensor, parts: list[slice], sites: Mapping[Site, Add]
 ) -> Tensor:
     """A linear module's output, and what the adapters at that site add to it."""
-    y = in_blocks(linear, x, batch.blocks)
+    y = in_blocks(linear, x, parts)
     if site in sites:
         sites[site](x, y)
     return y

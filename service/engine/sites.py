@@ -22,11 +22,18 @@ Add = Callable[[Tensor, Tensor], None]
 class Adaptation(Protocol):
     """The adapters of one batch."""
 
+    @property
+    def inner_rows(self) -> int:
+        """How many rows, from the first on, hold all whose adapters are at `up` or `down`. There
+        the additions take `x` and `y` of that many rows or more."""
+
     def at(self, layer: int) -> Mapping[Site, Add]:
         """What they add in a layer, site by site."""
 
 
 class _Bare:
+    inner_rows = 0
+
     def at(self, _layer: int) -> Mapping[Site, Add]:
         return {}
 

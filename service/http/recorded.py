@@ -129,6 +129,7 @@ ANSWERS: dict[str, Any] = {
             "labels": ["negative", "positive"],
             "problem_type": "single_label_classification",
             "max_length": 128,
+            "kind": "bottleneck",
         },
     },
     "index": [
@@ -145,6 +146,7 @@ ANSWERS: dict[str, Any] = {
     ],
     "activation": {
         "task": "sst2",
+        "kind": "bottleneck",
         "version": "1c9a3464a366",
         "labels": ["negative", "positive"],
         "problem_type": "single_label_classification",
@@ -226,6 +228,7 @@ ANSWERS: dict[str, Any] = {
     },
     "adapter": {
         "task": "sst2",
+        "kind": "bottleneck",
         "version": "1c9a3464a366",
         "labels": ["negative", "positive"],
         "problem_type": "single_label_classification",
@@ -308,6 +311,7 @@ ANSWERS: dict[str, Any] = {
     "adapters": [
         {
             "task": "cola",
+            "kind": "bottleneck",
             "version": "24c3e43af168",
             "labels": ["acceptable", "unacceptable"],
             "problem_type": "single_label_classification",
@@ -319,6 +323,7 @@ ANSWERS: dict[str, Any] = {
         },
         {
             "task": "mnli",
+            "kind": "bottleneck",
             "version": "b48d3657bb86",
             "labels": ["contradiction", "entailment", "neutral"],
             "problem_type": "single_label_classification",
@@ -332,6 +337,7 @@ ANSWERS: dict[str, Any] = {
     "details": [
         {
             "task": "sst2",
+            "kind": "bottleneck",
             "version": "1c9a3464a366",
             "labels": ["negative", "positive"],
             "problem_type": "single_label_classification",

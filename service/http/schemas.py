@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from adapters.spec import UNKNOWN_KEY, AdapterSpec, ProblemType
+from adapters.spec import UNKNOWN_KEY, AdapterSpec, Kind, ProblemType
 from service.aggregation import Aggregate
 from service.http.sentences import quoted
 
@@ -179,6 +179,7 @@ class AdapterInfo(BaseModel):
     now."""
 
     task: str
+    kind: Kind
     version: str | None
     labels: list[str]
     problem_type: ProblemType

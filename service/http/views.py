@@ -69,6 +69,7 @@ def _fields(service: Service, entry: Entry) -> dict[str, Any]:
     spec = summary.spec
     return {
         "task": entry.task,
+        "kind": spec.kind,
         "version": entry.shown(entry.active_version) if entry.active_version else None,
         "labels": list(spec.labels),
         "problem_type": spec.problem_type,

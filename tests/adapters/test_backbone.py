@@ -486,7 +486,12 @@ def test_the_same_weights_that_compute_something_else(
     change(folder)
     other = load(str(folder))
     assert other.fingerprint == bert.fingerprint
-    limits: dict[str, Any] = {"max_length": 64, "has_pooler": True, "has_mask": True}
+    limits: dict[str, Any] = {
+        "intermediate_size": 64,
+        "max_length": 64,
+        "has_pooler": True,
+        "has_mask": True,
+    }
     with pytest.raises(BackboneMismatch, match=message):
         check_backbone(adapter, other.reference, **limits)
     old = adapter.spec.backbone.model_copy(update={"settings": None})

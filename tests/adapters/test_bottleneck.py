@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adapters import backbone as backbones
 from adapters.backbone import Backbone, attached
-from adapters.bottleneck import INITIAL_STD, Bottleneck, RoutedBottleneck, draw_routes
+from adapters.bottleneck import INITIAL_STD, Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, collate, from_adapter
 from adapters.errors import BackboneError
 from adapters.file import parse
+from adapters.mixture import draw_routes
 from adapters.text import encode
 from tests.tiny import FAMILIES, random_adapter, tiny_backbone
 

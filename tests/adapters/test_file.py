@@ -31,6 +31,13 @@ from benchmarks.reliability.files import join, split
 from tests.conftest import ROOT
 from tests.tiny import random_adapter, tiny_backbone
 
+# of the tiny backbones
+LIMITS: dict[str, Any] = {
+    "intermediate_size": 64,
+    "max_length": 64,
+    "has_pooler": True,
+    "has_mask": True,
+}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -529,11 +536,11 @@ def test_fit(bert: Backbone, tmp_path: Path) -> None:
     fingerprints."""
     adapter = parse(random_adapter(bert, "t", ["a", "b"])[2])
     other = backbones.load(str(tiny_backbone(tmp_path, "bert", seed=1)))
-    check_backbone(adapter, bert.reference, max_length=64, has_pooler=True, has_mask=True)
+    check_backbone(adapter, bert.reference, **LIMITS)
     with pytest.raises(
         BackboneMismatch, match=f"{bert.fingerprint[:12]}; expected .*{other.fingerprint[:12]}"
     ):
-        check_backbone(adapter, other.reference, max_length=64, has_pooler=True, has_mask=True)
+        check_backbone(adapter, other.reference, **LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -556,4 +563,4 @@ def test_claims_beyond_the_backbone(bert: Backbone, change: dict[str, Any], mess
     }
     adapter = parse(serialize(spec.model_copy(update={**change, "backbone": reference}), stacked))
     with pytest.raises(BackboneMismatch, match=message):
-        check_backbone(adapter, bert.reference, max_length=64, has_pooler=False, has_mask=False)
+        check_backbone(adapter, bert.reference, **LIMITS | {"has_pooler": False, "has_mask": False})

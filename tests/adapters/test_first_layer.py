@@ -12,7 +12,7 @@ import torch
 from adapters.backbone import Backbone, attached
 from adapters.bottleneck import Bottleneck
 from adapters.classifier import collate, from_adapter
-from adapters.convert import export
+from adapters.convert import to_adapterhub
 from adapters.errors import CannotConvert, InvalidAdapter
 from adapters.file import parse, serialize
 from adapters.parity import check_parity
@@ -94,9 +94,9 @@ def test_refused_recipes(bert: Backbone) -> None:
         train("toy", bert, SINGLE, SINGLE, dataclasses.replace(QUICK, first_layer=2))
     with pytest.raises(
         TrainingError,
-        match="first_layer is 1, but method is 'lora'; expected adamix, adapter or",
+        match="first_layer is 1, but method is 'bitfit'; expected adamix, adapter",
     ):
-        Recipe(method="lora", first_layer=1)
+        Recipe(method="bitfit", first_layer=1)
 
 
 def test_runs_from_before_the_choice(tmp_path: Path) -> None:
@@ -110,4 +110,4 @@ def test_export(bert: Backbone, tmp_path: Path) -> None:
     """An adapter with bare layers is not exported as if it had none."""
     adapter = parse(random_adapter(bert, "t", ["a", "b"], pooling="cls", first_layer=1)[2])
     with pytest.raises(CannotConvert, match="first_layer is 1"):
-        export.write(adapter, tmp_path / "t")
+        to_adapterhub.write(adapter, tmp_path / "t")

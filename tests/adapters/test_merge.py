@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from adapters.backbone import Backbone
-from adapters.bottleneck import Bottleneck, RoutedBottleneck, draw_routes
+from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, collate, from_tensors, to_tensors
 from adapters.merge import merge
+from adapters.mixture import draw_routes
 from adapters.text import encode
 
 SHARING = [(False, True), (True, False), (False, False), (True, True)]

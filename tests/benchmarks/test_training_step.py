@@ -26,12 +26,18 @@ def test_a_measurement(tmp_path: Path, bert_folder: Path) -> None:
         "consistent",
         "control",
         "corrected",
+        "lora",
+        "lora-routed",
+        "lora-control",
+        "lora-corrected",
     }
     assert set(found["tokens_per_second"]) == {"trainer", "longest", "maximum"}
     assert set(found["ratios"]) == {
         "routed / adapter",
         "consistent / adapter",
         "corrected / control",
+        "lora-routed / lora",
+        "lora-corrected / lora-control",
         "trainer / longest",
         "trainer / maximum",
     }

@@ -21,11 +21,13 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
+from adapters.spec import LoraSite
 from service.engine.adaptation import adaptation_of
 from service.engine.engine import Engine
 from service.engine.gpu.tables import Tables
 from service.engine.heads import classify
 from service.engine.kinds.bottleneck import Bottleneck
+from service.engine.kinds.lora import Lora
 from service.engine.kinds.registry import ON_CPU
 from service.engine.resident import Segment
 from service.engine.row import Row
@@ -51,6 +53,18 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = [(1, 0), (5, 1), (16, 0), (48, 1), (256, 0)]
 
 
+# (ranks, scale, first layer) of each task
+LORAS: list[tuple[dict[LoraSite, int], float, int]] = [
+    ({"query": 1, "up": 3}, 0.5, 0),
+    ({"query": 5, "down": 16}, 2.0, 1),
+    ({"query": 16}, 0.25, 0),
+    ({"query": 48, "up": 64, "down": 1}, 1.0, 1),
+    ({"query": 256, "up": 8, "down": 256}, 0.1, 0),
+]
+# inputs and outputs of a linear module of the tiny backbone
+SIZES: dict[LoraSite, tuple[int, int]] = {"query": (40, 40), "up": (40, 80), "down": (80, 40)}
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
@@ -71,6 +85,23 @@ def adapters(backbone: Backbone) -> list[Adapter]:
             backbone, f"task-{i}", ["no", "yes"], bottleneck=r, first_layer=first, seed=i
         )
         for i, (r, first) in enumerate(KINDS)
+    ]
+    return [parse(data) for _, _, data in made]
+
+
+@pytest.fixture(scope="module")
+def loras(backbone: Backbone) -> list[Adapter]:
+    made = [
+        random_adapter(
+            backbone,
+            f"lora-{i}",
+            ["no", "yes"],
+            ranks=ranks,
+            scale=scale,
+            first_layer=first,
+            seed=i,
+        )
+        for i, (ranks, scale, first) in enumerate(LORAS)
     ]
     return [parse(data) for _, _, data in made]
 
@@ -140,6 +171,92 @@ def test_adapters_of_all_tasks_in_one_launch(
         assert torch.equal(found[bare], x[bare])
 
 
+def updated(
+    x: Tensor, y: Tensor, segments: Sequence[Segment], layer: int, site: LoraSite
+) -> Tensor:
+    """`y + scale · B·A·x` in float64, segment by segment, with the weights as they lie on the
+    device."""
+    y = y.double().cpu()
+    for segment in segments:
+        weights, first = segment.resident.weights, segment.resident.spec.first_layer
+        assert isinstance(weights, Lora)
+        if layer >= first and site in weights.pairs:
+            a, b = (side[layer - first].cpu() for side in weights.pairs[site])
+            change = formula.lora(weights.scale, a, b)
+            y[segment.tokens] += x[segment.tokens].double().cpu() @ change.T
+    return y
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[1, 70, 3, 16, 40], [2000, 1, 1, 1, 70]], ids=["few tokens", "many tokens"]
+)
+def test_lora_of_all_tasks_in_one_launch_a_site(
+    fused: ModuleType,
+    device: torch.device,
+    loras: list[Adapter],
+    dtype: torch.dtype,
+    lengths: list[int],
+) -> None:
+    """Each row gets its LoRA adapter's formula, of any rank, at the sites and in the layers that
+    this has, also where the output is a slice of columns; other rows and columns are left alone."""
+    segments = segments_of(loras, lengths, device, dtype)
+    rows = sum(lengths) + 3
+    adaptation = adaptation_of(segments, rows, fused.ON_GPU)
+    for layer in (0, 1):
+        sites = adaptation.at(layer)
+        assert sites.keys() == SIZES.keys()
+        for site, (inputs, outputs) in SIZES.items():
+            x = torch.randn(rows, inputs).to(device, dtype)
+            wide = torch.randn(rows, 3 * outputs).to(device, dtype)
+            found = wide.clone()
+            of = slice(outputs, 2 * outputs)
+            sites[site](x, found[:, of])
+            torch.testing.assert_close(
+                found[:, of].cpu().double(),
+                updated(x, wide[:, of], segments, layer, site),
+                **near(dtype),
+            )
+            found[:, of] = wide[:, of]
+            assert torch.equal(found, wide)
+        x, y = (torch.randn(rows, 40).to(device, dtype) for _ in range(2))
+        found = y.clone()
+        sites["query"](x, found)
+        bare = [
+            i
+            for segment in segments
+            if segment.resident.spec.first_layer > layer
+            for i in range(rows)[segment.tokens]
+        ]
+        bare += range(sum(lengths), rows)
+        assert torch.equal(found[bare], y[bare])
+
+
+@torch.inference_mode()
+def test_both_kinds_on_a_gpu(
+    fused: ModuleType, device: torch.device, adapters: list[Adapter], loras: list[Adapter]
+) -> None:
+    """Tasks of both kinds side by side get from the GPU's kernels what the CPU's products give
+    them, at every site."""
+    chosen = [adapters[1], loras[4], loras[1], adapters[3], loras[0]]
+    lengths = [5, 33, 1, 17, 8]
+    inputs = {site: torch.randn(70, size) for site, (size, _) in SIZES.items()}
+    outputs = {site: torch.randn(70, size) for site, (_, size) in SIZES.items()}
+    inputs["feed_forward"] = outputs["feed_forward"] = torch.randn(70, 40)
+    found = []
+    for where, combine in ((device, fused.ON_GPU), (CPU, ON_CPU)):
+        segments = segments_of(chosen, lengths, where, torch.float32)
+        sites = adaptation_of(segments, 70, combine).at(1)
+        assert sites.keys() == outputs.keys()
+        changed = {site: y.to(where, copy=True) for site, y in outputs.items()}
+        for site, add in sites.items():
+            add(inputs[site].to(where), changed[site])
+        found.append({site: y.cpu() for site, y in changed.items()})
+    for site, y in found[0].items():
+        assert not torch.equal(y, outputs[site])
+        torch.testing.assert_close(y, found[1][site], rtol=1e-5, atol=2e-5)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     parts=st.lists(
@@ -176,21 +293,21 @@ def test_every_kernel_is_compiled_before_the_first_batch(
         launch = getattr(fused.kernels, name)
 
         def noting(x: Tensor, other: Any, *rest: Any) -> Any:
-            height, widest = (
-                (rest[0].height, rest[0].widest) if isinstance(rest[0], Tables) else (0, 0)
-            )
+            tables = [argument for argument in rest if isinstance(argument, Tables)]
+            height, widest = (tables[0].height, tables[0].widest) if tables else (0, 0)
             launched.append((name, height, widest))
             return launch(x, other, *rest)
 
         monkeypatch.setattr(fused.kernels, name, noting)
 
-    for name in ("adapt", "grouped", "add_norm"):
+    for name in ("adapt", "low_rank", "grouped", "add_norm"):
         noted(name)
     for dtype in DTYPES:
         launched.clear()
         fused.compile_all(40, dtype, device)
         adapters = {
-            ("adapt", height, inner)
+            (name, height, inner)
+            for name in ("adapt", "low_rank")
             for height in (fused.SMALL, fused.LARGE)
             for inner in fused.kernels.INNERS
         }
@@ -259,11 +376,18 @@ def test_the_kernels_compile_for_a_gpu(
         kernels.adapt(
             x, 3, Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck)
         )
+        qkv = torch.zeros(1, 3, 384, dtype=dtype)
+        kernels.low_rank(
+            x,
+            qkv[:, 1],
+            3,
+            Tables.of([slice(0, 1)], [(0,) * 6], CPU, height=height, widest=bottleneck),
+        )
         kernels.add_norm(x, x, x[0], x[0], 1e-5)
     kernels.grouped(
         torch.zeros(1, 3), 384, Tables.of([slice(0, 1)], [(0,) * 4], CPU, height=16, widest=3)
     )
-    assert len(shared) == 7
+    assert len(shared) == 10
     assert max(shared) <= 99 * 1024  # what a program may have on cards of other kinds too
 
 
@@ -317,12 +441,14 @@ def test_the_engine_on_a_gpu(embedded: Backbone, dtype: torch.dtype, error: floa
             embedded, "two", ["no", "yes"], pooling="cls", dense=True, first_layer=2, seed=2
         ),
         random_adapter(embedded, "five", list("abcde"), bottleneck=48, pooling="pooler", seed=3),
+        random_adapter(embedded, "some", ["a", "b", "c"], ranks={"query": 8, "value": 8}, seed=4),
+        random_adapter(embedded, "inner", ["a", "b"], ranks={"up": 64, "down": 5}, seed=5),
     ]
     adapters = [parse(data) for _, _, data in made]
     texts = rows_of(embedded, [7, 1, 30, 12, 12, 64, 5, 3, 9])
-    rows = [Row(adapters[i % 3], text.ids, text.types) for i, text in enumerate(texts)]
+    rows = [Row(adapters[i % 5], text.ids, text.types) for i, text in enumerate(texts)]
     gpu = torch.device("cuda")
-    found = Engine(embedded, Slots(3, gpu, dtype), gpu, dtype).run(rows)
-    plain = Engine(embedded, Slots(3, CPU, torch.float32), CPU, torch.float32).run(rows)
+    found = Engine(embedded, Slots(5, gpu, dtype), gpu, dtype).run(rows)
+    plain = Engine(embedded, Slots(5, CPU, torch.float32), CPU, torch.float32).run(rows)
     for one, other in zip(found, plain, strict=True):
         assert one == pytest.approx(other, rel=error, abs=error * max(map(abs, other)) + error)

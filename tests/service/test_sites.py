@@ -1,39 +1,34 @@
-"""Adapters add to the sites that their kind names, whatever other kinds share the batch."""
+"""Both kinds of adapter add to their sites what the formulas say, whatever shares their batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
-from adapters.classifier import collate, from_adapter
 from adapters.file import Adapter, parse
-from adapters.spec import AdapterSpec
+from adapters.spec import LoraSite
 from adapters.text import Tokens
 from service.engine.encoder import PackedEncoder
 from service.engine.engine import Engine
-from service.engine.kinds import registry
 from service.engine.row import Row
-from service.engine.sites import Add, Branch, Site
+from service.engine.sites import Add, Site
 from service.engine.slots import Slots
+from tests import formula
 from tests.service.test_encoder import rows_of
 from tests.tiny import random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
 LAYERS = 3
-FIRST = 1
 # where transformers' BERT has each site
-MODULES: dict[Site, str] = {
+MODULES: Mapping[LoraSite, str] = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -41,35 +36,14 @@ MODULES: dict[Site, str] = {
     "up": "intermediate.dense",
     "down": "output.dense",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A second kind of adapter, whole in these thirty lines: `y += B·A·x` at some sites of the
-    layers from FIRST on."""
-
-    weights: Mapping[Site, tuple[Tensor, Tensor]]  # A [r, inputs], B [outputs, r]
-
-    @property
-    def branch(self) -> Branch:
-        return Branch(FIRST, late=False)
-
-
-class LowRanks:
-    def __init__(self, adapters: Sequence[LowRank], tokens: Sequence[slice], _rows: int) -> None:
-        self._parts = list(zip(adapters, tokens, strict=True))
-
-    def at(self, layer: int) -> Mapping[Site, Add]:
-        if layer < FIRST:
-            return {}
-        sites = {site for adapter, _ in self._parts for site in adapter.weights}
-        return {site: partial(self._add, site) for site in sites}
-
-    def _add(self, site: Site, x: Tensor, y: Tensor) -> None:
-        for adapter, tokens in self._parts:
-            if site in adapter.weights:
-                a, b = adapter.weights[site]
-                y[tokens] += x[tokens] @ a.T @ b.T
+ALL: Mapping[LoraSite, int] = {
+    "query": 16,
+    "key": 1,
+    "value": 64,
+    "attention_out": 3,
+    "up": 40,
+    "down": 256,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,115 +53,136 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     )
 
 
-@pytest.fixture
-def low_rank(monkeypatch: pytest.MonkeyPatch) -> dict[str, LowRank]:
-    """The tasks whose adapters are of the second kind, with their weights."""
-    known: dict[str, LowRank] = {}
-    load = registry.load
+def adapter_of(
+    backbone: Backbone,
+    task: str,
+    seed: int,
+    *,
+    ranks: Mapping[LoraSite, int] | None = None,
+    first_layer: int = 0,
+    labels: int = 2,
+    bottleneck: int = 8,
+) -> Adapter:
+    data = random_adapter(
+        backbone,
+        task,
+        [f"label {i}" for i in range(labels)],
+        seed=seed,
+        ranks=ranks,
+        scale=0.7,
+        first_layer=first_layer,
+        bottleneck=bottleneck,
+    )[2]
+    return parse(data)
 
-    def loading(spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> registry.Weights:
-        return known.get(spec.task) or load(spec, tensors)
 
-    monkeypatch.setattr(registry, "load", loading)
-    monkeypatch.setitem(registry.ON_CPU, LowRank, LowRanks)
-    return known
+def wanted(backbone: Backbone, row: Row) -> Tensor:
+    """The row's logits by the papers' formulas, in float64."""
+    tensors, spec = row.adapter.tensors, row.adapter.spec
+    first = spec.first_layer
+    sites = {module: site for site, module in MODULES.items()}
 
+    def bottleneck(layer: int, x: Tensor) -> Tensor:
+        if spec.kind != "bottleneck" or layer < first:
+            return x
+        names = ("down.weight", "down.bias", "up.weight", "up.bias")
+        return formula.bottleneck(*(tensors[name][layer - first] for name in names), x)
 
-def adapter_of(backbone: Backbone, task: str, seed: int, first_layer: int = 0) -> Adapter:
-    return parse(
-        random_adapter(backbone, task, ["no", "yes"], seed=seed, first_layer=first_layer)[2]
+    def update(layer: int, module: str) -> Tensor | None:
+        a, b = (tensors.get(f"lora.{sites[module]}.{side}") for side in ("a", "b"))
+        if a is None or b is None or layer < first:
+            return None
+        assert spec.scale is not None
+        return formula.lora(spec.scale, a[layer - first], b[layer - first])
+
+    states = formula.hidden(backbone.encoder, row.ids, row.types, bottleneck, update)
+    return (
+        tensors["head.out.weight"].double() @ states.mean(dim=0) + tensors["head.out.bias"].double()
     )
 
 
-def weights_of(backbone: Backbone, sites: Sequence[Site], rank: int, seed: int) -> LowRank:
-    generator = torch.Generator().manual_seed(seed)
-
-    def pair(site: Site) -> tuple[Tensor, Tensor]:
-        outputs, inputs = backbone.encoder.get_parameter(
-            f"encoder.layer.0.{MODULES[site]}.weight"
-        ).shape
-        return (
-            torch.randn(rank, inputs, generator=generator) / inputs**0.5,
-            torch.randn(outputs, rank, generator=generator) / rank**0.5,
-        )
-
-    return LowRank({site: pair(site) for site in sites})
+def engine_of(backbone: Backbone, dtype: torch.dtype = torch.float32) -> Engine:
+    return Engine(backbone, Slots(16, CPU, torch.float32), CPU, dtype)
 
 
-@contextmanager
-def hooked(backbone: Backbone, adapter: LowRank) -> Iterator[None]:
-    """transformers' modules with the adapter's products added to their outputs."""
-
-    def adding(a: Tensor, b: Tensor) -> Any:
-        return lambda _module, inputs, y: y + inputs[0] @ a.T @ b.T
-
-    handles = [
-        backbone.encoder.get_submodule(f"encoder.layer.{i}.{MODULES[site]}").register_forward_hook(
-            adding(*pair)
-        )
-        for i in range(FIRST, LAYERS)
-        for site, pair in adapter.weights.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def wanted(backbone: Backbone, row: Row, kinds: Mapping[str, LowRank]) -> Tensor:
-    """The reference's logits: transformers with hooks, or our reference model of bottlenecks."""
-    if row.task not in kinds:
-        tokens = Tokens(row.ids, row.types, row.tokens)
-        return from_adapter(backbone, row.adapter)(collate([tokens]))[0]
-    with hooked(backbone, kinds[row.task]):
-        output = backbone.encoder(
-            input_ids=torch.tensor([row.ids]), token_type_ids=torch.tensor([row.types])
-        )
-    tensors = row.adapter.tensors
-    pooled = output.last_hidden_state[0].mean(dim=0)
-    return F.linear(pooled, tensors["head.out.weight"].float(), tensors["head.out.bias"].float())
-
-
-def check(backbone: Backbone, rows: list[Row], kinds: Mapping[str, LowRank]) -> None:
-    engine = Engine(backbone, Slots(16, CPU, torch.float32), CPU, torch.float32)
-    for found, row in zip(engine.run(rows), rows, strict=True):
+def check(backbone: Backbone, rows: list[Row]) -> None:
+    for found, row in zip(engine_of(backbone).run(rows), rows, strict=True):
         torch.testing.assert_close(
-            torch.tensor(found), wanted(backbone, row, kinds), rtol=1e-5, atol=2e-5
+            torch.tensor(found, dtype=torch.float64), wanted(backbone, row), rtol=1e-5, atol=2e-5
         )
+
+
+def rows_for(adapters: Sequence[Adapter], tokens: Sequence[Tokens]) -> list[Row]:
+    """Row after row, task after task, then shuffled."""
+    rows = [Row(adapters[i % len(adapters)], row.ids, row.types) for i, row in enumerate(tokens)]
+    random.Random(0).shuffle(rows)
+    return rows
 
 
 @pytest.mark.parametrize("site", MODULES)
-def test_a_site(site: Site, deep: Backbone, low_rank: dict[str, LowRank]) -> None:
-    """What a kind adds at a site is added to that module's output, from its input."""
-    low_rank["low-rank"] = weights_of(deep, [site], 4, 1)
-    adapter = adapter_of(deep, "low-rank", 1)
-    check(deep, [Row(adapter, r.ids, r.types) for r in rows_of(deep, [9, 3, 40])], low_rank)
+def test_a_site(site: LoraSite, deep: Backbone) -> None:
+    """What LoRA adds at a site is added to that module's output, from its input, in the layers that
+    the adapter has."""
+    adapter = adapter_of(deep, "t", 1, ranks={site: 4}, first_layer=1)
+    check(deep, [Row(adapter, r.ids, r.types) for r in rows_of(deep, [9, 3, 40])])
 
 
-def test_kinds_share_a_batch(deep: Backbone, low_rank: dict[str, LowRank]) -> None:
-    """Rows of two kinds, any sites and any ranks get in one batch what each gets from its own
-    reference."""
-    low_rank["all"] = weights_of(deep, list(MODULES), 16, 1)
-    low_rank["some"] = weights_of(deep, ["query", "value"], 2, 2)
-    tasks = ("all", "some", "from-0", "from-2")
-    adapters = [adapter_of(deep, task, i, 2 * (task == "from-2")) for i, task in enumerate(tasks)]
-    tokens = rows_of(deep, [9, 3, 40, 5, 5, 5, 64, 2, 17, 9, 33, 1])
-    rows = [Row(adapters[i % 4], row.ids, row.types) for i, row in enumerate(tokens)]
-    random.Random(0).shuffle(rows)
-    check(deep, rows, low_rank)
+def mixed(backbone: Backbone) -> list[Adapter]:
+    """Both kinds, several ranks, first layers and label counts."""
+    return [
+        adapter_of(backbone, "all", 1, ranks=ALL, labels=3),
+        adapter_of(backbone, "some", 2, ranks={"query": 2, "value": 8}, labels=20),
+        adapter_of(backbone, "late", 3, ranks={"down": 8, "key": 8}, first_layer=2),
+        adapter_of(backbone, "from-0", 4, labels=5),
+        adapter_of(backbone, "from-2", 5, first_layer=2, bottleneck=48),
+    ]
 
 
-def test_kinds_share_a_trunk(deep: Backbone, low_rank: dict[str, LowRank]) -> None:
-    """One text for tasks of two kinds is shared up to the first place that one of them changes:
-    a layer's attention for one kind, a layer's end for the other."""
-    low_rank["low-rank"] = weights_of(deep, ["query", "value"], 2, 2)
-    for firsts in ((2, 2), (1, 2), (0, 1)):
-        adapters = [adapter_of(deep, "low-rank", 0)]
-        adapters += [adapter_of(deep, f"from-{first}", first, first) for first in firsts]
-        text = rows_of(deep, [11])[0]
-        check(deep, [Row(adapter, text.ids, text.types) for adapter in adapters], low_rank)
+def test_kinds_share_a_batch(deep: Backbone) -> None:
+    """Rows of both kinds, any sites, ranks and label counts get in one batch what the formulas
+    say."""
+    lengths = [9, 3, 40, 5, 5, 5, 64, 2, 17, 9, 33, 1, 8, 4, 30]
+    check(deep, rows_for(mixed(deep), rows_of(deep, lengths)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 40)), min_size=1, max_size=12))
+def test_batch_mates_do_not_matter(batch: list[tuple[int, int]], deep: Backbone) -> None:
+    """In any batch of both kinds a row gets what it gets alone."""
+    engine, adapters = engine_of(deep), mixed(deep)
+    texts = rows_of(deep, [length for _, length in batch])
+    rows = [
+        Row(adapters[i], text.ids, text.types) for (i, _), text in zip(batch, texts, strict=True)
+    ]
+    for together, row in zip(engine.run(rows), rows, strict=True):
+        assert together == pytest.approx(engine.run([row])[0], rel=1e-5, abs=2e-5)
+
+
+def test_kinds_share_a_trunk(deep: Backbone) -> None:
+    """One text for tasks of both kinds is shared up to the first place that one of them changes:
+    a layer's attention for LoRA, a layer's end for a bottleneck."""
+    text = rows_of(deep, [11])[0]
+    for low_rank in (0, 1, 2):
+        for firsts in ((2, 2), (1, 2), (0, 1)):
+            adapters = [
+                adapter_of(deep, "low-rank", 0, ranks={"query": 2, "up": 2}, first_layer=low_rank)
+            ]
+            adapters += [
+                adapter_of(deep, f"b-{first}", first, first_layer=first) for first in firsts
+            ]
+            check(deep, [Row(adapter, text.ids, text.types) for adapter in adapters])
+
+
+def test_an_int8_backbone(embedded: Backbone) -> None:
+    """On an int8 backbone rows of both kinds are near the formulas."""
+    adapters = [
+        adapter_of(embedded, "lora", 1, ranks={"query": 8, "value": 8, "up": 4}, labels=3),
+        adapter_of(embedded, "bottleneck", 2),
+    ]
+    rows = rows_for(adapters, rows_of(embedded, [9, 3, 40, 12]))
+    for found, row in zip(engine_of(embedded, torch.int8).run(rows), rows, strict=True):
+        exact = wanted(embedded, row)
+        assert (torch.tensor(found) - exact).abs().max() < 0.1 * max(1.0, float(exact.abs().max()))
 
 
 def test_untouched_sites_cost_nothing(deep: Backbone) -> None:
@@ -199,6 +194,8 @@ def test_untouched_sites_cost_nothing(deep: Backbone) -> None:
         pytest.skip("this CPU's linear layers take all rows at once")
 
     class Watching:
+        inner_rows = len(batch.ids)
+
         def __init__(self, site: Site) -> None:
             self.site = site
 

@@ -15,20 +15,20 @@ from typer.testing import CliRunner, Result
 
 from adapters import backbone as backbones
 from adapters.backbone import Backbone, fingerprint
-from adapters.bottleneck import draw_routes
 from adapters.file import load
+from adapters.mixture import draw_routes
 from adapters.text import encode
 from tests.tiny import tiny_backbone
 from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import ROWS, assert_refused, jsonl
 from training.__main__ import app
-from training.config import Method
+from training.config import Method, Recipe
 from training.evaluate import predict, predict_unmerged
 from training.fit import fit
-from training.methods import build, lora_rank
+from training.methods import build
 from training.train import measure
 
-D, R, LAYERS = 32, 4, 2  # the tiny backbone's; the bottleneck of `run`
+D, R, LAYERS = 32, 4, 2  # the tiny backbone's; the bottleneck and the rank of `run`
 ADAPTER = 2 * R * D + R + D
 # query, key, value; output, norm; feed-forward, output, norm
 BIASES = 3 * D + D + D + 2 * D + D + D
@@ -37,7 +37,7 @@ PARAMETERS = {
     "adapter": LAYERS * ADAPTER,
     "adapter-rdrop": LAYERS * ADAPTER,
     "houlsby": 2 * LAYERS * ADAPTER,
-    "lora": LAYERS * 4 * 2 * D,
+    "lora": LAYERS * 4 * R * D,
     "bitfit": LAYERS * BIASES + D + D,  # and the embeddings' norm, and the pooler
     "head": 0,
 }
@@ -55,9 +55,16 @@ def run(folder: Path, backbone: Path | str, *more: str) -> Result:
         "--backbone",
         str(backbone),
     ]
+    size = "--rank" if "lora" in more else "--bottleneck"
     return CliRunner().invoke(
-        app, [*options, "--epochs", "1", "--bottleneck", str(R), "--batch-size", "4", *more]
+        app, [*options, "--epochs", "1", size, str(R), "--batch-size", "4", *more]
     )
+
+
+def recipe_of(method: Method, **changes: Any) -> Recipe:
+    """A quick recipe; LoRA has no bottleneck."""
+    sizes = {"bottleneck": Recipe.bottleneck, "rank": R} if method == "lora" else {}
+    return dataclasses.replace(QUICK, method=method, **sizes, **changes)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -98,7 +105,7 @@ def test_a_method(tmp_path: Path, bert_folder: Path, method: str) -> None:
     )
     assert line["score"] == line["metrics"]["matthews"]
     assert f"matthews {line['score']:.4f}" in result.stdout.splitlines()[-1]
-    assert line["recipe"]["bottleneck"] == R
+    assert line["recipe"]["rank" if method == "lora" else "bottleneck"] == R
     assert line["seconds"] > 0
     assert "thread" in line["hardware"]
 
@@ -112,7 +119,7 @@ LEARNS = {
         "encoder.encoder.layer.0.attention.output.dense.1.down.weight",
         "sites.0.down.weight",
     ],
-    "lora": ["encoder.encoder.layer.0.attention.self.query.lora_B.default.weight"],
+    "lora": ["sites.0.query.a", "sites.1.value.b"],
     "bitfit": [
         "encoder.encoder.layer.0.attention.self.query.bias",
         "encoder.embeddings.LayerNorm.bias",
@@ -130,7 +137,7 @@ def test_what_a_method_trains(tmp_path: Path, method: Method) -> None:
     """A method moves what it is named for and nothing else, and leaves the shared backbone as it
     was, to the bit."""
     backbone = backbones.load(str(tiny_backbone(tmp_path, "bert")))
-    recipe = dataclasses.replace(QUICK, method=method, pooling="mean", epochs=2, weight_decay=1.0)
+    recipe = recipe_of(method, pooling="mean", epochs=2, weight_decay=1.0)
     model = build(backbone, 2, recipe)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     fit(model, SINGLE, encode(backbone.tokenizer, SINGLE.texts, 32), recipe, lambda _: None)
@@ -149,7 +156,7 @@ def test_what_a_method_trains(tmp_path: Path, method: Method) -> None:
 def test_families(tmp_path: Path, family: str, method: Method) -> None:
     """Each method fits encoders of other families than BERT."""
     backbone = backbones.load(str(tiny_backbone(tmp_path, family)))
-    recipe = dataclasses.replace(QUICK, method=method)
+    recipe = recipe_of(method)
     assert set(measure(backbone, SINGLE, SINGLE, recipe).scores) == {
         "accuracy",
         "f1_macro",
@@ -173,13 +180,14 @@ def test_methods_learn(embedded: Backbone) -> None:
 
 
 def test_lora_costs_what_an_adapter_costs() -> None:
-    """LoRA's rank gives it the adapter's parameters, within half a rank's."""
-    for d, r in ((384, 16), (768, 48), (1024, 16), (32, 1)):
-        adapter, rank = 2 * r * d + r + d, lora_rank(d, r)
-        assert abs(4 * rank * d - adapter) <= 2 * d or rank == 1
+    """By default LoRA on query and value has the parameters of a bottleneck, within half a
+    rank's."""
+    for d in (384, 768, 1024):
+        bottleneck = 2 * Recipe.bottleneck * d + Recipe.bottleneck + d
+        assert abs(4 * Recipe.rank * d - bottleneck) <= 2 * d
 
 
-@pytest.mark.parametrize("method", ["houlsby", "lora", "bitfit", "head", "full"])
+@pytest.mark.parametrize("method", ["houlsby", "bitfit", "head", "full"])
 def test_what_no_server_can_apply(tmp_path: Path, bert_folder: Path, method: str) -> None:
     """A method that a server cannot apply writes no file: it is refused before any training."""
     out = tmp_path / "out.safetensors"

@@ -74,7 +74,7 @@ def test_what_does_not_fit(bert: Backbone, tmp_path: Path) -> None:
         train("toy", bert, SINGLE, SINGLE, STILL, warm_start=another(roberta, ["a", "b"]))
     with pytest.raises(
         TrainingError,
-        match="init is 'a@1', but method is 'full'; expected adamix, adapter or adapter-rdrop with",
+        match="init is 'a@1', but method is 'full'; expected adamix, adapter, adapter-rdrop or",
     ):
         Recipe(method="full", init="a@1")
     with pytest.raises(TrainingError, match="cannot be read: No such file"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from adapters.spec import Pooling
+from adapters.spec import LoraSite, Pooling
 from service.engine.gpu import kernels
 from service.engine.gpu.tables import Tables
 from service.engine.heads import logits
 from service.engine.kinds.bottleneck import Bottleneck
+from service.engine.kinds.lora import Lora
 from service.engine.kinds.registry import Combine, Weights
 from service.engine.resident import Pair, Segment
 from service.engine.sites import Add, Site
@@ -36,6 +39,10 @@ class FusedBottlenecks:
             widest=max(adapter.down.shape[1] for adapter in adapters),
         )
 
+    @property
+    def inner_rows(self) -> int:
+        return 0
+
     def at(self, layer: int) -> Mapping[Site, Add]:
         return launches(layer, self.tables)
 
@@ -45,7 +52,56 @@ def launches(layer: int, tables: Tables) -> Mapping[Site, Add]:
     return {"feed_forward": lambda _x, y: kernels.adapt(y, layer, tables)}
 
 
-ON_GPU: Mapping[type[Weights], Combine] = {Bottleneck: FusedBottlenecks}
+class FusedLoras:
+    """What `kinds.lora.Loras` does, in one launch per layer and site."""
+
+    def __init__(self, adapters: Sequence[Lora], tokens: Sequence[slice], rows: int) -> None:
+        """`tokens[i]` are those of `adapters[i]`; others of the `rows` stay as they are."""
+        self._adapters = adapters  # kept alive: the tables hold the addresses of their weights
+        height = SMALL if rows <= FEW_TOKENS else LARGE
+        sites = dict.fromkeys(site for adapter in adapters for site in adapter.pairs)
+        self.inner_rows = rows
+        self._tables = {site: _at_site(site, adapters, tokens, height) for site in sites}
+
+    def at(self, layer: int) -> Mapping[Site, Add]:
+        return {
+            site: partial(_low_rank, layer=layer, tables=tables)
+            for site, tables in self._tables.items()
+        }
+
+
+def _low_rank(x: Tensor, y: Tensor, layer: int, tables: Tables) -> None:
+    kernels.low_rank(x, y, layer, tables)
+
+
+def _at_site(
+    site: LoraSite, adapters: Sequence[Lora], tokens: Sequence[slice], height: int
+) -> Tables:
+    """The rows and the weights of the adapters that have the site."""
+    there = [
+        (adapter.pairs[site], adapter, part)
+        for adapter, part in zip(adapters, tokens, strict=True)
+        if site in adapter.pairs
+    ]
+    return Tables.of(
+        [part for _, _, part in there],
+        [
+            (a.data_ptr(), b.data_ptr(), a.shape[1], adapter.first_layer, _bits(adapter.scale), 0)
+            for (a, b), adapter, _ in there
+        ],
+        there[0][0][0].device,
+        height=height,
+        widest=max(a.shape[1] for (a, _), _, _ in there),
+    )
+
+
+def _bits(number: float) -> int:
+    """A float32 as an integer of the same bits, for a table of integers."""
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
+
+
+ON_GPU: Mapping[type[Weights], Combine] = {Bottleneck: FusedBottlenecks, Lora: FusedLoras}
 
 
 def fused_classify(
@@ -85,6 +141,12 @@ def compile_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
                 x,
                 0,
                 Tables.idle(1, 1, kernels.ADAPTER_COLUMNS, device, height=height, widest=inner),
+            )
+            kernels.low_rank(
+                x,
+                x,
+                0,
+                Tables.idle(1, 1, kernels.LORA_COLUMNS, device, height=height, widest=inner),
             )
     for columns in kernels.COLUMNS:
         nothing = Tables.idle(1, 1, kernels.PRODUCT_COLUMNS, device, height=SMALL, widest=columns)

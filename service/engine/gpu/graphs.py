@@ -97,6 +97,10 @@ class _Recorded:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
+    @property
+    def inner_rows(self) -> int:
+        return 0
+
     def at(self, layer: int) -> Mapping[Site, Add]:
         return launches(layer, self._tables)
 

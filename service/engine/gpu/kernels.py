@@ -15,9 +15,10 @@ from torch import Tensor
 
 from service.engine.gpu.tables import Tables
 
-ADAPTER_COLUMNS, PRODUCT_COLUMNS = 6, 4  # of `Tables.segments`, as the kernels step over them
-# Bottlenecks and label counts are rounded up to these. tl.dot takes no side shorter than 16. Each
-# size costs one more compilation, of seconds, and for bottlenecks one more CUDA graph.
+# Columns of `Tables.segments`, as the kernels step over them.
+ADAPTER_COLUMNS, PRODUCT_COLUMNS, LORA_COLUMNS = 6, 4, 6
+# Bottlenecks, ranks and label counts are rounded up to these. tl.dot takes no side shorter than 16.
+# Each size costs one more compilation, of seconds, and for bottlenecks one more CUDA graph.
 INNERS = (16, 64, 256)
 COLUMNS = (16, 64)
 # Bytes of the largest operand that a program holds at once. Small tiles get wide chunks, so that a
@@ -46,6 +47,38 @@ def adapt(x: Tensor, layer: int, tables: Tables) -> None:
         inner=inner,
         height=tables.height,
         chunk=_chunk(x.shape[1], max(inner, tables.height) * x.element_size()),
+        num_warps=4 if inner <= 64 else 8,
+        num_stages=2,
+    )
+
+
+def low_rank(x: Tensor, y: Tensor, layer: int, tables: Tables) -> None:
+    """`y += scale · B·A·x` in place, `x` `[T, inputs]` and `y` `[T, outputs]`, each tile of rows
+    with its segment's adapter. The rows of both may lie apart, as in a slice of columns.
+
+    Columns of the segments: the addresses of the first adapted layer's A `[r, inputs]` and B
+    `[outputs, r]`, then r, that layer's number, the bits of the scale in float32, and nothing;
+    further layers follow each other in memory. Weights are in `x`'s dtype, sums in float32. Rows of
+    adapters that begin above `layer` stay as they are.
+    """
+    assert x.stride(1) == y.stride(1) == 1, "a row lies in one piece"
+    inner = next(size for size in INNERS if size >= tables.widest)
+    # By the smaller side: a feed-forward's inner layer then takes several chunks of the same size,
+    # and no further compilation.
+    chunk = _chunk(min(x.shape[1], y.shape[1]), max(inner, tables.height) * x.element_size())
+    _low_rank[(len(tables.tiles),)](
+        x,
+        y,
+        tables.tiles,
+        tables.segments,
+        layer,
+        x.shape[1],
+        y.shape[1],
+        x.stride(0),
+        y.stride(0),
+        inner=inner,
+        height=tables.height,
+        chunk=chunk,
         num_warps=4 if inner <= 64 else 8,
         num_stages=2,
     )
@@ -150,6 +183,61 @@ def _adapt(
             mask = (rows < tokens) & (columns < width)[None, :]
             y += tl.load(places + columns[None, :], mask=mask, other=0.0).to(tl.float32)
             tl.store(places + columns[None, :], y.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def _low_rank(
+    x,
+    y,
+    tiles,
+    adapters,
+    layer,
+    inputs,
+    outputs,
+    x_stride,
+    y_stride,
+    inner: tl.constexpr,
+    height: tl.constexpr,
+    chunk: tl.constexpr,
+):
+    tile = tiles + 3 * tl.program_id(0)
+    first = tl.load(tile)  # int64, as the offsets that it gives
+    tokens = tl.load(tile + 1).to(tl.int32)
+    adapter = adapters + 6 * tl.load(tile + 2)
+    r = tl.load(adapter + 2).to(tl.int32)
+    own = layer - tl.load(adapter + 3)
+    if (tokens > 0) & (own >= 0):
+        a = tl.load(adapter).to(tl.pointer_type(x.dtype.element_ty)) + own * r * inputs
+        b = tl.load(adapter + 1).to(tl.pointer_type(x.dtype.element_ty)) + own * r * outputs
+        scale = tl.load(adapter + 4).to(tl.int32).to(tl.float32, bitcast=True)
+        rows = tl.arange(0, height)[:, None]
+        sources = x + first * x_stride + rows * x_stride
+        places = y + first * y_stride + rows * y_stride
+        units = tl.arange(0, inner)
+
+        z = tl.full((height, inner), 0.0, tl.float32)
+        for start in range(0, inputs, chunk):
+            columns = start + tl.arange(0, chunk)
+            part = tl.load(
+                sources + columns[None, :],
+                mask=(rows < tokens) & (columns < inputs)[None, :],
+                other=0.0,
+            )
+            known = (columns < inputs)[:, None] & (units < r)[None, :]
+            # [chunk, inner]
+            weights = tl.load(a + units[None, :] * inputs + columns[:, None], mask=known, other=0.0)
+            z = tl.dot(part, weights, z, input_precision="ieee")
+        hidden = z.to(x.dtype.element_ty)
+
+        for start in range(0, outputs, chunk):
+            columns = start + tl.arange(0, chunk)
+            known = (units < r)[:, None] & (columns < outputs)[None, :]
+            # [inner, chunk]
+            weights = tl.load(b + columns[None, :] * r + units[:, None], mask=known, other=0.0)
+            added = tl.dot(hidden, weights, input_precision="ieee") * scale
+            mask = (rows < tokens) & (columns < outputs)[None, :]
+            added += tl.load(places + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+            tl.store(places + columns[None, :], added.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["stride"])

@@ -8,19 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.spec import AdapterSpec
+from service.engine.kinds.parts import Parts, split
 from service.engine.sites import Add, Branch, Site
-
-# MKL shares a product's rows among its threads, and sums the last rows of a share in another order
-# if they are fewer than four. A row's sums would then depend on how many other rows its adapter has
-# in the batch, and int8 would round some of them to another step. Multiples of four have given the
-# same sums with any number of threads; from 32 rows on, so has any number of rows (tried up to 16
-# threads). In float32 only: half precision has other kernels, and there a weight may be infinite,
-# whose product with 0 is NaN and would spoil another adapter's rows.
-FOUR, ALIGNED_BELOW = 4, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,29 +59,28 @@ class Bottleneck:
 class Bottlenecks:
     """The bottlenecks of one batch, each for its own rows: two products per adapter and layer."""
 
-    def __init__(self, adapters: Sequence[Bottleneck], tokens: Sequence[slice], rows: int) -> None:
-        """`tokens[i]` are those of `adapters[i]`, in ascending order, of `rows` in all."""
-        self._sizes, self._places = _cuts(tokens, rows)
+    def __init__(self, adapters: Sequence[Bottleneck], tokens: Sequence[slice], _rows: int) -> None:
+        """`tokens[i]` are those of `adapters[i]`, in ascending order."""
+        self._parts = Parts(tokens, adapters[0].down.dtype)
         self._first = [adapter.first_layer for adapter in adapters]
         self._layers = [adapter.layers for adapter in adapters]
-        counts = [part.stop - part.start for part in tokens]
-        aligned = counts
-        if adapters[0].down.dtype == torch.float32:
-            aligned = [n + -n % FOUR if n < ALIGNED_BELOW else n for n in counts]
-        # the rows that follow an adapter's own join its products, up to a multiple of four
-        self._joined = {
-            i: slice(part.start, part.start + n)
-            for i, (part, n) in enumerate(zip(tokens, aligned, strict=True))
-            if n != counts[i]
-        }
-        shapes = [(n, adapter.down.shape[1]) for n, adapter in zip(aligned, adapters, strict=True)]
+        heights = self._parts.heights
+        shapes = [(n, adapter.down.shape[1]) for n, adapter in zip(heights, adapters, strict=True)]
         sizes = [n * width for n, width in shapes]
         # one buffer for all adapters, so that GELU is one call
         self._inner = adapters[0].down.new_empty(sum(sizes))
         self._inners = [
-            part.view(shape) for part, shape in zip(_split(self._inner, sizes), shapes, strict=True)
+            part.view(shape) for part, shape in zip(split(self._inner, sizes), shapes, strict=True)
         ]
-        self._foreign = [self._inners[i][counts[i] :] for i in self._joined]
+        self._foreign = [
+            inner[own:]
+            for inner, own in zip(self._inners, self._parts.own_heights, strict=True)
+            if len(inner) > own
+        ]
+
+    @property
+    def inner_rows(self) -> int:
+        return 0
 
     def at(self, layer: int) -> Mapping[Site, Add]:
         adapting = [(i, layer - first) for i, first in enumerate(self._first) if layer >= first]
@@ -99,9 +90,8 @@ class Bottlenecks:
 
     def _add(self, adapting: list[tuple[int, int]], y: Tensor) -> None:
         """`adapting` are the adapters by their numbers, and which of their layers this is."""
-        parts = _split(y, self._sizes)
-        own = {i: parts[self._places[i]] for i, _ in adapting}
-        whole = {i: self._whole(i, y) if i in self._joined else own[i] for i, _ in adapting}
+        own = self._parts.of(y)
+        whole = self._parts.whole(y, own)
         for i, at in adapting:
             down, bias, _, _ = self._layers[i][at]
             torch.addmm(bias, whole[i], down, out=self._inners[i])
@@ -111,29 +101,5 @@ class Bottlenecks:
         for i, at in adapting:
             _, _, up, bias = self._layers[i][at]
             whole[i].addmm_(self._inners[i], up)
-            if i in self._joined and self._joined[i].stop > len(y):
-                own[i].copy_(whole[i][: len(own[i])])
+            self._parts.settle(whole[i], own[i], i, len(y))
             own[i].add_(bias)
-
-    def _whole(self, i: int, y: Tensor) -> Tensor:
-        """An adapter's rows with those that join them; a copy with zeros behind the last row."""
-        rows = self._joined[i]
-        lacking = rows.stop - len(y)
-        return y[rows] if lacking <= 0 else F.pad(y[rows], (0, 0, 0, lacking))
-
-
-def _cuts(parts: Sequence[slice], rows: int) -> tuple[list[int], list[int]]:
-    """Sizes that cut `rows` at the ends of all parts, and which of the pieces each part is."""
-    sizes, places, end = [], [], 0
-    for part in parts:
-        if part.start > end:
-            sizes.append(part.start - end)
-        places.append(len(sizes))
-        sizes.append(part.stop - part.start)
-        end = part.stop
-    return [*sizes, rows - end], places
-
-
-def _split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = torch.split(x, sizes)
-    return parts

@@ -17,8 +17,10 @@ async function refresh() {
 }
 
 async function storage() {
-  const few = (await ask("storage?adapters=false")).data;
-  showSaving(few.tasks > 0 && few.tasks <= EACH_SHOWN ? (await ask("storage")).data : few);
+  const sum = (await ask("storage?adapters=false")).data;
+  if (sum.tasks === 0 || sum.tasks > EACH_SHOWN) return showSaving(sum, new Set());
+  const [each, listed] = await Promise.all([ask("storage"), ask(`adapters?offset=0&limit=${EACH_SHOWN}`)]);
+  showSaving(each.data, new Set(listed.data.filter((adapter) => adapter.kind === "lora").map((adapter) => adapter.task)));
 }
 
 onAway((away) => {

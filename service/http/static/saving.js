@@ -8,14 +8,14 @@ import { bytes, count, share, times } from "./format.js";
 
 const MOST_BARS = 12_000; // more bars than that are specks: then one stands for ten copies, or a hundred
 
-let latest = null;
+let latest = null; // what was drawn last: the storage, and the LoRA tasks
 
 export function watchSize() {
-  new ResizeObserver(() => latest && draw(latest)).observe(byId("lanes"));
+  new ResizeObserver(() => latest && draw(...latest)).observe(byId("lanes"));
 }
 
-/** `storage` is the answer of /storage. */
-export function showSaving(storage) {
+/** `storage` is the answer of /storage; `loras` are the tasks whose adapters are LoRA, as far as each is drawn. */
+export function showSaving(storage, loras) {
   const { tasks, total_bytes: total, full_copies_bytes: copies, saved_bytes: saved, backbone_bytes: backbone } = storage;
   const adapter = tasks ? storage.adapters_bytes / tasks : 0;
   say(byId("backbone"), `${storage.backbone} · ${storage.dtype} · ${bytes(backbone)}`);
@@ -30,11 +30,12 @@ export function showSaving(storage) {
     say(byId("saving-title"), `${count(tasks)} tasks in ${bytes(total)} instead of ${bytes(copies)}`);
     say(byId("saving-sentence"), `One frozen model and ${count(tasks)} adapters save ${bytes(saved)} against a fine-tuned copy per task.`);
   }
-  if (JSON.stringify(storage) !== JSON.stringify(latest)) draw(storage);
-  latest = storage;
+  const drawn = (of) => JSON.stringify(of && [of[0], [...of[1]]]);
+  if (drawn([storage, loras]) !== drawn(latest)) draw(storage, loras);
+  latest = [storage, loras];
 }
 
-function draw(storage) {
+function draw(storage, loras) {
   const lanes = byId("lanes");
   const room = Math.floor(lanes.clientWidth);
   if (!room) return;
@@ -43,16 +44,17 @@ function draw(storage) {
   const bars = Math.max(1, Math.ceil(tasks / each));
   const grid = layout(bars, room);
   const slivers = storage.adapters.length === tasks ? storage.adapters.map((a) => a.bytes) : [adapters];
+  const kinds = storage.adapters.length === tasks ? storage.adapters.map((a) => (loras.has(a.task) ? " lora" : "")) : [""];
   const unit = each > 1 ? ` Each bar is ${count(each)} copies.` : "";
 
   const here = [s("g", { class: "backbone" }, pieces(0, 1 / each, grid))];
   let at = 1 / each;
   slivers.forEach((size, i) => {
     const end = at + size / backbone / each;
-    here.push(s("g", { class: i % 2 ? "sliver odd" : "sliver" }, pieces(at, end, grid)));
+    here.push(s("g", { class: `sliver${i % 2 ? " odd" : ""}${kinds[i]}` }, pieces(at, end, grid)));
     at = end;
   });
-  if (each === 1 && slivers.length === tasks && at < grid.columns) here.push(...magnified(slivers, at, backbone, grid, room));
+  if (each === 1 && slivers.length === tasks && at < grid.columns) here.push(...magnified(slivers, kinds, at, backbone, grid, room));
   const rows = Math.floor(bars / grid.columns);
   const copies = [
     s("defs", {}, s("pattern", { id: "bars", width: grid.width, height: grid.height, patternUnits: "userSpaceOnUse" },
@@ -67,7 +69,8 @@ function draw(storage) {
     lane(theirs, bytes(storage.full_copies_bytes), tasks ? picture(copies, Math.ceil(bars / grid.columns), grid, room, theirs) : null),
   );
   const mean = tasks ? ` An adapter is ${share(adapters / tasks / backbone)} of a copy.` : "";
-  say(byId("saving-note"), `To scale: equal areas are equal bytes.${mean}${unit} A copy is counted without its head, so the saving is understated.`);
+  const both = loras.size ? " Orange adapters are bottlenecks, violet ones are LoRA." : "";
+  say(byId("saving-note"), `To scale: equal areas are equal bytes.${both}${mean}${unit} A copy is counted without its head, so the saving is understated.`);
 }
 
 /** How large a bar is: wide for few tasks, and small enough that all of them are one picture for many. */
@@ -86,7 +89,7 @@ function layout(bars, room) {
 }
 
 /** Slivers of a pixel once more beside the bar, wide enough to be counted; drawn as outlines, and the factor said. */
-function magnified(slivers, at, backbone, grid, room) {
+function magnified(slivers, kinds, at, backbone, grid, room) {
   const start = at * grid.width + 26, caption = 104;
   const wide = slivers.reduce((sum, size) => sum + size, 0) * (grid.width / backbone);
   const left = Math.min(room - start - caption, slivers.length * 40);
@@ -94,10 +97,10 @@ function magnified(slivers, at, backbone, grid, room) {
   if (!factor || wide / slivers.length > 4) return [];
   const height = grid.height - grid.rowGap;
   let x = start;
-  const shapes = slivers.map((size) => {
+  const shapes = slivers.map((size, i) => {
     const width = size * (grid.width / backbone) * factor;
     x += width;
-    return s("rect", { x: x - width + 0.5, y: 0.5, width: Math.max(0.5, width - 2), height: height - 1, class: "magnified" });
+    return s("rect", { x: x - width + 0.5, y: 0.5, width: Math.max(0.5, width - 2), height: height - 1, class: `magnified${kinds[i]}` });
   });
   return [
     s("path", { d: `M${at * grid.width + 4} ${height / 2}H${start - 6}`, class: "leader" }), ...shapes,

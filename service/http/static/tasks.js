@@ -86,7 +86,7 @@ export function markChosen() {
 
 function elements(adapter) {
   const { task, latency } = adapter;
-  const kind = [adapter.text_pair && "pairs", adapter.problem_type === "multi_label_classification" && "several at once"].filter(Boolean);
+  const kind = [adapter.kind === "lora" && "LoRA", adapter.text_pair && "pairs", adapter.problem_type === "multi_label_classification" && "several at once"].filter(Boolean);
   const [score] = Object.entries(adapter.dev_scores);
   const box = h("input", { type: "checkbox", "aria-label": `Try ${task}`, "data-task": task, "data-focus": `box ${task}`, disabled: !adapter.version, onchange: () => toggle(adapter) });
   const name = h("button", {
@@ -121,7 +121,7 @@ function versions(adapter) {
   const active = detail.versions.findIndex((version) => version.active);
   const { train_rows: learnt, dev_rows: judged } = detail.spec.training;
   const facts = [
-    `bottleneck ${detail.spec.bottleneck}`, `pooling ${detail.spec.pooling}`, `up to ${count(detail.spec.max_length)} tokens`,
+    shape(detail.spec), `pooling ${detail.spec.pooling}`, `up to ${count(detail.spec.max_length)} tokens`,
     `${count(detail.parameters)} parameters`,
     Number.isInteger(learnt) && `trained on ${count(learnt)} rows`, scores(adapter), Number.isInteger(judged) && `on ${count(judged)} dev rows`,
   ];
@@ -139,6 +139,12 @@ function versions(adapter) {
     h("p", { class: "quiet" }, facts.filter(Boolean).join(" · ")),
     h("p", { class: "bad", role: "alert", hidden: !state.problem }, state.problem),
   );
+}
+
+/** What the adapter adds to the model, and how large it is. */
+function shape({ kind, bottleneck, ranks }) {
+  if (kind !== "lora") return `bottleneck ${bottleneck}`;
+  return `LoRA of rank ${Object.entries(ranks).map(([site, rank]) => `${rank} at ${site}`).join(", ")}`;
 }
 
 const file = (task, version) => `adapters/${encodeURIComponent(task)}/versions/${encodeURIComponent(version)}/file`;

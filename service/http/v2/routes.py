@@ -162,8 +162,8 @@ def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetada
     store = service_of(request).store
     found = store.find(task, version)
     entry = store.entry(task)
-    signature = Signature.of(store.summary(task, found.digest).spec)
-    return model_metadata(signature, entry.shown(found), entry.names())
+    spec = store.summary(task, found.digest).spec
+    return model_metadata(Signature.of(spec), spec.kind, entry.shown(found), entry.names())
 
 
 @model.get(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapters.spec import ProblemType
+from adapters.spec import Kind, ProblemType
 from service.aggregation import Aggregate
 from service.http.schemas import AGGREGATE, CUT_AND_WINDOWED, STRIDE, Strict, Window
 from service.predictor import Signature
@@ -161,6 +161,7 @@ class ModelParameters(BaseModel):
     labels: list[str] = Field(description="In the order of the logits.")
     problem_type: ProblemType
     max_length: int
+    kind: Kind
 
 
 class ModelMetadata(BaseModel):
@@ -190,8 +191,10 @@ class IndexEntry(BaseModel):
     reason: str
 
 
-def model_metadata(signature: Signature, version: str, versions: list[str]) -> ModelMetadata:
-    """What one version of a task takes and answers."""
+def model_metadata(
+    signature: Signature, kind: Kind, version: str, versions: list[str]
+) -> ModelMetadata:
+    """What one version of a task takes and answers, and its adapter's kind."""
     outputs: list[tuple[str, Datatype, list[int]]] = [
         (LABEL, "BYTES", [-1]),
         (SCORE, "FP32", [-1]),
@@ -213,6 +216,7 @@ def model_metadata(signature: Signature, version: str, versions: list[str]) -> M
             labels=list(signature.labels),
             problem_type=signature.problem_type,
             max_length=signature.max_length,
+            kind=kind,
         ),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from adapters.convert.adapterhub import (
     NEEDED,
     WEIGHTS,
 )
+from adapters.convert.folder import write_folder
 from adapters.errors import CannotConvert
 from adapters.file import Adapter
 from adapters.spec import AdapterSpec
@@ -38,6 +38,11 @@ def write(adapter: Adapter, folder: Path) -> None:
     """Write `folder` completely or not at all. It must be absent or empty. Raises CannotConvert or
     OSError."""
     spec = adapter.spec
+    if spec.kind != "bottleneck":
+        raise CannotConvert(
+            f"{spec.task!r} is of kind {spec.kind!r}, and this writes AdapterHub's bottlenecks;"
+            " expected 'bottleneck', or --to peft"
+        )
     if spec.backbone.model_type not in MODELS:
         raise CannotConvert(
             f"AdapterHub has no {spec.backbone.model_type} model; expected one of"
@@ -68,25 +73,28 @@ def write(adapter: Adapter, folder: Path) -> None:
     }
     tensors = {name: tensor.float() for name, tensor in adapter.tensors.items()}
     dense = "head.dense.weight" in tensors
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
-        (whole / CONFIG).write_text(json.dumps({**about, "config": _config(spec)}, indent=2))
-        (whole / HEAD_CONFIG).write_text(
-            json.dumps({**about, "config": _head_config(spec, dense)}, indent=2)
-        )
-        # The names that `load_adapter` looks for unless it is told of safetensors.
-        (whole / WEIGHTS[1]).write_bytes(
-            _pickled(_sites(tensors, f"{prefix}.encoder.layer", spec.task))
-        )
-        (whole / HEAD_WEIGHTS[1]).write_bytes(_pickled(_head(tensors, f"heads.{spec.task}", dense)))
-        whole.replace(folder)
+    configs = {CONFIG: _config(spec), HEAD_CONFIG: _head_config(spec, dense)}
+    weights = {  # the names that `load_adapter` looks for unless it is told of safetensors
+        WEIGHTS[1]: _sites(tensors, f"{prefix}.encoder.layer", spec.task),
+        HEAD_WEIGHTS[1]: _head(tensors, f"heads.{spec.task}", dense),
+    }
+    write_folder(
+        folder,
+        {
+            **{
+                name: json.dumps({**about, "config": config}, indent=2).encode()
+                for name, config in configs.items()
+            },
+            **{name: _pickled(named) for name, named in weights.items()},
+        },
+    )
 
 
 def _config(spec: AdapterSpec) -> dict[str, Any]:
     """Return the adapter's configuration. AdapterHub's bottleneck is ⌊hidden size /
     reduction_factor⌋."""
     d, r = spec.backbone.hidden_size, spec.bottleneck
+    assert r is not None, "`write` refuses other kinds"
     fields = {name: values[0] for name, values in NEEDED.items() if name != "architecture"}
     return {**fields, "reduction_factor": d // r if d % r == 0 else d / (r + 0.5)}
 

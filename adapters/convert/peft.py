@@ -1,0 +1,404 @@
+"""Read folders that `save_pretrained` of a PEFT model wrote: LoRA and the head of a
+`…ForSequenceClassification` of BERT's and RoBERTa's families.
+
+`adapters.convert.peft_config` says what the configuration means. Which modules it names depends on
+the base model, so a folder is read in two steps: alone, and on its backbone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone
+from adapters.convert.foreign import (
+    Foreign,
+    bert_head,
+    check_model_type,
+    linear,
+    problem_type,
+    roberta_head,
+)
+from adapters.convert.objects import read_object
+from adapters.convert.peft_config import CONFIG, PeftConfig, parse
+from adapters.convert.weights import read_safetensors, refuse_rest, take
+from adapters.errors import CannotConvert
+from adapters.lora import MODULES
+from adapters.spec import INNER_SITES, LoraSite, Pooling, ProblemType, shown
+
+WRITER = "PEFT's save_pretrained"
+WEIGHTS, PICKLE, CARD = "adapter_model.safetensors", "adapter_model.bin", "README.md"
+MODEL_CONFIG = "config.json"
+PREFIX = "base_model.model."
+SITES: Mapping[str, LoraSite] = {module: site for site, module in MODULES.items()}
+LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+LORA = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
+POOLER = "pooler.dense"
+# Trainer's own folders, which hold earlier states of the same adapter.
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+# What PEFT's model card says of a base model that was quantised during training.
+QUANTISED = re.compile(r"quantization config was used during training:.*", re.DOTALL)
+BITS = re.compile(r"load_in_[48]bit: True|quant_method: \S+")
+# transformers' names for labels that nobody named
+UNNAMED = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a base model's encoder is called in a folder's tensors, and its head."""
+
+    model_types: tuple[str, ...]
+    head: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], Pooling]]
+    head_modules: tuple[str, ...]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family(("bert",), bert_head, ("classifier", f"bert.{POOLER}")),
+    "roberta": Family(
+        ("roberta", "xlm-roberta", "camembert"),
+        roberta_head,
+        ("classifier", "classifier.dense", "classifier.out_proj"),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A folder's configuration and its tensors, without `base_model.model.` in their names.
+    `model` holds what the model's own `config.json` says, if it lies beside them."""
+
+    name: str
+    config: PeftConfig
+    weights: Mapping[str, Tensor]
+    prefix: str
+    model: Mapping[str, Any]
+
+
+def made_by_peft(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds files as PEFT names them."""
+    return any(
+        (place / name).is_file()
+        for place in (folder, *_inner(folder))
+        for name in (WEIGHTS, PICKLE)
+    ) or ((folder / CONFIG).is_file() and b'"peft_type"' in (folder / CONFIG).read_bytes())
+
+
+def read(folder: Path) -> Folder:
+    """Read what can be told without the base model. Raises CannotConvert or OSError."""
+    _check_one_adapter(folder)
+    config = parse(read_object(folder / CONFIG, WRITER))
+    if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
+        raise CannotConvert(
+            f"{folder.name} has its weights in {PICKLE}, a pickle, which can be a program, and was"
+            f" not opened; expected {WEIGHTS}: if you trust its maker, load it with PEFT and save"
+            " it again"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise CannotConvert(
+            f"{folder.name} has no {WEIGHTS}; expected a folder that {WRITER} wrote"
+        )
+    _check_not_quantised(folder / CARD)
+    loaded = read_safetensors(folder / WEIGHTS)
+    weights = {
+        name.removeprefix(PREFIX): loaded.pop(name)
+        for name in list(loaded)
+        if name.startswith(PREFIX)
+    }
+    refuse_rest(loaded, f"names that begin with {PREFIX!r}")
+    model = folder / MODEL_CONFIG
+    return Folder(
+        folder.name,
+        config,
+        weights,
+        _prefix(weights),
+        read_object(model, "save_pretrained") if model.is_file() else {},
+    )
+
+
+def fit(folder: Folder, backbone: Backbone) -> Foreign:
+    """Look up the folder's modules in its base model, and give them our names. Raises
+    CannotConvert."""
+    family, config = FAMILIES[folder.prefix], folder.config
+    check_model_type(family.model_types, backbone)
+    weights = dict(folder.weights)
+    pairs = _pairs(weights, folder.prefix, backbone)
+    _check_targets(folder, pairs, backbone)
+    sites: dict[LoraSite, dict[int, str]] = defaultdict(dict)
+    for name in pairs:
+        found = LAYER.fullmatch(name)
+        if found:
+            sites[SITES[found[2]]][int(found[1])] = name
+    if not sites:
+        raise CannotConvert(
+            f"{folder.name} has LoRA in no layer; expected it at one of {', '.join(SITES)}"
+        )
+    scales = {name: config.scale(f"{folder.prefix}.{name}") for name in pairs}
+    scale = Counter(
+        scales[name] for layers in sites.values() for name in layers.values()
+    ).most_common(1)[0][0]
+    first = min(layer for layers in sites.values() for layer in layers)
+    tensors: dict[str, Tensor] = {}
+    for site in MODULES:
+        if site in sites:
+            rows = {
+                layer: (pairs[name][0], pairs[name][1] * (scales[name] / scale))
+                for layer, name in sites[site].items()
+            }
+            layers = range(first, backbone.reference.num_layers)
+            tensors |= _stacked(site, rows, layers)
+    head, pooling = family.head(weights)
+    pooler = _pooler(weights, folder.prefix, pairs.get(POOLER), scales.get(POOLER, 1.0), backbone)
+    if pooler:
+        head, pooling = {**pooler, **head}, "cls"
+    encoder = {
+        name.removeprefix(f"{folder.prefix}."): weights.pop(name)
+        for name in list(weights)
+        if name.startswith(f"{folder.prefix}.")
+    }
+    refuse_rest(weights, f"lora_A, lora_B, classifier and {folder.prefix} tensors")
+    labels, kind = _model_says(folder, backbone, len(head["head.out.weight"]))
+    inner = any(site in INNER_SITES for site in sites)
+    return Foreign(
+        tensors={**tensors, **head},
+        form={
+            "kind": "lora",
+            "ranks": {
+                site: tensors[f"lora.{site}.a"].shape[1] for site in MODULES if site in sites
+            },
+            "scale": scale,
+            **({"first_layer": first} if first else {}),
+            **({"intermediate_size": backbone.config.intermediate_size} if inner else {}),
+        },
+        pooling=pooling,
+        problem_type=kind,
+        model_types=family.model_types,
+        labels=labels,
+        provenance={
+            "converted_from": "PEFT adapter",
+            **{
+                key: value
+                for key in ("base_model_name_or_path", "revision", "peft_version")
+                if (value := getattr(config, key))
+            },
+        },
+        encoder=encoder,
+    )
+
+
+def _inner(folder: Path) -> list[Path]:
+    """The folders within it that hold an adapter of their own."""
+    return sorted(
+        path.parent
+        for path in folder.glob(f"*/{CONFIG}")
+        if not CHECKPOINT.fullmatch(path.parent.name)
+    )
+
+
+def _check_one_adapter(folder: Path) -> None:
+    inner = _inner(folder)
+    own = (folder / CONFIG).is_file()
+    if inner and (own or len(inner) > 1):
+        names = [*(["its own"] if own else []), *(shown(path.name) for path in inner)]
+        raise CannotConvert(
+            f"{folder.name} holds {len(names)} adapters, {', '.join(names[:8])}; expected the"
+            " folder of one"
+        )
+    if inner:
+        raise CannotConvert(
+            f"{folder.name} holds its adapter in {shown(inner[0].name)}; expected that folder"
+        )
+
+
+def _check_not_quantised(card: Path) -> None:
+    if not card.is_file():
+        return
+    found = QUANTISED.search(card.read_text("utf-8", "replace"))
+    bits = BITS.search(found[0]) if found else None
+    if bits:
+        raise CannotConvert(
+            f"{card.name} says that the base model was quantised during training"
+            f" ({bits[0][:80]}), so that the adapter corrects other weights than it would be served"
+            " with; expected a base model in floating point"
+        )
+
+
+def _prefix(weights: Mapping[str, Tensor]) -> str:
+    """What the base model calls its encoder. Raises CannotConvert for other models."""
+    prefixes = sorted({name.partition(".")[0] for name in weights if ".lora_" in name})
+    if "electra" in prefixes:
+        raise CannotConvert(
+            f"{WEIGHTS} is of an ELECTRA classifier, whose head has a GELU that an adapter file"
+            f" cannot say; expected one of {', '.join(FAMILIES)}"
+        )
+    if len(prefixes) != 1 or prefixes[0] not in FAMILIES:
+        found = " and ".join(shown(name) for name in prefixes[:4]) or "no module"
+        raise CannotConvert(
+            f"{WEIGHTS} has LoRA at {found}; expected it at the modules of"
+            f" {' or '.join(map(repr, FAMILIES))}, as BERT's and RoBERTa's families call them"
+        )
+    return prefixes[0]
+
+
+def _pairs(
+    weights: dict[str, Tensor], prefix: str, backbone: Backbone
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Take each module's A `[r, inputs]` and B `[outputs, r]`, in float32, by the module's name in
+    the backbone."""
+    sides: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    names = set()
+    for key in list(weights):
+        found = LORA.fullmatch(key)
+        if found:
+            names.add(found[3])
+            module = found[1].removeprefix(f"{prefix}.")
+            sides[module][found[2]] = take(weights, key).float()
+    if names != {None}:
+        shown_names = ", ".join(shown(name) for name in sorted(map(str, names))[:4])
+        raise CannotConvert(
+            f"{WEIGHTS} holds the adapters {shown_names} by their names; expected the one adapter"
+            f" that {WRITER} writes"
+        )
+    modules = dict(backbone.encoder.named_modules())
+    for module, pair in sides.items():
+        _check_pair(module, pair, modules.get(module), backbone)
+    return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
+
+
+def _check_pair(
+    name: str, pair: Mapping[str, Tensor], module: nn.Module | None, backbone: Backbone
+) -> None:
+    for side, other in ("AB", "BA"):
+        if side not in pair:
+            raise CannotConvert(
+                f"{WEIGHTS} has lora_{other} and no lora_{side} at {shown(name)}; expected both"
+            )
+    if module is None:
+        raise CannotConvert(
+            f"{WEIGHTS} has LoRA at {shown(name)}; backbone {backbone.name!r} of"
+            f" {backbone.reference.num_layers} layers has no such module"
+        )
+    _check_place(name, module)
+    a, b = pair["A"], pair["B"]
+    outputs, inputs = module.weight.shape  # type: ignore[misc]  # of a linear module
+    if (a.shape[1], b.shape[0]) != (inputs, outputs):
+        raise CannotConvert(
+            f"LoRA at {shown(name)} is for {a.shape[1]} inputs and {b.shape[0]} outputs; expected"
+            f" {inputs} and {outputs}, as backbone {backbone.name!r} has"
+        )
+
+
+def _check_place(name: str, module: nn.Module) -> None:
+    """Refuse a module that is no site of an adapter file."""
+    found = LAYER.fullmatch(name)
+    if name != POOLER and not (found and found[2] in SITES):
+        what = "embeddings" if name.startswith("embeddings.") else f"a {type(module).__name__}"
+        raise CannotConvert(
+            f"LoRA is at {shown(name)}, {what}; expected it at the linear modules of layers or at"
+            " the pooler"
+        )
+
+
+def _check_targets(
+    folder: Folder, pairs: Mapping[str, tuple[Tensor, Tensor]], backbone: Backbone
+) -> None:
+    """Check that the tensors are those that the configuration names, with its ranks: PEFT itself
+    starts the others at random."""
+    config, modules = folder.config, dict(backbone.encoder.named_modules())
+    names = {  # all modules of the classifier, and whether they are linear
+        f"{folder.prefix}.{name}": isinstance(module, nn.Linear)
+        for name, module in modules.items()
+        if name and (folder.prefix == "bert" or not name.startswith("pooler"))
+    }
+    names |= dict.fromkeys(FAMILIES[folder.prefix].head_modules, True)
+    unmatched = config.unmatched(names)
+    if unmatched is not None:
+        raise CannotConvert(
+            f"{CONFIG} has {shown(unmatched)} in target_modules, which names no module of backbone"
+            f" {backbone.name!r}; expected modules that it has, such as 'query'"
+        )
+    for whole, is_linear in names.items():
+        name = whole.removeprefix(f"{folder.prefix}.")
+        if config.targets(whole, linear=is_linear):
+            if name in modules:
+                _check_place(name, modules[name])
+            if name not in pairs:
+                raise CannotConvert(
+                    f"{WEIGHTS} has no LoRA at {shown(name)}, which target_modules name in backbone"
+                    f" {backbone.name!r} of {backbone.reference.num_layers} layers; expected it"
+                )
+    for name, (a, b) in pairs.items():
+        whole = f"{folder.prefix}.{name}"
+        if not config.targets(whole, linear=True):
+            raise CannotConvert(
+                f"{WEIGHTS} has LoRA at {shown(name)}, which {CONFIG} does not name in"
+                " target_modules; expected no other"
+            )
+        rank = config.rank(whole)
+        if not a.shape[0] == b.shape[1] == rank:
+            raise CannotConvert(
+                f"LoRA at {shown(name)} has an A of rank {a.shape[0]} and a B of rank"
+                f" {b.shape[1]}; expected {rank}, as {CONFIG} says"
+            )
+
+
+def _stacked(
+    site: LoraSite, layers: Mapping[int, tuple[Tensor, Tensor]], numbers: range
+) -> dict[str, Tensor]:
+    """Stack one site's A `[L, r, inputs]` and B `[L, outputs, r]`. Zeros fill up smaller ranks and
+    layers without LoRA: they add nothing."""
+    one_a, one_b = next(iter(layers.values()))
+    rank = max(len(a) for a, _ in layers.values())
+    a = torch.zeros(len(numbers), rank, one_a.shape[1])
+    b = torch.zeros(len(numbers), one_b.shape[0], rank)
+    for i, layer in enumerate(numbers):
+        if layer in layers:
+            own = len(layers[layer][0])
+            a[i, :own], b[i, :, :own] = layers[layer]
+    return {f"lora.{site}.a": a, f"lora.{site}.b": b}
+
+
+def _pooler(
+    weights: dict[str, Tensor],
+    prefix: str,
+    lora: tuple[Tensor, Tensor] | None,
+    scale: float,
+    backbone: Backbone,
+) -> dict[str, Tensor]:
+    """Return BERT's pooler, dense and tanh over the first token, as our head's dense layer if it
+    was trained: as a whole, or by LoRA. It is empty if it was not."""
+    name = f"{prefix}.{POOLER}"
+    if f"{name}.weight" in weights and prefix == "bert":
+        return linear(weights, "head.dense", name)
+    if lora is None:
+        return {}
+    a, b = (side.double() for side in lora)
+    dense = backbone.encoder.get_submodule(POOLER)
+    weight, bias = (dense.get_parameter(name).detach() for name in ("weight", "bias"))
+    return {
+        "head.dense.weight": (weight.double() + scale * b @ a).float(),
+        "head.dense.bias": bias.float(),
+    }
+
+
+def _model_says(
+    folder: Folder, backbone: Backbone, rows: int
+) -> tuple[tuple[str, ...] | None, ProblemType]:
+    """Labels and problem type as the model's configuration has them: the one beside the adapter,
+    else the base model's if it has as many labels."""
+    own = bool(folder.model)
+    id2label = folder.model.get("id2label") if own else backbone.config.id2label
+    labels = None
+    if isinstance(id2label, Mapping) and all(str(key).isdecimal() for key in id2label):
+        numbered = {int(key): str(label) for key, label in id2label.items()}
+        names = tuple(numbered[key] for key in sorted(numbered))
+        if not all(map(UNNAMED.fullmatch, names)) and (own or len(names) == rows):
+            labels = names
+    said = folder.model.get("problem_type")
+    return labels, said if said in get_args(ProblemType) else problem_type(rows)
