@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from adapters.disk import LEFTOVER, sync_folder
@@ -72,6 +73,17 @@ class Entry:
         while any(digest.startswith(version.digest[:digits]) for digest in others):
             digits += 1
         return version.digest[:digits]
+
+    def names(self) -> list[str]:
+        """What `shown` gives each of the versions, in their order."""
+        ordered = sorted(version.digest for version in self.versions)
+        # RUF071: the digits that two names share, not the folders of two paths
+        shared = [0, *(len(os.path.commonprefix(pair)) for pair in pairwise(ordered)), 0]  # noqa: RUF071
+        digits = {
+            digest: max(SHOWN_DIGITS, before + 1, after + 1)
+            for digest, (before, after) in zip(ordered, pairwise(shared), strict=True)
+        }
+        return [version.digest[: digits[version.digest]] for version in self.versions]
 
     def choices(self) -> str:
         """The task's versions, as a sentence names them."""

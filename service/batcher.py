@@ -8,7 +8,6 @@ waits for nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import Counter, OrderedDict, deque
@@ -76,6 +75,8 @@ class _Request(Generic[T]):
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[R, T]):
     row: R
+    task: str
+    tokens: int
     index: int
     request: _Request[T]
     arrived: float
@@ -155,7 +156,9 @@ class Batcher(Generic[R, T]):
         now = time.monotonic()
         done = asyncio.get_running_loop().create_future()
         request: _Request[T] = _Request(done, [None] * len(rows), len(rows))
-        entries = [_Entry(row, index, request, now) for index, row in enumerate(rows)]
+        entries = [
+            _Entry(row, row.task, row.tokens, index, request, now) for index, row in enumerate(rows)
+        ]
         for entry in entries:
             self._put(entry)
         self._wake.set()
@@ -215,23 +218,23 @@ class Batcher(Generic[R, T]):
         return QueueFull(max(1, math.ceil(self._pace.seconds(ahead))))
 
     def _put(self, entry: _Entry[R, T]) -> None:
-        queue = self._queues.get(entry.row.task)
+        queue = self._queues.get(entry.task)
         if queue is None:
-            queue = self._queues[entry.row.task] = _TaskQueue()
+            queue = self._queues[entry.task] = _TaskQueue()
         queue.entries.append(entry)
         queue.rows += 1
         self._queued_rows += 1
-        self._queued_tokens += entry.row.tokens
+        self._queued_tokens += entry.tokens
 
     def _uncount(self, entry: _Entry[R, T]) -> None:
         """An entry waits no more: it was taken, or nobody waits for it."""
         entry.queued = False
-        queue = self._queues[entry.row.task]
+        queue = self._queues[entry.task]
         queue.rows -= 1
         self._queued_rows -= 1
-        self._queued_tokens -= entry.row.tokens
+        self._queued_tokens -= entry.tokens
         if not queue.rows:
-            del self._queues[entry.row.task]
+            del self._queues[entry.task]
 
     async def _loop(self) -> None:
         busy_since = None  # the end of the last batch, if that left rows behind
@@ -239,7 +242,7 @@ class Batcher(Generic[R, T]):
             await self._regroup()
             batch = self._form()
             if batch:
-                tokens, full = sum(entry.row.tokens for entry in batch), self._queued_rows > 0
+                tokens, full = sum(entry.tokens for entry in batch), self._queued_rows > 0
                 began = busy_since or time.monotonic()
                 await self._execute(batch)
                 ended = time.monotonic()
@@ -265,8 +268,10 @@ class Batcher(Generic[R, T]):
             if (left := self._patience_ends - time.monotonic()) <= 0:
                 return
             self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), left)
+            # not asyncio.wait_for, which makes a task: this happens once a lone request
+            end = asyncio.get_running_loop().call_later(left, self._wake.set)
+            await self._wake.wait()
+            end.cancel()
 
     def _form(self) -> list[_Entry[R, T]]:
         batch: list[_Entry[R, T]] = []
@@ -279,7 +284,7 @@ class Batcher(Generic[R, T]):
                 entry = self._head(task)
                 if entry is None:
                     continue
-                full = tokens + entry.row.tokens > self.max_tokens
+                full = tokens + entry.tokens > self.max_tokens
                 crowded = (
                     entry.row.adapter_key not in adapters and len(adapters) >= self._max_adapters
                 )
@@ -287,7 +292,7 @@ class Batcher(Generic[R, T]):
                     continue  # stays in front: the next batch begins with it
                 self._take(entry)
                 batch.append(entry)
-                tokens += entry.row.tokens
+                tokens += entry.tokens
                 adapters.add(entry.row.adapter_key)
                 took = True
         return batch
@@ -305,7 +310,7 @@ class Batcher(Generic[R, T]):
         return None
 
     def _take(self, entry: _Entry[R, T]) -> None:
-        task = entry.row.task
+        task = entry.task
         self._queues[task].entries.popleft()
         self._queues.move_to_end(task)
         self._uncount(entry)
@@ -338,10 +343,9 @@ class Batcher(Generic[R, T]):
         answers = list(zip(batch, values, strict=True))
         seconds = time.monotonic() - started
         waits = [started - entry.arrived for entry in batch]
-        tasks = len({row.task for row in rows})
-        report = BatchReport(
-            len(rows), sum(row.tokens for row in rows), tasks, started, seconds, waits
-        )
+        tasks = len({entry.task for entry in batch})
+        tokens = sum(entry.tokens for entry in batch)
+        report = BatchReport(len(rows), tokens, tasks, started, seconds, waits)
         for (entry, value), wait in zip(answers, waits, strict=True):
             self._answer(entry, Outcome(value, wait, report))
         self._answered = sum(

@@ -16,7 +16,7 @@
         ├── AnswerTooLarge      long labels, for too many inputs
         ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
-        ├── OutcomeUnknown      the engine process ended during a write
+        ├── OutcomeUnknown      the service ended during a write
         ├── NotFinite           logits that are NaN or infinite
         ├── DeviceOutOfMemory   the device lacks memory for a row alone
         ├── AdapterNotLoaded    the device cannot take an adapter
@@ -109,12 +109,12 @@ class Closed(Refusal):
 
 
 class OutcomeUnknown(Refusal):
-    """The engine process ended during a write: the store holds what was written, or what was there
-    before."""
+    """The service, or its engine process, ended during a write: the store holds what was written,
+    or what was there before."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the engine process ended during this write, and whether it was done is unknown;"
+            "the service ended during this write, and whether it was done is unknown;"
             " expected GET /adapters/{task} to show it once the service is back"
         )
 

@@ -228,4 +228,4 @@ def _size(entry: Entry) -> AdapterSize:
     active = entry.active_version
     if active is None:
         return AdapterSize(entry.task, None, 0)
-    return AdapterSize(entry.task, active.short, active.bytes)
+    return AdapterSize(entry.task, entry.shown(active), active.bytes)

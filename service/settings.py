@@ -37,71 +37,84 @@ class Settings(BaseSettings):
         env_prefix="ADAMIX_", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
-    backbone: str = Field("embedded", description="embedded, a folder, or a Hugging Face id")
+    backbone: str = Field("embedded", description="`embedded`, a folder, or a Hugging Face id")
     store: Path = Field(Path("var/store"), description="folder of the adapters")
     seed: Path = Field(
         Path("store"),
-        description="folder of adapters that a new store gets, once; none: no adapters",
+        description=(
+            "the adapters in this folder are copied into a new store, once. The value `none` means:"
+            " start with no adapters"
+        ),
     )
     read_only: bool = Field(
         False,
         description="serve the store as it is at the start, while another process writes to it",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the GPU if there is one"
+        "auto", description="`auto`: the GPU if there is one"
     )
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
-        "float32", description="number format of the backbone on the device; int8 on CPUs only"
+        "float32",
+        description="number format of the backbone on the device. `int8` works on CPUs only",
     )
     host: str = Field(
         "127.0.0.1",
         description=(
-            "address or name to listen on, :: for IPv6 and IPv4; any but loopback needs the admin"
-            " key for writes"
+            "address or name to listen on. `::` is IPv6 and IPv4. If it is not a loopback address,"
+            " writes need the admin key"
         ),
     )
-    port: int = Field(8000, ge=0, le=65535, description="0: any that is free; the log says which")
+    port: int = Field(8000, ge=0, le=65535, description="`0`: any free port. The log says which")
     allowed_hosts: str = Field(
         "",
         description=(
-            "further host names, with commas between them, that a service on loopback "
-            "answers to, besides localhost"
+            "host names, with commas between them, that a service on loopback answers to besides"
+            " `localhost`"
         ),
     )
     root_path: str = Field(
         "",
         pattern=r"^((/[A-Za-z0-9._~-]+)+/?|/)?$",
-        description="path under which a proxy offers the service, such as /ml",
+        description="path under which a proxy offers the service, such as `/ml`",
     )
     workers: int = Field(
         1,
         ge=1,
         le=64,
         description=(
-            "processes that speak HTTP; from 2 on they are apart from the engine, which stays one"
+            "number of processes that speak HTTP. With 2 or more, the engine runs in one further"
+            " process"
         ),
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the engine; by default one per core"
+        None, ge=1, le=1024, description="CPU threads of the engine. Default: one per core"
     )
     max_batch_tokens: int | None = Field(
         None,
         ge=16,
-        description="tokens in one forward pass; by default 1024 on a CPU, 16384 on a GPU",
+        description="tokens in one forward pass. Default: 1024 on a CPU, 16384 on a GPU",
     )
-    max_queue_rows: int = Field(2048, ge=1, description="rows that may wait; further ones get 429")
+    max_queue_rows: int = Field(
+        2048,
+        ge=1,
+        description="rows that may wait. A request with more rows than free places gets 429",
+    )
     max_wait_seconds: float = Field(
         0.5,
         gt=0,
         description=(
-            "longest expected wait for the device; a request that would wait longer gets 429"
+            "longest expected wait for the device. A request that would wait longer gets 429"
         ),
     )
     max_inputs: int = Field(
-        256, ge=1, description="rows (inputs × tasks, windows counted) in one request"
+        256,
+        ge=1,
+        description=(
+            "rows in one request: inputs × tasks. Each window of a long text counts as an input"
+        ),
     )
     max_body_bytes: int = Field(
-        2 << 20, ge=1024, description="largest body of a /predict or infer request"
+        2 << 20, ge=1024, description="largest body of a `/predict` or `infer` request"
     )
     max_upload_bytes: int = Field(64 << 20, ge=1024, description="largest uploaded adapter")
     slots: int = Field(256, ge=1, description="adapters on the device at once")
@@ -109,69 +122,84 @@ class Settings(BaseSettings):
         None,
         ge=0,
         description=(
-            "bytes of adapters in memory; by default a quarter of the machine's or "
-            "container's memory, 4 GiB at most"
+            "bytes of adapters in memory. Default: a quarter of the machine's or container's"
+            " memory, at most 4 GiB"
         ),
     )
     keep_alive_seconds: float = Field(
-        75, gt=0, description="how long a connection may rest between two requests"
+        75, gt=0, description="longest time between two requests on a connection"
     )
     header_seconds: float = Field(
-        10, gt=0, description="how long a request's line and headers may take"
+        10, gt=0, description="longest time for a request's line and headers"
     )
     body_seconds: float = Field(
         30,
         gt=0,
         description=(
-            "how long a request's body may take, plus a second for each 16 KiB; also how "
-            "long a client may read nothing of its answer"
+            "longest time for a request's body; each 16 KiB that came adds a second. Also the"
+            " longest time in which a client may read nothing of its answer"
         ),
     )
     max_connections: int | None = Field(
         None,
         ge=1,
         description=(
-            "connections of each process that speaks HTTP; by default what the limit of "
-            "open files leaves, 16384 at most"
+            "connections of each process that speaks HTTP. Default: what the limit of open files"
+            " leaves, at most 16384"
+        ),
+    )
+    max_arriving_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description=(
+            "bytes of unfinished bodies in each process that speaks HTTP. If there are more, the"
+            " request whose body began first is refused with 503"
         ),
     )
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description=(
-            "addresses and networks, with commas between, whose X-Forwarded-For and"
-            " X-Forwarded-Proto are believed; *: everybody's"
+            "addresses and networks, with commas between them. The service trusts"
+            " `X-Forwarded-For` and `X-Forwarded-Proto` from these. `*` means every address"
         ),
     )
     drain_seconds: int = Field(
-        30, ge=0, description="how long SIGTERM waits for requests under way"
+        30, ge=0, description="longest time that SIGTERM waits for requests under way"
     )
     auto_truncate: bool = Field(
-        False, description="cut texts that are too long, unless a request says truncate: false"
+        False,
+        description="cut texts that are too long, unless the request has `truncate: false`",
     )
     api_key: SecretStr | None = Field(
         None,
         description=(
-            "if set, predictions and reads need it as a bearer token (reads: or the admin key)"
+            "if set, predictions and reads need this key as a bearer token. Reads also take the"
+            " admin key"
         ),
     )
     admin_key: SecretStr | None = Field(
         None,
-        description="writes need it as a bearer token; made at first start where one is needed",
+        description=(
+            "if set, writes need this key as a bearer token. If the service does not listen on"
+            " loopback and no key is set, it makes one at its first start"
+        ),
     )
     open_metrics: bool = Field(
-        True, description="/metrics needs no key, even where ADAMIX_API_KEY is set"
+        True, description="`/metrics` needs no key, even if `ADAMIX_API_KEY` is set"
     )
     tracing: bool = Field(
         False,
         description=(
-            "spans to OpenTelemetry, as its own OTEL_… variables say; needs the extra tracing"
+            "send spans to OpenTelemetry. Its own `OTEL_…` variables configure this. Install the"
+            " package extra `tracing` first"
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug logs health probes too"
+        "info",
+        description="with the value `debug`, requests to the health paths are logged too",
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: console on a terminal, else JSON"
+        "auto", description="`auto`: console on a terminal, JSON elsewhere"
     )
 
     @model_validator(mode="before")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Site = Callable[[int, Tensor], Tensor]  # (layer, [T, d]) → [T, d]
-Update = Callable[[int, str], Tensor | float]  # (layer, linear module) → what its weight gains
+Update = Callable[[int, str], Tensor | None]  # (layer, linear module) → what its weight gains
 
 
 MODULES = (
@@ -40,7 +40,7 @@ def hidden(
     ids: list[int],
     types: list[int],
     site: Site = lambda _layer, x: x,
-    update: Update = lambda _layer, _module: 0.0,
+    update: Update = lambda _layer, _module: None,
 ) -> Tensor:
     """The last layer's states `[T, d]` of a text without padding, `site` applied behind each
     feed-forward, `update` added to each linear module's weight."""
@@ -57,7 +57,8 @@ def hidden(
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
         for module in MODULES:
-            p[f"{layer}.{module}.weight"] = p[f"{layer}.{module}.weight"] + update(i, module)
+            if (change := update(i, module)) is not None:
+                p[f"{layer}.{module}.weight"] = p[f"{layer}.{module}.weight"] + change
         q, k, v = (
             _linear(p, f"{layer}.attention.self.{name}", x)
             .reshape(len(ids), heads, size)

@@ -9,12 +9,11 @@ own (var/adapterhub) and run without this repository on its path
 float32; weights of adapters and heads are random.
 
 - from: its `save_adapter` → `python -m adapters convert` → the logits of our reference model
-against its own
-- to:   our file → `python -m adapters export` → the logits of its `load_adapter` against our
-reference model's
+  against its own
+- to: our file → `python -m adapters export` → the logits of its `load_adapter` against our
+  reference model's
 - refused: configurations that `convert` must refuse; where the tensors have the same names,
-`error_if_taken` is how far the
-  logits would be off if the configuration were ignored
+  `error_if_taken` is how far the logits would be off if the configuration were ignored
 """
 
 from __future__ import annotations

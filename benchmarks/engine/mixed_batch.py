@@ -8,14 +8,13 @@ repeat by repeat, on the very same batches, so that a slow minute of the machine
 ratios are taken within a repeat, and medians and ranges are over the repeats. Weights of adapters
 and copies are random: they do not change the work.
 
-- mixed:  this service's engine, one backbone, one adapter (bottleneck 16) and one head per task;
-its backbone in `--dtype`,
-          all other systems in float32
-- bare:   the same engine without adapters and heads, rows of one batch as before
+- mixed: this service's engine, one backbone, one adapter (bottleneck 16) and one head per task; its
+  backbone in `--dtype`, all other systems in float32
+- bare: the same engine without adapters and heads, rows of one batch as before
 - copies: transformers, one full copy of the model per task; a batch is split by task, each part
-padded
+  padded
 - matmul: the encoder's linear layers alone, at the batch's own number of tokens
-(torch.nn.functional.linear)
+  (torch.nn.functional.linear)
 """
 
 from __future__ import annotations

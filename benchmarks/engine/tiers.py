@@ -3,9 +3,9 @@ matters what else runs.
 
     python -m benchmarks.engine.tiers
 
-- scan:    opening a store of so many tasks.
-- get:     an adapter that is in no memory yet, its file in the page cache.
-- memory:  private memory (USS) for each adapter in the host cache, over its file's size.
+- scan: opening a store of so many tasks.
+- get: an adapter that is in no memory yet, its file in the page cache.
+- memory: private memory (USS) for each adapter in the host cache, over its file's size.
 - acquire: an adapter that has no slot yet, where another one must make room.
 """
 

@@ -18,7 +18,12 @@ ALPHA = 0.05
 INTRO = """# Results
 
 Made by `python -m benchmarks.glue render` from the cells in `benchmarks/results/glue/cells.jsonl`. A
-cell is one training run. `python -m benchmarks.glue run` goes on with the first one that lacks.
+cell is one training run. `python -m benchmarks.glue run` continues with the first cell that is
+missing.
+"""
+STAGE_NAMES = """A stage is named by its training rows and its methods. `search` tries learning rates. `first` is
+`adamix`, `adapter-rdrop` and `adapter`; `second` is `lora`, `full` and `head`; `paper` is
+`adamix-paper`; `ablations` are all variants of `adamix`. `long-texts` is subj and mrpc.
 """
 HERE = Path(__file__).parent
 
@@ -48,17 +53,20 @@ def write(out: Path, cells: Cells, by_epoch: Cells) -> None:
 def _state(cells: Cells) -> str:
     """How much of the protocol has been run, and on what."""
     there = {tuple(cell[name] for name in stored.KEY[:-1]) for cell in cells}
-    lines, lacking = ["| stage of the protocol | cells there | of |", "|---|---|---|"], False
+    lines, lacking = (
+        ["| stage of the protocol | finished cells | planned cells |", "|---|---|---|"],
+        False,
+    )
     for stage in STAGES:
         keys = [tuple(cell.key[name] for name in stored.KEY[:-1]) for cell in stage.cells()]
         count = sum(key in there for key in keys)
         lines.append(f"| {stage.name} | {count} | {len(keys)} |")
         lacking = lacking or count < len(keys)
     if all(cell["search"] is not None for cell in cells):
-        lines = ["**No cell has been judged on dev yet**: learning rates come first.", "", *lines]
+        lines = ["**No cell has a dev score yet**: learning rates are searched first.", "", *lines]
     elif lacking:
         lines = [
-            "**The protocol has not been run to its end**; what is said is of this:",
+            "**The protocol is not finished.** This page is about these cells:",
             "",
             *lines,
         ]
@@ -66,7 +74,7 @@ def _state(cells: Cells) -> str:
     precision = ", ".join(sorted({cell["recipe"]["precision"] for cell in cells}))
     backbone = ", ".join(sorted({cell["backbone"] for cell in cells}))
     said = f"Backbone: {backbone}. Hardware: {hardware}. Precision: {precision}."
-    return "\n".join([said, "", *lines, ""])
+    return "\n".join([said, "", *lines, "", STAGE_NAMES])
 
 
 def _named(size: int | None) -> str:

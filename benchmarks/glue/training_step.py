@@ -10,19 +10,19 @@ forward, backward, clipping, AdamW. Adapters have bottleneck 16, LoRA has rank 8
 mixtures have four experts.
 
 Steps, all by the trainer (`training.fit`), on the same mini-batches:
-- adapter:    a single adapter in every layer
-- routed:     a mixture by random routes, without consistency
+- adapter: a single adapter in every layer
+- routed: a mixture by random routes, without consistency
 - consistent: the same with consistency, so with a second forward pass
-- control:    a single adapter's two passes (`adapter-rdrop`)
-- corrected:  a mixture whose rows are spread over the experts, a second pass through their mean,
-              the task's loss on both
+- control: a single adapter's two passes (`adapter-rdrop`)
+- corrected: a mixture whose rows are spread over the experts, a second pass through their mean, the
+  task's loss on both
 - lora, lora-routed, lora-control, lora-corrected: the same of LoRA
 
 Real tokens a second, padding not counted, training the same single adapter:
-- trainer:    `training.fit`: mini-batches of rows of like length
-- longest:    a plain loop over transformers' encoder: shuffled rows, each mini-batch padded to its
-longest row
-- maximum:    the same loop with every row padded to 128 tokens, as many scripts do
+- trainer: `training.fit`: mini-batches of rows of like length
+- longest: a plain loop over transformers' encoder: shuffled rows, each mini-batch padded to its
+  longest row
+- maximum: the same loop with every row padded to 128 tokens, as many scripts do
 """
 
 from __future__ import annotations

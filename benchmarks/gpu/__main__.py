@@ -6,7 +6,7 @@ the card's limits is it?
 Each part's figures are written as soon as they are there; a part that fails leaves its error, and
 the next one goes on. The parts are run in their order until the budget is spent; the same command
 again does what is left. First of all comes parity: where that failed, every later figure says so.
-What each part measures stands at the head of its file in gpu_parts/.
+What each part measures stands at the head of its file in parts/.
 
 Times are by CUDA events, after warm-ups; whatever is compared takes turns repeat by repeat, ratios
 are taken within a repeat, medians and ranges over the repeats. What is timed are RoBERTas with

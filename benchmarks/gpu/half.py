@@ -1,7 +1,7 @@
 """The embedded backbone in float16, a folder of 45 MB: to be carried to a machine that reaches no
 package index.
 
-python -m benchmarks.gpu.half FOLDER
+    python -m benchmarks.gpu.half FOLDER
 """
 
 from __future__ import annotations

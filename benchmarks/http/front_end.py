@@ -1,26 +1,24 @@
 """What a request costs beside the device: the running service with a device that answers at once,
 driven by wrk.
 
-    apt-get install wrk python -m benchmarks.http.front_end python -m benchmarks.http.front_end
-    --workers 2 --device-ms 3 --out benchmarks/results/workers.json
+    apt-get install wrk
+    python -m benchmarks.http.front_end
+    python -m benchmarks.http.front_end --workers 2 --device-ms 3 --out workers.json
 
 One short text a request, over connections that stay open; the log as it is by default, a line a
 request, into a file.
 
-- cpu:      the server's processor time for a request, all its processes and threads. A second over
-that is what one core
-            can answer: so measured, it hardly matters which cores server and wrk have;
-            `client_cores` says what wrk took.
-- engine:   of that, the engine process's. With workers (ADAMIX_WORKERS) it bounds the whole, on
-however many cores: no
-            more requests are answered than a second holds of it. What it takes depends on `rows`,
-            those of a batch, whose way to the device and back they share; `--device-ms` lets
-            batches grow as a busy device does.
+- cpu: the server's processor time for a request, all its processes and threads. A second over that
+  is what one core can answer: so measured, it hardly matters which cores server and wrk have;
+  `client_cores` says what wrk took.
+- engine: of that, the engine process's. With workers (ADAMIX_WORKERS) it bounds the whole, on
+  however many cores: no more requests are answered than a second holds of it. What it takes depends
+  on `rows`, those of a batch, whose way to the device and back they share; `--device-ms` lets
+  batches grow as a busy device does.
 - p50, p99: of wrk; with one connection that is what the front end adds to a lone request.
-- stages:   mean µs, by the service's own histograms: tokenising a request, a row's wait for the
-device, a batch on it (here
-            nothing but the way into its thread and back).
-- health:   GET /health, the same way: what uvicorn and FastAPI take for next to nothing.
+- stages: mean µs, by the service's own histograms: tokenising a request, a row's wait for the
+  device, a batch on it (here nothing but the way into its thread and back).
+- health: GET /health, the same way: what uvicorn and FastAPI take for next to nothing.
 
 Requests and their kinds take turns, repeat by repeat.
 """

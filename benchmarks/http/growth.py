@@ -6,21 +6,20 @@ For each size a store of that many valid adapters (bottleneck 16, weights of the
 -m service` on it, with its default settings. One SST-2 dev text a request; its task is drawn
 uniformly, or by Zipf's law with exponent 1.
 
-- start:   from the process's start until /ready answers; the files lie in the page cache. Sizes
-take turns.
-- memory:  of a server alone, after every task was asked for once. "Per further adapter" is the
-private memory (USS) beyond
-           that of the size before, for each further task, over an adapter file's size.
-- closed:  so many callers, each sending its next request when it has its answer. All servers are
-up, and take turns repeat
-           by repeat, another one first each time; ratios to ten tasks are taken within a repeat.
-- open:    Poisson arrivals at a part of `closed`'s median, in turns too; latency counts from when a
-request was to be
-           sent, and is of all repeats together.
-- loads:   adapters put into a device slot, per request of the closed loop: how many did not find
-theirs there.
-- health:  /health in the same closed loop. Far above `closed`, or it would be the sender that is
-measured.
+- start: from the process's start until /ready answers; the files lie in the page cache. Sizes take
+  turns.
+- memory: of a server alone, after every task was asked for once. "Per further adapter" is the
+  private memory (USS) beyond that of the size before, for each further task, over an adapter file's
+  size.
+- closed: so many callers, each sending its next request when it has its answer. All servers are up,
+  and take turns repeat by repeat, another one first each time; ratios to ten tasks are taken within
+  a repeat.
+- open: Poisson arrivals at a part of `closed`'s median, in turns too; latency counts from when a
+  request was to be sent, and is of all repeats together.
+- loads: adapters put into a device slot, per request of the closed loop: how many did not find
+  theirs there.
+- health: /health in the same closed loop. Far above `closed`, or it would be the sender that is
+  measured.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Each repeat is a server of its own with an empty store, so no file is known from
 as a client sees it:
 
 - upload: POST /adapters until it is answered: the file checked, its probe replayed, stored with
-fsync, active.
-- first:  the first prediction with it, of its own probe's first text.
+  fsync, active.
+- first: the first prediction with it, of its own probe's first text.
 """
 
 from __future__ import annotations

@@ -9,16 +9,16 @@ random. Weights of adapters and copies are random: they do not change the work, 
 the same ones their answers are compared before anything is timed.
 
 Engines, tokenising included, in mixed batches and one text at a time:
-- mixed:      this engine, one adapter (bottleneck 16) and one head per task
-- bare:       this engine without adapters and heads
-- copies:     transformers, one full copy per task, by turns
-- peft:       PEFT's mixed batch, a LoRA of as many parameters per task
+- mixed: this engine, one adapter (bottleneck 16) and one head per task
+- bare: this engine without adapters and heads
+- copies: transformers, one full copy per task, by turns
+- peft: PEFT's mixed batch, a LoRA of as many parameters per task
 - BatchSplit, switching: AdapterHub, holding the very adapters that `mixed` holds
 
 Servers, one text a request:
-- service:    this service with all tasks
-- pipelines:  FastAPI and transformers' pipelines, one full copy per task
-- infinity:   Infinity's /classify, one model for all: it has no adapters
+- service: this service with all tasks
+- pipelines: FastAPI and transformers' pipelines, one full copy per task
+- infinity: Infinity's /classify, one model for all: it has no adapters
 
 AdapterHub and Infinity need other versions of transformers than we do: each gets an environment
 under var/peers at its first use, with the same torch.

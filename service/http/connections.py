@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 from dataclasses import dataclass
 from enum import Enum
@@ -36,6 +37,7 @@ class ConnectionSettings:
     header_seconds: float = 10
     body_seconds: float = 30
     max_connections: int | None = None
+    max_arriving_bytes: int = 256 << 20
     trusted_proxies: str = "127.0.0.1,::1"
 
 
@@ -57,6 +59,7 @@ class Connections:
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self.limit = settings.max_connections or descriptors_left()
+        self.max_arriving_bytes = settings.max_arriving_bytes
         self.seconds = {
             Phase.NEW: settings.header_seconds,
             Phase.IDLE: settings.keep_alive_seconds,
@@ -68,7 +71,7 @@ class Connections:
         self.write_seconds = settings.body_seconds
         self.waiting: dict[Protocol, None] = {}
         self.stopping = False
-        self._all: set[Protocol] = set()
+        self._all: dict[Protocol, None] = {}  # in the order of their beginning
         self._closed = self._refused = 0
         self._logged = float("-inf")
 
@@ -76,7 +79,7 @@ class Connections:
         """Whether there is room for it. If there is none, the connection that has waited for the
         longest time is closed. A connection that must be refused counts as waiting: it stays open,
         so that its client can read why, until some more have come."""
-        self._all.add(connection)
+        self._all[connection] = None
         room = len(self._all) - len(self.waiting) <= self.limit
         if len(self._all) > self.limit + (0 if room else REFUSED_AT_ONCE) and self.waiting:
             self._closed += 1
@@ -86,7 +89,7 @@ class Connections:
 
     def discard(self, connection: Protocol) -> None:
         """It is closed."""
-        self._all.discard(connection)
+        self._all.pop(connection, None)
         self.waiting.pop(connection, None)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -95,6 +98,7 @@ class Connections:
         now = loop.time()
         for connection in list(self._all):
             connection.check(now)
+        self._bound_arriving()
         if (self._closed or self._refused) and now >= self._logged + LOG_SECONDS:
             log.warning(
                 "too many connections; expected fewer, or a higher limit of open files (ulimit -n)",
@@ -105,6 +109,18 @@ class Connections:
             self._closed = self._refused = 0
             self._logged = now
         loop.call_later(CHECK_SECONDS, self.watch, loop)
+
+    def _bound_arriving(self) -> None:
+        """Where bodies on their way hold more than they may all together, refuse those that have
+        been on their way for the longest time: a client in earnest sends its own at once."""
+        arriving = [connection for connection in self._all if connection.phase is Phase.BODY]
+        held = sum(connection.body_bytes for connection in arriving)
+        if held > self.max_arriving_bytes:
+            for connection in sorted(arriving, key=lambda one: one.since or math.inf):
+                held -= connection.body_bytes
+                connection.refuse_body()
+                if held <= self.max_arriving_bytes:
+                    break
 
 
 def descriptors_left() -> int:

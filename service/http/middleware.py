@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from service.http.answers import refused
 from service.http.auth import Guard
-from service.refusals import BodyTooLarge, Closed, ForeignHost
+from service.refusals import BodyTooLarge, Closed, ForeignHost, OutcomeUnknown
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,6 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_ID_CHARACTERS = 128
 MAX_LOGGED_CHARACTERS = 200  # of a path, which may be as long as a request's head
 UPLOAD_PATH = "/adapters"
+READS = ("GET", "HEAD", "OPTIONS")
 # Asked every few seconds, for ever: logged at debug level only, and not traced.
 PROBES = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
@@ -73,7 +74,8 @@ class RequestContext:
             # no answer yet.
             if status:
                 raise
-            await refused(Closed())(scope, receive, send_with_id)
+            cut_off = OutcomeUnknown() if may_write(scope) else Closed()
+            await refused(cut_off)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             tell = log.debug if scope["path"] in PROBES else log.info
@@ -170,6 +172,11 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+def may_write(scope: Scope) -> bool:
+    """Whether a request may change the store; a prediction does not."""
+    return scope["method"] not in READS and f"{UPLOAD_PATH}/" in f"{scope['path']}/"
+
+
 def announced_bytes(scope: Scope) -> int | None:
     """The length that a request announces for its body, if it announces one."""
     value = header(scope, b"content-length") or ""
@@ -178,8 +185,10 @@ def announced_bytes(scope: Scope) -> int | None:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header of that name, which is in lower case."""
-    value = next((value for key, value in scope["headers"] if key == name), None)
-    return None if value is None else value.decode("latin-1")
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
 
 
 def _request_id(scope: Scope) -> str:

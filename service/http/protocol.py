@@ -104,6 +104,12 @@ BODY_TOO_SLOW = LastAnswer(
     "RequestTooSlow",
     "the request's body did not come in time; expected it without long breaks",
 )
+BODIES_TOO_LARGE = LastAnswer(
+    503,
+    "TooManyBodies",
+    "unfinished bodies hold too many bytes, and this one has been on its way for the longest time;"
+    " expected it at once: try again in a second",
+)
 TOO_MANY = LastAnswer(
     503,
     "TooManyConnections",
@@ -119,7 +125,8 @@ class Unreadable(Exception):
 
 class Protocol(HttpToolsProtocol):
     """One connection. `phase` says whose turn it is, `since` (loop time) since when; None: since
-    now, which the next `check` writes down, so that no request asks for the time."""
+    now, which the next `check` writes down, so that no request asks for the time. `body_bytes` are
+    those of the request's body that have come."""
 
     config: Config
 
@@ -137,7 +144,7 @@ class Protocol(HttpToolsProtocol):
         self._socket: asyncio.Transport
         self._view: _Transport
         self._unread_bytes = 0  # of a head or of trailers, that the parser has and we do not
-        self._body_bytes = 0
+        self.body_bytes = 0
         self._answering: RequestResponseCycle | None = None  # uvicorn's own `cycle` is the newest
         self._refusal: LastAnswer | None = None  # to be sent after the answers that come first
         self._client_ended = False  # it has closed its side, and may read on
@@ -268,7 +275,7 @@ class Protocol(HttpToolsProtocol):
         if self.phase is BODY:  # of `_read_on`
             return
         self._check_head()
-        self._unread_bytes = self._body_bytes = 0
+        self._unread_bytes = self.body_bytes = 0
         super().on_headers_complete()
         # Trailers come as headers do, when the application has the request already: they are
         # dropped.
@@ -315,7 +322,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
-        self._body_bytes += len(body)
+        self.body_bytes += len(body)
         cycle = self.cycle
         if cycle.response_complete:
             return
@@ -437,7 +444,7 @@ class Protocol(HttpToolsProtocol):
         if seconds is None:
             return
         if self.phase is BODY:
-            seconds += self._body_bytes / BODY_BYTES_PER_SECOND
+            seconds += self.body_bytes / BODY_BYTES_PER_SECOND
         if now - self.since < seconds or self._refusal is not None:
             return
         if self.phase is HEAD:
@@ -446,6 +453,10 @@ class Protocol(HttpToolsProtocol):
             self._refuse(BODY_TOO_SLOW)
         else:
             self.drop()
+
+    def refuse_body(self) -> None:
+        """Make room for others' bodies."""
+        self._refuse(BODIES_TOO_LARGE)
 
     def _check_unsent(self, now: float) -> None:
         """An answer that its client does not read is dropped with its connection."""

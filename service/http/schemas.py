@@ -76,11 +76,10 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            for key in value:
-                if key not in cls.model_fields:
-                    context = {"key": key, "known": _keys(cls)}
-                    raise PydanticCustomError(UNKNOWN_KEY, "{key} is not known", context)
+        known = cls.__pydantic_fields__.keys()
+        if isinstance(value, dict) and not value.keys() <= known:
+            context = {"key": next(key for key in value if key not in known), "known": _keys(cls)}
+            raise PydanticCustomError(UNKNOWN_KEY, "{key} is not known", context)
         return value
 
 

@@ -46,10 +46,8 @@ def listed(service: Service, entry: Entry) -> AdapterListed:
 def detailed(service: Service, entry: Entry) -> AdapterDetail:
     """By itself, with its spec and all its versions. Raises as `Store.summary`."""
     versions = [
-        VersionInfo(
-            version=v.short, bytes=v.bytes, created=_date(v), active=v.digest == entry.active
-        )
-        for v in entry.versions
+        VersionInfo(version=name, bytes=v.bytes, created=_date(v), active=v.digest == entry.active)
+        for name, v in zip(entry.names(), entry.versions, strict=True)
     ]
     return AdapterDetail(
         **_fields(service, entry), spec=_spec(_summary(service, entry).spec), versions=versions
@@ -69,7 +67,7 @@ def _fields(service: Service, entry: Entry) -> dict[str, Any]:
     return {
         "task": entry.task,
         "kind": spec.kind,
-        "version": entry.active_version.short if entry.active_version else None,
+        "version": entry.shown(entry.active_version) if entry.active_version else None,
         "labels": list(spec.labels),
         "problem_type": spec.problem_type,
         "text_pair": spec.text_pair,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from service.http.middleware import UPLOAD_PATH, App, Message, Receive, Scope, Send
+from service.http.middleware import App, Message, Receive, Scope, Send, may_write
 from service.refusals import Closed, OutcomeUnknown
 from service.workers.messages import (
     AppReceive,
@@ -35,7 +35,6 @@ SCOPE = (
     *("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
     *("headers", "client", "server", "subprotocols"),
 )
-READS = ("GET", "HEAD", "OPTIONS")
 
 log = structlog.get_logger("service")
 
@@ -61,7 +60,7 @@ class Relay:
         self._wire.send(RelayRequest(call, request_id, carried))
         try:
             if not await self._finished(call, receive, send):
-                raise OutcomeUnknown if _is_write(scope) else Closed
+                raise OutcomeUnknown if may_write(scope) else Closed
         except BaseException:
             self._wire.send(Cancel(call))
             raise
@@ -140,8 +139,3 @@ class RelayedRequest:
     async def _send_piece(self, message: Message) -> None:
         await self._room.acquire()
         self._wire.send(AppSend(self._call, dict(message)))
-
-
-def _is_write(scope: Scope) -> bool:
-    """Whether a request may change the store; a prediction does not."""
-    return scope["method"] not in READS and scope["path"].startswith(UPLOAD_PATH)

@@ -401,6 +401,26 @@ def test_no_code_of_a_checkpoint_runs(
     assert not (folder / "ran").exists()
 
 
+class _Ran:
+    """Pickled, it is a call that makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_of_a_checkpoint_runs(folder: Path) -> None:
+    """Weights in PyTorch's own file are read without running what a pickle asks for: such a file is
+    refused."""
+    (folder / "model.safetensors").unlink()
+    torch.save({"embeddings.weight": _Ran(folder / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load(str(folder))
+    assert not (folder / "ran").exists()
+
+
 def _change_tokenizer_config(folder: Path, **changes: object) -> None:
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -176,6 +176,7 @@ def test_versions_that_agree_in_12_digits(store: Store, twins: list[Adapter]) ->
     ):
         store.get("twins", a.short)
     assert store.get("twins", a.digest[:13]).digest == a.digest
+    assert [entry.shown(a), entry.shown(b)] == entry.names() == [a.digest[:13], b.digest[:13]]
     assert store.activate("twins", a.digest) == a
     assert store.find("twins") == a
     assert store.delete_version("twins", b.digest) == b

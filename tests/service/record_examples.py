@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pprint
 import subprocess
+import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -47,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         answers = record(Path(folder) / "store")
     RECORDED.write_text(HEAD + pprint.pformat(answers, width=92, sort_dicts=False) + "\n")
-    subprocess.run(["ruff", "format", "--quiet", str(RECORDED)], check=True)
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", str(RECORDED)], check=True)
 
 
 if __name__ == "__main__":

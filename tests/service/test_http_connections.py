@@ -3,6 +3,7 @@ stops."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -23,6 +24,7 @@ from fastapi import FastAPI, Request
 from service.http import answers as errors
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
+from service.http.middleware import RequestContext
 from service.http.server import Config
 from service.http.server import Server as HttpServer
 from service.settings import Settings
@@ -137,6 +139,30 @@ def test_the_defaults() -> None:
     settings = Settings()
     assert settings.keep_alive_seconds == 75
     assert vars(ConnectionSettings()).items() <= settings.model_dump().items()
+
+
+def test_bodies_on_their_way_have_a_bound_together(filled_store: Path) -> None:
+    """Where unfinished bodies hold more than they may together, the oldest of them are answered
+    with 503 and a time to try again, and who sends a body at once is answered."""
+    held = b"x" * 60_000
+    with (
+        running(filled_store, read_only=True, max_arriving_bytes=1 << 20) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        slow = [stack.enter_context(connected(server)) for _ in range(24)]
+        for connection in slow:
+            connection.sendall(PREDICT % (len(held) + 1) + held)
+            seen(server)
+        for connection in slow[: len(slow) - (1 << 20) // len(held)]:
+            (answer,) = answers(connection)
+            assert (answer.status, answer.error_type) == (503, "TooManyBodies")
+            assert answer.headers["retry-after"] == "1"
+        with connected(server) as quick:
+            quick.sendall(REQUEST)
+            assert first_answer(quick).status == 200
+        slow[-1].sendall(b"x")  # it is no JSON, which somebody has read
+        assert first_answer(slow[-1]).status == 400
+    assert not tracebacks(server)
 
 
 @contextlib.contextmanager
@@ -362,6 +388,34 @@ def test_a_server_that_stops(filled_store: Path) -> None:
         assert server.process.wait(timeout=30) == 0
         server.stopped.wait(10)
         assert not tracebacks(server)
+
+
+def test_a_write_that_a_stop_cuts_off() -> None:
+    """Whether a write was done that the time to stop is too short for is said to be unknown; a read
+    or a prediction is sent to another replica."""
+    begun = threading.Semaphore(0)
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        begun.release()
+        await asyncio.Event().wait()
+
+    requests = {
+        b"DELETE /ml/adapters/sst2": "OutcomeUnknown",
+        b"POST /adapters": "OutcomeUnknown",
+        b"GET /adapters": "Stopping",
+        b"POST /predict?task=adapters": "Stopping",
+    }
+    with contextlib.ExitStack() as stack:
+        with serving(RequestContext(app)) as server:
+            connections = [stack.enter_context(connected(server)) for _ in requests]
+            for connection, request in zip(connections, requests, strict=True):
+                connection.sendall(request + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+                assert begun.acquire(timeout=20)
+        for connection, error_type in zip(connections, requests.values(), strict=True):
+            (answer,) = answers(connection)
+            assert (answer.status, answer.error_type) == (503, error_type)
 
 
 def test_front_ends_have_the_same_door(filled_store: Path) -> None:

@@ -88,10 +88,10 @@ def wanted(backbone: Backbone, row: Row) -> Tensor:
         names = ("down.weight", "down.bias", "up.weight", "up.bias")
         return formula.bottleneck(*(tensors[name][layer - first] for name in names), x)
 
-    def update(layer: int, module: str) -> Tensor | float:
+    def update(layer: int, module: str) -> Tensor | None:
         a, b = (tensors.get(f"lora.{sites[module]}.{side}") for side in ("a", "b"))
         if a is None or b is None or layer < first:
-            return 0.0
+            return None
         assert spec.scale is not None
         return formula.lora(spec.scale, a[layer - first], b[layer - first])
 

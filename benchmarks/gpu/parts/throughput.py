@@ -4,13 +4,13 @@ rate against matmul's.
 Rows are ready ids: no tokenising. All systems pack or pad them, and bring their answers back, in
 the measured time.
 
-- mixed:           this engine, an adapter and a head for each task
+- mixed: this engine, an adapter and a head for each task
 - mixed, as copies: the same over as many tasks as there are copies
-- bare:            the same engine without adapters and heads
-- copies:          transformers, a full copy for each task, by turns
-- one model:       transformers, the whole batch padded, one model for all
+- bare: the same engine without adapters and heads
+- copies: transformers, a full copy for each task, by turns
+- one model: transformers, the whole batch padded, one model for all
 - encoder, matmul: the encoder alone on a packed batch; its linear layers alone, each with weights
-of its own, at its tokens
+  of its own, at its tokens
 """
 
 from __future__ import annotations

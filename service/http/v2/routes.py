@@ -126,9 +126,9 @@ async def index(request: Request) -> Response:
     def listed() -> Response:
         return as_json(
             [
-                IndexEntry(name=entry.task, version=version.short, state="READY", reason="")
+                IndexEntry(name=entry.task, version=name, state="READY", reason="")
                 for entry in store.entries()
-                for version in entry.versions
+                for name in entry.names()
             ]
         )
 
@@ -161,9 +161,9 @@ def metadata(request: Request, task: Task, version: AskedVersion) -> ModelMetada
     parameters."""
     store = service_of(request).store
     found = store.find(task, version)
-    versions = [known.short for known in store.entry(task).versions]
+    entry = store.entry(task)
     spec = store.summary(task, found.digest).spec
-    return model_metadata(Signature.of(spec), spec.kind, found.short, versions)
+    return model_metadata(Signature.of(spec), spec.kind, entry.shown(found), entry.names())
 
 
 @model.get(
