@@ -28,7 +28,7 @@ def stages(rows: Sequence[Row], branches: Sequence[Branch]) -> list[Stage]:
     have the same tokens; the last stage has all rows.
 
     A bottleneck comes last in its layer, so tasks that leave `i` layers bare share the work of
-    `i + 1`.
+    `i + 1`. LoRA comes first, so its tasks share the work of `i`.
     """
     leaders: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     leader = [

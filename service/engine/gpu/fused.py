@@ -83,6 +83,9 @@ def _at_site(
         for adapter, part in zip(adapters, tokens, strict=True)
         if site in adapter.pairs
     ]
+    assert all(a.is_contiguous() and b.is_contiguous() for (a, b), _, _ in there), (
+        "the layers' offsets are those of the file"
+    )
     return Tables.of(
         [part for _, _, part in there],
         [
