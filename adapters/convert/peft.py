@@ -400,5 +400,5 @@ def _model_says(
         names = tuple(numbered[key] for key in sorted(numbered))
         if not all(map(UNNAMED.fullmatch, names)) and (own or len(names) == rows):
             labels = names
-    said = folder.model.get("problem_type")
+    said: Any = folder.model.get("problem_type")
     return labels, said if said in get_args(ProblemType) else problem_type(rows)
