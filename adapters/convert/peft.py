@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone
@@ -130,29 +131,8 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
     weights = dict(folder.weights)
     pairs = _pairs(weights, folder.prefix, backbone)
     _check_targets(folder, pairs, backbone)
-    sites: dict[LoraSite, dict[int, str]] = defaultdict(dict)
-    for name in pairs:
-        found = LAYER.fullmatch(name)
-        if found:
-            sites[SITES[found[2]]][int(found[1])] = name
-    if not sites:
-        raise CannotConvert(
-            f"{folder.name} has LoRA in no layer; expected it at one of {', '.join(SITES)}"
-        )
     scales = {name: config.scale(f"{folder.prefix}.{name}") for name in pairs}
-    scale = Counter(
-        scales[name] for layers in sites.values() for name in layers.values()
-    ).most_common(1)[0][0]
-    first = min(layer for layers in sites.values() for layer in layers)
-    tensors: dict[str, Tensor] = {}
-    for site in MODULES:
-        if site in sites:
-            rows = {
-                layer: (pairs[name][0], pairs[name][1] * (scales[name] / scale))
-                for layer, name in sites[site].items()
-            }
-            layers = range(first, backbone.reference.num_layers)
-            tensors |= _stacked(site, rows, layers)
+    form, tensors = _layers(pairs, scales, backbone)
     head, pooling = family.head(weights)
     pooler = _pooler(weights, folder.prefix, pairs.get(POOLER), scales.get(POOLER, 1.0), backbone)
     if pooler:
@@ -164,18 +144,9 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
     }
     refuse_rest(weights, f"lora_A, lora_B, classifier and {folder.prefix} tensors")
     labels, kind = _model_says(folder, backbone, len(head["head.out.weight"]))
-    inner = any(site in INNER_SITES for site in sites)
     return Foreign(
         tensors={**tensors, **head},
-        form={
-            "kind": "lora",
-            "ranks": {
-                site: tensors[f"lora.{site}.a"].shape[1] for site in MODULES if site in sites
-            },
-            "scale": scale,
-            **({"first_layer": first} if first else {}),
-            **({"intermediate_size": backbone.config.intermediate_size} if inner else {}),
-        },
+        form=form,
         pooling=pooling,
         problem_type=kind,
         model_types=family.model_types,
@@ -346,6 +317,41 @@ def _check_targets(
                 f"LoRA at {shown(name)} has an A of rank {a.shape[0]} and a B of rank"
                 f" {b.shape[1]}; expected {rank}, as {CONFIG} says"
             )
+
+
+def _layers(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], scales: Mapping[str, float], backbone: Backbone
+) -> tuple[dict[str, JsonValue], dict[str, Tensor]]:
+    """Return the spec's keys and the tensors of the layers' LoRA. The scale is the most frequent
+    one; what another differs from it is multiplied into B. Raises CannotConvert."""
+    sites: dict[LoraSite, dict[int, str]] = defaultdict(dict)
+    for name in pairs:
+        if (found := LAYER.fullmatch(name)) is not None:
+            sites[SITES[found[2]]][int(found[1])] = name
+    if not sites:
+        raise CannotConvert(
+            f"{WEIGHTS} has LoRA in no layer; expected it at one of {', '.join(SITES)}"
+        )
+    in_layers = [name for layers in sites.values() for name in layers.values()]
+    scale = Counter(scales[name] for name in in_layers).most_common(1)[0][0]
+    first = min(layer for layers in sites.values() for layer in layers)
+    tensors: dict[str, Tensor] = {}
+    for site in (site for site in MODULES if site in sites):
+        layers = {
+            layer: (pairs[name][0], pairs[name][1] * (scales[name] / scale))
+            for layer, name in sites[site].items()
+        }
+        tensors |= _stacked(site, layers, range(first, backbone.reference.num_layers))
+    form: dict[str, JsonValue] = {
+        "kind": "lora",
+        "ranks": {site: tensors[f"lora.{site}.a"].shape[1] for site in MODULES if site in sites},
+        "scale": scale,
+    }
+    if first:
+        form["first_layer"] = first
+    if any(site in INNER_SITES for site in sites):
+        form["intermediate_size"] = backbone.config.intermediate_size
+    return form, tensors
 
 
 def _stacked(
