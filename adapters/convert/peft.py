@@ -231,10 +231,10 @@ def _pairs(
             module = found[1].removeprefix(f"{prefix}.")
             sides[module][found[2]] = take(weights, key).float()
     if names != {None}:
-        shown_names = ", ".join(shown(name) for name in sorted(map(str, names))[:4])
+        shown_names = ", ".join(shown(name) for name in sorted(filter(None, names))[:4])
         raise CannotConvert(
-            f"{WEIGHTS} holds the adapters {shown_names} by their names; expected the one adapter"
-            f" that {WRITER} writes"
+            f"{WEIGHTS} holds adapters by names ({shown_names}); expected the one adapter that"
+            f" {WRITER} writes, without a name"
         )
     modules = dict(backbone.encoder.named_modules())
     for module, pair in sides.items():

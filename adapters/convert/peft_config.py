@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapters.errors import CannotConvert
 from adapters.spec import first_problem, shown
@@ -66,13 +66,26 @@ class PeftConfig(BaseModel):
     r: int = Field(8, ge=1)
     lora_alpha: Alpha = 8
     use_rslora: bool = False
-    target_modules: str | list[str] = Field(min_length=1)
+    target_modules: str | list[str]
     exclude_modules: str | list[str] | None = None
     modules_to_save: list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, PatternedRank] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            names = []
+        if not any(names):
+            raise ValueError(
+                f"target_modules is {shown(value)}; expected names of modules, or a regular"
+                " expression"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

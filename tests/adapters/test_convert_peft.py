@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from adapters import backbone as backbones
-from adapters.classifier import collate
+from adapters.classifier import collate, from_adapter
 from adapters.file import Adapter, load, parse
 from adapters.text import encode
 from service.engine.engine import Engine
@@ -38,10 +38,13 @@ FORMS: list[dict[str, Any]] = [
         "rank_pattern": {r"layer\.1\.attention\.self\.query": 6, "value": 2},
         "alpha_pattern": {"key": 3, r"layer\.0\.attention\.self\.value": 11},
     },
+    # all modules, BERT's pooler with them
+    {"target_modules": "all-linear"},
+    {"target_modules": ["dense"], "exclude_modules": ["intermediate.dense"]},
 ]
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta"])
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta", "camembert"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_backbone(tmp_path_factory.mktemp("base"), request.param)
 
@@ -83,15 +86,15 @@ def engine_logits(adapter: Adapter, base: Path) -> Tensor:
     return torch.tensor([list(row) for row in engine.run(rows)])
 
 
-def convert(source: Path, out: Path, *more: str) -> Any:
-    labels = ("--labels", "a,b,c", "--max-length", "32")
-    return invoke("convert", str(source), "--task", "t", "--out", str(out), *labels, *more)
+def convert(source: Path, out: Path, *more: str, labels: str | None = "a,b,c") -> Any:
+    options = ("--task", "t", "--out", str(out), "--max-length", "32")
+    return invoke("convert", source, *options, *(["--labels", labels] if labels else []), *more)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_parity(folder: Path, tmp_path: Path, form: dict[str, Any]) -> None:
-    """The engine gives peft's logits for a converted folder, whatever its ranks, alphas, layers
-    and modules."""
+    """The engine and the reference model give peft's logits for a converted folder, whatever its
+    ranks, alphas, layers and modules."""
     model = written(folder, tmp_path / "peft", **form)
     result = convert(tmp_path / "peft", tmp_path / "t.safetensors")
     assert result.exit_code == 0, result.output
@@ -99,6 +102,10 @@ def test_parity(folder: Path, tmp_path: Path, form: dict[str, Any]) -> None:
     assert adapter.spec.kind == "lora"
     expected = logits_of(model, folder)
     torch.testing.assert_close(engine_logits(adapter, folder), expected, atol=1e-4, rtol=0)
+    backbone = backbones.load(str(folder))
+    with torch.no_grad():
+        found = from_adapter(backbone, adapter)(collate(encode(backbone.tokenizer, TEXTS, 32)))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert (expected - logits_of(model.unload(), folder)).abs().max() > 1e-2
 
 
@@ -111,6 +118,70 @@ def test_a_trained_pooler(tmp_path: Path) -> None:
     adapter = load(tmp_path / "t.safetensors")
     expected = logits_of(model, base)
     torch.testing.assert_close(engine_logits(adapter, base), expected, atol=1e-4, rtol=0)
+
+
+def test_names_of_labels(tmp_path: Path) -> None:
+    """The labels are those of `config.json` beside the adapter, else the base model's own if they
+    are as many; transformers' `LABEL_0` is no name, so `--labels` is asked for."""
+    base = tiny_backbone(tmp_path / "base", "bert")
+    written(base, tmp_path / "peft", target_modules=["query"])
+    out = tmp_path / "t.safetensors"
+    unnamed = "does not name the 3 rows of its head; expected --labels with 3 names"
+    assert_refused(convert(tmp_path / "peft", out, labels=None), unnamed)
+    for names, told in ((["x", "y"], False), (["x", "y", "z"], True)):
+        config = json.loads((base / "config.json").read_text())
+        config["id2label"] = dict(enumerate(names))
+        (base / "config.json").write_text(json.dumps(config))
+        result = convert(tmp_path / "peft", out, labels=None)
+        if not told:
+            assert_refused(result, unnamed)
+    assert load(out).spec.labels == ("x", "y", "z")
+    own = {
+        "id2label": {"2": "c", "0": "a", "1": "b"},
+        "problem_type": "multi_label_classification",
+    }
+    (tmp_path / "peft" / "config.json").write_text(json.dumps(own))
+    assert convert(tmp_path / "peft", out, labels=None).exit_code == 0
+    spec = load(out).spec
+    assert (spec.labels, spec.problem_type) == (("a", "b", "c"), "multi_label_classification")
+
+
+def test_other_backbones(tmp_path: Path) -> None:
+    """A backbone of another family, depth or width, one that is quantised, and an ELECTRA
+    classifier are refused by what was found."""
+    base = tiny_backbone(tmp_path / "base", "bert")
+    written(base, tmp_path / "peft", target_modules=["query"])
+    out = tmp_path / "t.safetensors"
+    quantised = tiny_backbone(tmp_path / "quantised", "bert")
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (quantised / "config.json").write_text(json.dumps(config))
+    for other, message in (
+        (
+            tiny_backbone(tmp_path / "a", "roberta"),
+            "the file is for a 'bert' backbone; expected 'r",
+        ),
+        (
+            tiny_backbone(tmp_path / "b", "bert", layers=1),
+            "has LoRA at 'encoder.layer.1.attention.self.query'; backbone",
+        ),
+        (
+            tiny_backbone(tmp_path / "c", "bert", layers=3),
+            "has no LoRA at 'encoder.layer.2.attention.self.query', which target_modules name",
+        ),
+        (
+            tiny_backbone(tmp_path / "d", "bert", hidden=48),
+            "is for 32 inputs and 32 outputs; expected 48 and 48",
+        ),
+        (tiny_backbone(tmp_path / "e", "bert", pooler=False), "but the checkpoint of"),
+        (quantised, "has a quantization_config, which quantises its weights"),
+    ):
+        result = convert(tmp_path / "peft", out, "--backbone", str(other))
+        assert_refused(result, message)
+    electra = tiny_backbone(tmp_path / "electra", "electra")
+    written(electra, tmp_path / "of-electra", target_modules=["query"])
+    assert_refused(convert(tmp_path / "of-electra", out), "whose head has a GELU")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("first_layer", [0, 1])
@@ -163,10 +234,44 @@ def _tensors(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], No
     return changed
 
 
+def _plus(name: str, *shape: int) -> Callable[[Path], None]:
+    """With one more tensor."""
+    return _tensors(lambda tensors: tensors.update({f"base_model.model.{name}": torch.ones(shape)}))
+
+
+def _content(name: str, content: str) -> Callable[[Path], None]:
+    def change(place: Path) -> None:
+        (place / name).write_text(content)
+
+    return change
+
+
+def _torch_saved(place: Path) -> None:
+    torch.save({"a": torch.ones(1)}, place / "adapter_model.safetensors")
+
+
+def _inner(place: Path) -> None:
+    _two(place)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (place / name).unlink()
+
+
+def _nan(tensors: dict[str, Tensor]) -> None:
+    tensors[QUERY] = torch.full((4, 32), torch.nan)
+
+
+def _another_name(tensors: dict[str, Tensor]) -> None:
+    tensors[QUERY.replace("lora_A", "lora_A.second")] = torch.ones(4, 32)
+
+
 def _without_b(tensors: dict[str, Tensor]) -> None:
     del tensors[next(name for name in tensors if "lora_B" in name)]
 
 
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
+QUANTISED = """The following `bitsandbytes` quantization config was used during training:
+- load_in_4bit: True
+"""
 REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (_config(use_dora=True), "use_dora"),
     (_config(bias="all"), "bias 'all'"),
@@ -184,6 +289,30 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (_pickled, "pickle"),
     (_two, "2 adapters"),
     (_tensors(_without_b), "no lora_B"),
+    (_config(target_modules=None), "target_modules is None; expected names of modules"),
+    (_config(target_modules=[]), "target_modules is []; expected names of modules"),
+    (_config(target_modules="("), "target_modules has '('"),
+    (_config(target_modules=".*query", layers_to_transform=[0]), "layers_to_transform is there"),
+    (_config(target_modules="all-linear"), "no LoRA at"),
+    (_config(rank_pattern={"query": "4"}), "rank_pattern.query is '4'; expected a valid integer"),
+    (_config(lora_alpha=float("nan")), "lora_alpha is nan; expected a finite number"),
+    (_config(lora_alpha=1e9), "scale is 250000000.0; expected less than or equal to 1024"),
+    (_config(lora_bias=True), "lora_bias True, which adds a bias to B"),
+    (_config(init_lora_weights="pissa"), "'pissa', which changes the base model's own weights"),
+    (_config(use_qalora=True), "use_qalora True, which is for a quantised base model"),
+    (_config(trainable_token_indices=[1]), "trainable_token_indices [1], which trains embeddings"),
+    (_config(base_model_name_or_path="/none"), "backbone '/none' is no folder"),
+    (_content("README.md", QUANTISED), "quantised during training (load_in_4bit: True)"),
+    (_content("adapter_config.json", "{"), "adapter_config.json is not JSON"),
+    (_content("adapter_config.json", "[]"), "adapter_config.json is a JSON list"),
+    (_content("adapter_model.safetensors", "version https://git-lfs"), "a Git LFS pointer"),
+    (_torch_saved, "adapter_model.safetensors is a pickle or an archive of one"),
+    (_inner, "holds its adapter in 'other'; expected that folder"),
+    (_tensors(_nan), "lora.query.a holds NaN"),
+    (_tensors(_another_name), "holds adapters by names ('second'); expected the one"),
+    (_plus("bert.embeddings.word_embeddings.weight", 3, 32), "it was fine-tuned, or is another's"),
+    (_plus("bert.encoder.layer.0.output.dense.bias", 32), "it was fine-tuned, or is another's"),
+    (_plus("score.weight", 3, 32), "the tensor 'score.weight' is not understood"),
 ]
 
 
