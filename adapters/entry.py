@@ -121,7 +121,7 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
                 with contextlib.suppress(FileNotFoundError):  # another process just deleted it
                     about = file.stat()
                     if stat.S_ISREG(about.st_mode):  # a pipe would hold up who reads it
-                        versions.append(Version(found[1], about.st_size, about.st_mtime))
+                        versions.append(Version(found[1], about.st_size, created(about)))
             elif file.name == DELETED:
                 deleted = True
             elif file.name.startswith(LEFTOVER) and repair:
@@ -159,6 +159,12 @@ def clear(folder: Path) -> None:
     (folder / DELETED).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds somebody else's file, which stays
         folder.rmdir()
+
+
+def created(about: os.stat_result) -> float:
+    """A file's modification time in whole microseconds: as a float it gives the same again, after
+    it was written back."""
+    return about.st_mtime_ns // 1000 / 1e6
 
 
 def _age(version: Version) -> tuple[float, str]:

@@ -37,7 +37,7 @@ from rapidfuzz import fuzz, process
 from adapters import disk
 from adapters.cache import AdapterCache
 from adapters.disk import LEFTOVER
-from adapters.entry import ACTIVE, DELETED, SUFFIX, TASK, Entry, Version, clear, scan
+from adapters.entry import ACTIVE, DELETED, SUFFIX, TASK, Entry, Version, clear, created, scan
 from adapters.errors import (
     AmbiguousVersion,
     DamagedAdapter,
@@ -440,11 +440,11 @@ class Store:
             disk.sync_folder(self.folder)
         return scan(task, str(folder), repair=True) or Entry(task)
 
-    def _write(self, adapter: Adapter, created: float | None = None) -> Version:
+    def _write(self, adapter: Adapter, since: float | None = None) -> Version:
         path = self.path(adapter.spec.task, adapter.digest)
-        time_ns = None if created is None else round(created * 1e9)
+        time_ns = None if since is None else round(since * 1e6) * 1000
         disk.write_atomically(path, adapter.data, time_ns=time_ns)
-        return Version(adapter.digest, adapter.bytes, path.stat().st_mtime)
+        return Version(adapter.digest, adapter.bytes, created(path.stat()))
 
     def _point(self, task: str, digest: str, undo: Undo) -> None:
         """Make `active` name a version."""

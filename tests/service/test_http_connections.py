@@ -169,13 +169,13 @@ def test_bodies_on_their_way_have_a_bound_together(filled_store: Path) -> None:
 
 
 def test_answers_that_nobody_reads_have_a_bound_together(
-    filled_store: Path, embedded: Backbone
+    tmp_path: Path, embedded: Backbone
 ) -> None:
     """Where unread answers hold more than they may together, the connections of the oldest are
     closed, and who reads is answered."""
     data = random_adapter(embedded, "large", ["no", "yes"], bottleneck=256, dtype=torch.float32)[2]
     with (
-        running(filled_store, max_unread_bytes=1 << 20) as server,
+        running(tmp_path / "store", max_unread_bytes=1 << 20) as server,
         server.client() as client,
         contextlib.ExitStack() as stack,
     ):

@@ -103,6 +103,8 @@ def test_the_trunk_is_computed_once(deep: Backbone, adapter_of: Callable[..., Ad
         return encoder.pack([(rows[i].ids, rows[i].types) for i in places])
 
     class Watching:
+        inner_rows = 0
+
         def at(self, _layer: int) -> dict[Site, Add]:
             return {"feed_forward": lambda _x, y: seen.append(len(y))}
 
