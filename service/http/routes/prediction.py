@@ -30,6 +30,7 @@ NAMED = 5  # tasks in a sentence, of all that there are
 MAX_ANSWER_BYTES = 32 << 20  # a label may have as many as an adapter file's header
 SCORE_BYTES = 40  # of {"label":…,"score":0.0019916133044318757}
 INLINE_NUMBERS = 4096  # of an answer; more of them are made off the event loop: a few milliseconds
+WATCH_AFTER_SECONDS = 0.02
 TRUNCATE = {
     "name": "truncate",
     "in": "query",
@@ -209,25 +210,34 @@ async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
     """Wait for `work`, but give it up when the connection closes: nobody would read the answer."""
     waiting = asyncio.current_task()
     assert waiting is not None
+    leaving: asyncio.Task[None] | None = None
     answered = False
 
-    def give_up(left: asyncio.Future[None]) -> None:
+    def watch() -> None:
+        nonlocal leaving
+        leaving = asyncio.create_task(_disconnected(request))
+        leaving.add_done_callback(give_up)
+
+    def give_up(left: asyncio.Task[None]) -> None:
         if not answered and not left.cancelled():
             waiting.cancel()
 
-    leaving = asyncio.ensure_future(_disconnected(request))
-    leaving.add_done_callback(give_up)
+    # Later: most requests are answered before, and need no task beside their own.
+    watching = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, watch)
     try:
         return await work
     except asyncio.CancelledError:
-        if leaving.done() and waiting.uncancel() == 0:  # else somebody else cancelled it, too
+        left = leaving is not None and leaving.done()
+        if left and waiting.uncancel() == 0:  # else somebody else cancelled it, too
             raise ClientClosed(
                 "the client closed the connection before its answer was ready"
             ) from None
         raise
     finally:
         answered = True
-        leaving.cancel()
+        watching.cancel()
+        if leaving is not None:
+            leaving.cancel()
 
 
 async def _disconnected(request: Request) -> None:
