@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -67,10 +68,15 @@ class Summary:
 def save(path: Path, spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> Adapter:
     """Write one adapter file, completely or not at all, and return it as a reader will see it.
 
-    Raises InvalidAdapter, and writes nothing, if the result would not be a valid file.
+    A link's target is written. Raises InvalidAdapter if the result would not be a valid file, and
+    OSError where the disk refuses, or where a device, a pipe or a folder has the path: a file must
+    not take its place. Then nothing is written.
     """
     adapter = parse(serialize(spec, tensors))
-    write_atomically(path, adapter.data)
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    write_atomically(target, adapter.data)
     return adapter
 
 

@@ -116,10 +116,9 @@ class Batcher(Generic[R, T]):
         observe: Callable[[BatchReport], None] = lambda _: None,
         failed: Callable[[Exception, int], None] = lambda _error, _rows: None,
     ) -> None:
-        """`max_wait` and `max_drain` are seconds: what a request may have to wait before its first
-        row runs, which is also what a batch may take; and in what time everything that is queued
-        must be done. `observe` is told of each
-        batch that ran, `failed` of each that raised, with its rows."""
+        """`max_wait` seconds are what a request may have to wait before its first row runs, and
+        what a batch may take. In `max_drain` seconds everything that is queued must be done.
+        `observe` is told of each batch that ran, `failed` of each that raised, with its rows."""
         self._run = run
         self.max_tokens = max_tokens
         self.max_queue_rows = max_queue_rows

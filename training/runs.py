@@ -206,11 +206,15 @@ def _servable(recipe: Recipe) -> bool:
 def _check_out(out: Path) -> None:
     if not out.parent.is_dir():
         raise TrainingError(f"the folder of --out {out} does not exist; expected one to write into")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise TrainingError(
-            f"--out {out} {'is a folder' if out.is_dir() else 'cannot be written'}; expected a"
-            " file's path"
-        )
+    problem = None
+    if out.is_dir():
+        problem = "is a folder"
+    elif out.exists() and not out.is_file():  # a file would take a device's place, or a pipe's
+        problem = "is no regular file"
+    elif not os.access(out.resolve().parent, os.W_OK):
+        problem = "cannot be written"
+    if problem is not None:
+        raise TrainingError(f"--out {out} {problem}; expected a file's path")
 
 
 def _judged(recipe: Recipe) -> str:

@@ -1,9 +1,8 @@
-"""Read folders that `save_pretrained` of a PEFT model wrote: LoRA and the head of a
-`…ForSequenceClassification` of BERT's and RoBERTa's families.
+"""Give our names to PEFT's LoRA, and to the head of a `…ForSequenceClassification` of BERT's and
+RoBERTa's families.
 
-`adapters.convert.peft_config` says what the configuration means. Which modules it names depends on
-the base model, so a folder is read in two steps: alone, and on its backbone.
-"""
+Which modules a folder's configuration names depends on the base model, so a folder is read in two
+steps: alone (`adapters.convert.peft_folder`), and on its backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -27,26 +25,17 @@ from adapters.convert.foreign import (
     problem_type,
     roberta_head,
 )
-from adapters.convert.objects import read_object
-from adapters.convert.peft_config import CONFIG, PeftConfig, parse
-from adapters.convert.weights import read_safetensors, refuse_rest, take
+from adapters.convert.peft_config import CONFIG
+from adapters.convert.peft_folder import WEIGHTS, WRITER, Folder
+from adapters.convert.weights import refuse_rest, take
 from adapters.errors import CannotConvert
 from adapters.lora import MODULES
 from adapters.spec import INNER_SITES, LoraSite, Pooling, ProblemType, shown
 
-WRITER = "PEFT's save_pretrained"
-WEIGHTS, PICKLE, CARD = "adapter_model.safetensors", "adapter_model.bin", "README.md"
-MODEL_CONFIG = "config.json"
-PREFIX = "base_model.model."
 SITES: Mapping[str, LoraSite] = {module: site for site, module in MODULES.items()}
 LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 LORA = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 POOLER = "pooler.dense"
-# Trainer's own folders, which hold earlier states of the same adapter.
-CHECKPOINT = re.compile(r"checkpoint-\d+")
-# What PEFT's model card says of a base model that was quantised during training.
-QUANTISED = re.compile(r"quantization config was used during training:.*", re.DOTALL)
-BITS = re.compile(r"load_in_[48]bit: True|quant_method: \S+")
 # transformers' names for labels that nobody named
 UNNAMED = re.compile(r"LABEL_\d+")
 
@@ -68,59 +57,6 @@ FAMILIES: Mapping[str, Family] = {
         ("classifier", "classifier.dense", "classifier.out_proj"),
     ),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Folder:
-    """A folder's configuration and its tensors, without `base_model.model.` in their names.
-    `model` holds what the model's own `config.json` says, if it lies beside them."""
-
-    name: str
-    config: PeftConfig
-    weights: Mapping[str, Tensor]
-    prefix: str
-    model: Mapping[str, Any]
-
-
-def made_by_peft(folder: Path) -> bool:
-    """Whether a folder, or one in it, holds files as PEFT names them."""
-    return any(
-        (place / name).is_file()
-        for place in (folder, *_inner(folder))
-        for name in (WEIGHTS, PICKLE)
-    ) or ((folder / CONFIG).is_file() and b'"peft_type"' in (folder / CONFIG).read_bytes())
-
-
-def read(folder: Path) -> Folder:
-    """Read what can be told without the base model. Raises CannotConvert or OSError."""
-    _check_one_adapter(folder)
-    config = parse(read_object(folder / CONFIG, WRITER))
-    if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
-        raise CannotConvert(
-            f"{folder.name} has its weights in {PICKLE}, a pickle, which can be a program, and was"
-            f" not opened; expected {WEIGHTS}: if you trust its maker, load it with PEFT and save"
-            " it again"
-        )
-    if not (folder / WEIGHTS).is_file():
-        raise CannotConvert(
-            f"{folder.name} has no {WEIGHTS}; expected a folder that {WRITER} wrote"
-        )
-    _check_not_quantised(folder / CARD)
-    loaded = read_safetensors(folder / WEIGHTS)
-    weights = {
-        name.removeprefix(PREFIX): loaded.pop(name)
-        for name in list(loaded)
-        if name.startswith(PREFIX)
-    }
-    refuse_rest(loaded, f"names that begin with {PREFIX!r}")
-    model = folder / MODEL_CONFIG
-    return Folder(
-        folder.name,
-        config,
-        weights,
-        _prefix(weights),
-        read_object(model, "save_pretrained") if model.is_file() else {},
-    )
 
 
 def fit(folder: Folder, backbone: Backbone) -> Foreign:
@@ -161,60 +97,6 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
         },
         encoder=encoder,
     )
-
-
-def _inner(folder: Path) -> list[Path]:
-    """The folders within it that hold an adapter of their own."""
-    return sorted(
-        path.parent
-        for path in folder.glob(f"*/{CONFIG}")
-        if not CHECKPOINT.fullmatch(path.parent.name)
-    )
-
-
-def _check_one_adapter(folder: Path) -> None:
-    inner = _inner(folder)
-    own = (folder / CONFIG).is_file()
-    if inner and (own or len(inner) > 1):
-        names = [*(["its own"] if own else []), *(shown(path.name) for path in inner)]
-        raise CannotConvert(
-            f"{folder.name} holds {len(names)} adapters, {', '.join(names[:8])}; expected the"
-            " folder of one"
-        )
-    if inner:
-        raise CannotConvert(
-            f"{folder.name} holds its adapter in {shown(inner[0].name)}; expected that folder"
-        )
-
-
-def _check_not_quantised(card: Path) -> None:
-    if not card.is_file():
-        return
-    found = QUANTISED.search(card.read_text("utf-8", "replace"))
-    bits = BITS.search(found[0]) if found else None
-    if bits:
-        raise CannotConvert(
-            f"{card.name} says that the base model was quantised during training"
-            f" ({bits[0][:80]}), so that the adapter corrects other weights than it would be served"
-            " with; expected a base model in floating point"
-        )
-
-
-def _prefix(weights: Mapping[str, Tensor]) -> str:
-    """What the base model calls its encoder. Raises CannotConvert for other models."""
-    prefixes = sorted({name.partition(".")[0] for name in weights if ".lora_" in name})
-    if "electra" in prefixes:
-        raise CannotConvert(
-            f"{WEIGHTS} is of an ELECTRA classifier, whose head has a GELU that an adapter file"
-            f" cannot say; expected one of {', '.join(FAMILIES)}"
-        )
-    if len(prefixes) != 1 or prefixes[0] not in FAMILIES:
-        found = " and ".join(shown(name) for name in prefixes[:4]) or "no module"
-        raise CannotConvert(
-            f"{WEIGHTS} has LoRA at {found}; expected it at the modules of"
-            f" {' or '.join(map(repr, FAMILIES))}, as BERT's and RoBERTa's families call them"
-        )
-    return prefixes[0]
 
 
 def _pairs(

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from adapters import backbone as backbones
-from adapters.convert import adamix, adapterhub, peft
+from adapters.convert import adamix, adapterhub, peft, peft_folder
 from adapters.convert.assembly import Wanted, assemble
 from adapters.errors import CannotConvert
 from adapters.spec import AdapterSpec
@@ -19,8 +19,8 @@ def convert(
 ) -> tuple[AdapterSpec, dict[str, Tensor]]:
     """Return the spec and the tensors of an adapter file. Without `backbone` it is the base model
     that a PEFT folder names. Raises CannotConvert, another AdaMixError or OSError."""
-    if source.is_dir() and peft.made_by_peft(source):
-        folder = peft.read(source)
+    if source.is_dir() and peft_folder.made_by_peft(source):
+        folder = peft_folder.read(source)
         loaded = backbones.load(_named(backbone or folder.config.base_model))
         return assemble(peft.fit(folder, loaded), loaded, wanted)
     foreign = adapterhub.read(source) if source.is_dir() else adamix.read(source)

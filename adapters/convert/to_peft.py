@@ -14,8 +14,9 @@ import safetensors.torch
 from torch import Tensor
 
 from adapters.convert.folder import write_folder
-from adapters.convert.peft import CARD, POOLER, PREFIX, WEIGHTS
+from adapters.convert.peft import POOLER
 from adapters.convert.peft_config import CONFIG
+from adapters.convert.peft_folder import CARD, PREFIX, WEIGHTS
 from adapters.errors import CannotConvert
 from adapters.file import Adapter
 from adapters.lora import MODULES

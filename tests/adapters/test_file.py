@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -109,6 +110,20 @@ def test_tensors_that_lie_crooked(bert: Backbone) -> None:
         torch.equal(parse(crooked).tensors[name], tensor)
         for name, tensor in parse(data).tensors.items()
     )
+
+
+def test_what_is_no_file_stays(bert: Backbone, tmp_path: Path) -> None:
+    """A link's target is written and the link stays; a pipe is refused, and no file takes its
+    place."""
+    spec, tensors, _ = random_adapter(bert, "t", ["a", "b"])
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("target")
+    assert save(link, spec, tensors).digest == load(tmp_path / "target").digest
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"it is no regular file.*pipe"):
+        save(pipe, spec, tensors)
+    assert pipe.is_fifo()
 
 
 def test_an_invalid_adapter_is_not_written(bert: Backbone, tmp_path: Path) -> None:

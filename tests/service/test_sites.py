@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
+from adapters.lora import MODULES
 from adapters.spec import LoraSite
 from adapters.text import Tokens
 from service.engine.encoder import PackedEncoder
@@ -27,15 +28,6 @@ from tests.tiny import random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
 LAYERS = 3
-# where transformers' BERT has each site
-MODULES: Mapping[LoraSite, str] = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_out": "attention.output.dense",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-}
 ALL: Mapping[LoraSite, int] = {
     "query": 16,
     "key": 1,

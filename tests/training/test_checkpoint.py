@@ -17,18 +17,14 @@ from typer.testing import CliRunner, Result
 
 from adapters.backbone import Backbone
 from adapters.file import load
+from tests.training.killed import resumed
 from tests.training.test_methods import lines
 from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import ROWS, assert_refused, jsonl
 from training.__main__ import app
-from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.progress import Progress
 from training.train import measure
-
-
-class Killed(Exception):
-    """Stands for the power cut: nothing after it runs."""
 
 
 def arguments(folder: Path, backbone: Path, *more: str) -> list[str]:
@@ -63,18 +59,8 @@ def test_a_killed_run_goes_on(tmp_path: Path, bert: Backbone, method: Any, kille
         QUICK, method=method, epochs=3, batch_size=10, learning_rate=1e-3, **size
     )
     whole = measure(bert, SINGLE, SINGLE, recipe)
-
-    def die(at: Progress) -> None:
-        if at.step == killed:
-            raise Killed
-
-    with pytest.raises(Killed):
-        measure(bert, SINGLE, SINGLE, recipe, die, Checkpoints(tmp_path / "checkpoint", 3))
-    torch.manual_seed(99)
     seen: list[Progress] = []
-    again = measure(
-        bert, SINGLE, SINGLE, recipe, seen.append, Checkpoints(tmp_path / "checkpoint", 3)
-    )
+    again = resumed(bert, recipe, tmp_path / "checkpoint", killed=killed, seen=seen.append)
     assert [p.step for p in seen] == list(range(4 if killed == 4 else 7, 13))
     assert again.scores == whole.scores
     assert again.done.tokens == whole.done.tokens

@@ -23,17 +23,16 @@ from service.engine.engine import Engine
 from service.engine.row import Row
 from service.engine.slots import Slots
 from tests.tiny import random_adapter, tiny_backbone
+from tests.training.killed import resumed
 from tests.training.test_methods import run
 from tests.training.test_routing import step_flops
 from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import assert_refused
-from training.checkpoint import Checkpoints
 from training.config import LORA_SITES, Recipe
 from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged
 from training.fit import fit
 from training.methods import build
-from training.progress import Progress
 from training.routing import Router
 from training.train import Trained, measure, train
 
@@ -192,16 +191,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, bert: Backbone, recipe: Recipe) ->
     killed."""
     recipe = dataclasses.replace(recipe, epochs=3, batch_size=10, learning_rate=1e-3)
     whole = measure(bert, SINGLE, SINGLE, recipe)
-
-    def die(at: Progress) -> None:
-        if at.step == 7:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        measure(bert, SINGLE, SINGLE, recipe, die, Checkpoints(tmp_path / "checkpoint", 3))
-    again = measure(
-        bert, SINGLE, SINGLE, recipe, checkpoints=Checkpoints(tmp_path / "checkpoint", 3)
-    )
+    again = resumed(bert, recipe, tmp_path / "checkpoint", killed=7)
     assert torch.equal(again.logits, whole.logits)
 
 

@@ -18,13 +18,12 @@ from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import collate
 from adapters.merge import merge
 from adapters.text import encode
+from tests.training.killed import resumed
 from tests.training.test_training import QUICK, SINGLE
-from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.errors import TrainingError
 from training.loss import step_loss, target_tensor
 from training.methods import build
-from training.progress import Progress
 from training.routing import Router
 from training.train import measure
 
@@ -159,16 +158,7 @@ def test_a_killed_run_draws_the_same(tmp_path: Path, bert: Backbone, recipe: Rec
     bits."""
     recipe = dataclasses.replace(recipe, epochs=3, batch_size=10, learning_rate=1e-3)
     whole = measure(bert, SINGLE, SINGLE, recipe)
-
-    def die(at: Progress) -> None:
-        if at.step == 7:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        measure(bert, SINGLE, SINGLE, recipe, die, Checkpoints(tmp_path / "checkpoint", 3))
-    again = measure(
-        bert, SINGLE, SINGLE, recipe, checkpoints=Checkpoints(tmp_path / "checkpoint", 3)
-    )
+    again = resumed(bert, recipe, tmp_path / "checkpoint", killed=7)
     assert torch.equal(again.logits, whole.logits)
 
 

@@ -4,6 +4,7 @@ code 2."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -219,6 +220,7 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
         "the folder of --out TMP/nowhere/out.safetensors does not exist",
     ),
     (["--out", "TMP"], "--out TMP is a folder; expected a file's path"),
+    (["--out", os.devnull], f"--out {os.devnull} is no regular file; expected a file's path"),
     (["--experts", "0"], "experts is 0; expected 1 to 64"),
     (["--learning-rate", "nan"], "learning_rate is nan; expected"),
     (["--positive", "good"], "positive is 'good'; expected one of negative, positive"),

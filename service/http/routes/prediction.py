@@ -30,7 +30,7 @@ NAMED = 5  # tasks in a sentence, of all that there are
 MAX_ANSWER_BYTES = 32 << 20  # a label may have as many as an adapter file's header
 SCORE_BYTES = 40  # of {"label":…,"score":0.0019916133044318757}
 INLINE_NUMBERS = 4096  # of an answer; more of them are made off the event loop: a few milliseconds
-WATCH_AFTER_SECONDS = 0.02
+WATCH_AFTER_SECONDS = 0.02  # from when on it is noticed that a client has left
 TRUNCATE = {
     "name": "truncate",
     "in": "query",
@@ -222,7 +222,7 @@ async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
         if not answered and not left.cancelled():
             waiting.cancel()
 
-    # Later: most requests are answered before, and need no task beside their own.
+    # Not at once: a request that is answered before needs no task beside its own.
     watching = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, watch)
     try:
         return await work
