@@ -54,13 +54,13 @@ class RoutedLora(Mixture):
     """M experts of `Lora` at one site: parameters `a`, `[rank, inputs]` each, and `b`,
     `[outputs, rank]` each.
 
-    This follows AdaMix's released code for GPT-2, NLG/loralib/layers.py, class
-    `AdamixMergedLinear` (line 260). The experts of A begin as copies of one random draw and those
-    of B at 0 (lines 270 to 278). A and B are drawn independently (lines 302 to 321), and at
-    inference A and B are averaged, each for itself (lines 323 to 341). The scripts share B and not
-    A (`--share_A 0 --share_B 1`, NLG/run_train_e2e.sh), which is the default here. They have a
-    dropout before A and no second pass; here it is the trainer that decides on passes, and there is
-    no such dropout.
+    This follows AdaMix's released code for GPT-2: github.com/microsoft/AdaMix at df5f2d15,
+    NLG/loralib/layers.py, class `AdamixMergedLinear`. Its `__init__` makes the experts of A as
+    copies of one random draw, and those of B of zeros. In training its `forward` draws A and B
+    independently, each once for a mini-batch; in evaluation it averages A and B, each for itself.
+    The scripts share B and not A (`--share_A 0 --share_B 1`, NLG/run_train_e2e.sh), which is the
+    default here. They have a dropout before A and no second pass; here it is the trainer that
+    decides on passes, and there is no such dropout.
     """
 
     def __init__(
