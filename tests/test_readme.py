@@ -42,6 +42,7 @@ NOT_RUN = {
     ),
     "python -m benchmarks.gpu.half": "tests/benchmarks/test_gpu_benchmark.py makes that folder",
     "python -m benchmarks.": "hours, with data sets that are not in the repository",
+    "taskset -c 0 python -m benchmarks.": "data sets that are not in the repository",
     "adamix-train --install-completion": (
         "writes into a user's shell; tests/test_doors.py asks for the completion itself"
     ),
