@@ -258,6 +258,18 @@ def test_blocks() -> None:
     assert len(sizes) <= 10
 
 
+def test_few_kernels(bert: Backbone, capfd: pytest.CaptureFixture[str]) -> None:
+    """Batches of any sizes let oneDNN compile few kernels, since it keeps the memory of each."""
+    engine, adapters = engine_of(bert), adapters_of(bert)
+    creation = torch.backends.mkldnn.VERBOSE_ON_CREATION
+    with torch.backends.mkldnn.verbose(creation):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        for rows in range(1, 100):
+            engine.run(mixed(adapters, rows_of(bert, [3] * rows)))
+    compiled = capfd.readouterr().out.count(",create:cache_miss,")
+    # at most ten sizes of each of a layer's products, and a few of the adapters' GELU
+    assert compiled <= 10 * 5 + 5
+
+
 def test_mixed_tasks(backbone: Backbone) -> None:
     """A batch over tasks with different labels, poolings, heads and bottlenecks gives each row its
     reference logits."""

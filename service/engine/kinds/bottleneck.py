@@ -14,6 +14,11 @@ from adapters.spec import AdapterSpec
 from service.engine.kinds.parts import Parts, split
 from service.engine.sites import Add, Branch, Site
 
+# oneDNN compiles GELU for each number of values that it meets, and keeps the last thousand of these
+# kernels. They lie scattered over the heap, so that the memory between them cannot be used again
+# for large arrays: the process grew by 80 MiB. So the number of values is a multiple of this.
+GELU_STEP = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class Bottleneck:
@@ -68,9 +73,12 @@ class Bottlenecks:
         shapes = [(n, adapter.down.shape[1]) for n, adapter in zip(heights, adapters, strict=True)]
         sizes = [n * width for n, width in shapes]
         # one buffer for all adapters, so that GELU is one call
-        self._inner = adapters[0].down.new_empty(sum(sizes))
+        spare = -sum(sizes) % GELU_STEP
+        self._inner = adapters[0].down.new_empty(sum(sizes) + spare)
+        self._inner[sum(sizes) :] = 0.0
         self._inners = [
-            part.view(shape) for part, shape in zip(split(self._inner, sizes), shapes, strict=True)
+            part.view(shape)
+            for part, shape in zip(split(self._inner, [*sizes, spare]), shapes, strict=False)
         ]
         self._foreign = [
             inner[own:]
