@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapters.errors import BackboneMismatch
+from adapters.families.registry import FAMILIES
 from adapters.file import Adapter
 from adapters.spec import BackboneRef, BackboneSettings, shown
 
@@ -39,6 +40,13 @@ def check_backbone(
         raise BackboneMismatch(
             f"the adapter has {found.num_layers} layers of {found.hidden_size}; "
             f"expected {wanted.num_layers} of {wanted.hidden_size}, as backbone {wanted.name!r} has"
+        )
+    places = FAMILIES[wanted.model_type].places
+    lacking = [site for site in spec.ranks or () if site not in places]
+    if lacking:
+        raise BackboneMismatch(
+            f"the adapter has LoRA at {lacking[0]!r}; expected it at {', '.join(places)}, which the"
+            f" layers of backbone {wanted.name!r} have"
         )
     if spec.intermediate_size not in (None, intermediate_size):
         raise BackboneMismatch(

@@ -53,6 +53,11 @@ def write(adapter: Adapter, folder: Path) -> None:
             f"pooling is {spec.pooling!r}, which AdapterHub's heads do not have; expected cls or"
             " pooler"
         )
+    if spec.normed_head:
+        raise CannotConvert(
+            f"the head of {spec.task!r} has a norm, which AdapterHub's heads do not have; expected a"
+            " head without one"
+        )
     if spec.first_layer:
         raise CannotConvert(
             f"first_layer is {spec.first_layer}, and this writes an adapter for every layer;"

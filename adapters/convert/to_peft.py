@@ -52,7 +52,7 @@ def write(adapter: Adapter, folder: Path) -> None:
             f" another head; expected one of {', '.join(PREFIXES)}"
         )
     dense = "head.dense.weight" in adapter.tensors
-    head = HEADS.get((prefix, spec.pooling, dense))
+    head = None if spec.normed_head else HEADS.get((prefix, spec.pooling, dense))
     if head is None:
         choices = " or ".join(
             f"{pooling} with{'' if has_dense else 'out'} a dense layer"
