@@ -139,6 +139,11 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
+        if "tiktoken" in str(error):  # what transformers tries when SentencePiece is not installed
+            reason = (
+                "its only tokeniser is SentencePiece's model, which needs the package sentencepiece"
+                " (or a tokenizer.json beside it)"
+            )
         raise BackboneError(
             f"backbone {name!r} cannot be loaded: {shortened(reason)}; "
             "expected 'embedded', a folder, or a Hugging Face id that this machine can reach"

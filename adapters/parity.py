@@ -106,13 +106,19 @@ def _check_settings(found: BackboneSettings, wanted: BackboneSettings, name: str
             f" a tokeniser that splits texts otherwise: its tokenization is"
             f" {found.tokenization[:12]}; expected {wanted.tokenization[:12]}"
         )
-    for field in BackboneSettings.model_fields:
-        here, there = getattr(found, field), getattr(wanted, field)
+    here_said, there_said = _flat(found), _flat(wanted)
+    for field in {**here_said, **there_said}:
+        here, there = here_said.get(field), there_said.get(field)
         if here != there:
             raise BackboneMismatch(
                 f"the adapter was made for the weights of backbone {name!r}, but with {field}"
                 f" {shown(here)}; expected {shown(there)}"
             )
+
+
+def _flat(settings: BackboneSettings) -> dict[str, object]:
+    """All settings by name, those of the backbone's family among them."""
+    return {**settings.model_dump(exclude={"further"}), **(settings.further or {})}
 
 
 def _shown(values: Sequence[float]) -> str:

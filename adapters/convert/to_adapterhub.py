@@ -45,7 +45,7 @@ def write(adapter: Adapter, folder: Path) -> None:
         )
     if spec.backbone.model_type not in MODELS:
         raise CannotConvert(
-            f"AdapterHub has no {spec.backbone.model_type} model; expected one of"
+            f"AdapterHub has no {spec.backbone.model_type} model that this writes; expected one of"
             f" {', '.join(MODELS)}"
         )
     if spec.pooling not in ("cls", "pooler"):
