@@ -113,8 +113,8 @@ class Backbone:
 
 
 def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load a backbone: `embedded`, a local folder, or a Hugging Face id of one of the families, at a
-    revision if it is written `id@revision`.
+    """Load a backbone: `embedded`, a local folder, or a Hugging Face id of one of the families, at
+    a revision if it is written `id@revision`.
 
     Code that a checkpoint carries is never run. Raises BackboneError.
     """

@@ -60,8 +60,8 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Pooling = Literal["cls", "mean", "pooler", "mask"]
 Kind = Literal["bottleneck", "lora"]
 LoraSite = Literal["query", "key", "value", "attention_out", "up", "gate", "down"]
-"""The linear modules of a layer that LoRA can change; `up`, `gate` and `down` are the feed-forward's,
-and only a gated one has `gate`."""
+"""The linear modules of a layer that LoRA can change; `up`, `gate` and `down` are the
+feed-forward's, and only a gated one has `gate`."""
 INNER_SITES: tuple[LoraSite, ...] = ("up", "gate", "down")  # one side has intermediate_size
 PositionType = Literal["absolute", "relative", "rotary", "disentangled"]
 Rank = Annotated[int, Field(ge=1, le=256)]
@@ -227,8 +227,8 @@ class AdapterSpec(_Frozen):
             )
         if not inner and self.intermediate_size is not None:
             raise ValueError(
-                "intermediate_size is there; expected it with a rank for 'up' or another site of the"
-                " feed-forward only"
+                "intermediate_size is there; expected it with a rank for 'up' or another site of"
+                " the feed-forward only"
             )
 
     @property

@@ -84,15 +84,15 @@ def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
                 " expected different ones"
             )
         chosen[token] = label
-    found = _masked_head(backbone)
+    own = _masked_head(backbone)
     result = WordHead(
         backbone.config.hidden_size, len(chosen), backbone.encoder_config.norm_eps
     ).requires_grad_(False)
     tokens = list(chosen)
     for part, weight, bias in (
-        (result.dense, found.dense.weight, found.dense.bias),
-        (result.norm, found.norm.weight, found.norm.bias),
-        (result.out, found.rows[tokens], None if found.biases is None else found.biases[tokens]),
+        (result.dense, own.dense.weight, own.dense.bias),
+        (result.norm, own.norm.weight, own.norm.bias),
+        (result.out, own.rows[tokens], None if own.biases is None else own.biases[tokens]),
     ):
         # a bias that the checkpoint's head lacks is 0
         bias = weight.new_zeros(len(weight)) if bias is None else bias

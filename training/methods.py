@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+
 from torch import nn
 
 from adapters.backbone import POOLER_PREFIX, Backbone, layers_of

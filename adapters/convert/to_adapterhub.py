@@ -55,8 +55,8 @@ def write(adapter: Adapter, folder: Path) -> None:
         )
     if spec.normed_head:
         raise CannotConvert(
-            f"the head of {spec.task!r} has a norm, which AdapterHub's heads do not have; expected a"
-            " head without one"
+            f"the head of {spec.task!r} has a norm, which AdapterHub's heads do not have; expected"
+            " a head without one"
         )
     if spec.first_layer:
         raise CannotConvert(

@@ -89,7 +89,8 @@ class Rows(nn.Linear):
     def __init__(self, whole: nn.Linear, part: int, parts: int) -> None:
         """Part number `part` of `parts` equal ones."""
         weight: Tensor = whole.weight.detach().chunk(parts)[part]
-        super().__init__(*reversed(weight.shape), bias=whole.bias is not None, device="meta")
+        outputs, inputs = weight.shape
+        super().__init__(inputs, outputs, bias=whole.bias is not None, device="meta")
         self.whole = (whole,)  # in a tuple: it is no module of this one
         self.weight = nn.Parameter(weight, requires_grad=False)
         if whole.bias is not None:

@@ -54,7 +54,7 @@ class Rotary:
         """Rotates the queries and keys of `qkv`, `[T, 3d]`, in place; `positions` are `[T]`."""
         cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
         # [T, 2H, D]: queries and keys
-        both = qkv.unflatten(1, (3 * heads, -1))[:, : 2 * heads]
+        both = qkv.view(len(qkv), 3 * heads, -1)[:, : 2 * heads]
         first, second = both.chunk(2, dim=-1)
         turned = first * cos - second * sin
         second.copy_(second * cos + first * sin)
@@ -116,7 +116,7 @@ class Disentangled:
         keys = None if self._keys is None else self._keys[:, rows]
         queries = None if self._queries is None else self._queries[:, rows.flip(0)]
         step = max(1, AT_ONCE // (2 * heads * length * length))
-        parts = zip(q.split(step), k.split(step), v.split(step), strict=True)
+        parts = zip(*(torch.split(each, step) for each in (q, k, v)), strict=True)
         attended = [
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=_biases(q, k, keys, queries), scale=self._scale(size)

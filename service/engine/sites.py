@@ -24,8 +24,8 @@ class Adaptation(Protocol):
 
     @property
     def inner_rows(self) -> int:
-        """How many rows, from the first on, hold all whose adapters are within the feed-forward. There
-        the additions take `x` and `y` of that many rows or more."""
+        """How many rows, from the first on, hold all whose adapters are within the feed-forward.
+        There the additions take `x` and `y` of that many rows or more."""
 
     def at(self, layer: int) -> Mapping[Site, Add]:
         """What they add in a layer, site by site."""

@@ -221,9 +221,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_a_config_that_is_refused(
-    folders: dict[str, Path], case: str, tmp_path: Path
-) -> None:
+def test_a_config_that_is_refused(folders: dict[str, Path], case: str, tmp_path: Path) -> None:
     """A config that the family computes otherwise is refused with the field, its value and the
     value expected."""
     family, changes, message = CONFIGS[case]
@@ -284,9 +282,7 @@ def test_a_site_that_layers_lack(folders: dict[str, Path]) -> None:
     """LoRA at a gate is refused for a backbone whose feed-forward has none."""
     backbone = load(str(folders["distilbert"]))
     spec, _, data = random_adapter(backbone, "t", ["a", "b"], ranks={"up": 4})
-    gated = dataclasses.replace(
-        parse(data), spec=spec.model_copy(update={"ranks": {"gate": 4}})
-    )
+    gated = dataclasses.replace(parse(data), spec=spec.model_copy(update={"ranks": {"gate": 4}}))
     with pytest.raises(BackboneMismatch, match="has LoRA at 'gate'; expected it at query, key"):
         check_backbone(
             gated,

@@ -109,9 +109,7 @@ def adapters_of(backbone: Backbone) -> list[Adapter]:
 
 
 def rows_for(adapters: Sequence[Adapter], tokens: Sequence[Tokens]) -> list[Row]:
-    return [
-        Row(adapters[i % len(adapters)], row.ids, row.types) for i, row in enumerate(tokens)
-    ]
+    return [Row(adapters[i % len(adapters)], row.ids, row.types) for i, row in enumerate(tokens)]
 
 
 @torch.no_grad()
@@ -192,7 +190,11 @@ def test_other_precisions(
 def test_the_longest_rows_of_modernbert(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A row of 8,192 tokens beside a short one has transformers' hidden states."""
     folder = tiny_backbone(
-        tmp_path_factory.mktemp("long"), "modernbert", hidden=16, positions=8192, num_attention_heads=1
+        tmp_path_factory.mktemp("long"),
+        "modernbert",
+        hidden=16,
+        positions=8192,
+        num_attention_heads=1,
     )
     backbone = backbones.load(str(folder))
     assert backbone.max_length == 8192

@@ -15,6 +15,7 @@ from adapters.text import encode
 from tests.service.conftest import ADMIN_KEY, running
 from tests.tiny import FURTHER, tiny_masked_lm
 from tests.training.test_training import QUICK, SINGLE
+from training.config import Recipe
 from training.train import train
 
 TEXTS = [("it is a good film",), ("awful",), ("the plot was not very good and the film " * 4,)]
@@ -29,7 +30,7 @@ def test_from_training_to_answers(family: str, tmp_path: Path) -> None:
     words = dict(zip(SINGLE.labels, ("good", "the"), strict=True))
     recipes = {
         "mixture": {},
-        "updates": {"adaptation": "lora", "rank": 4},
+        "updates": {"adaptation": "lora", "rank": 4, "bottleneck": Recipe.bottleneck},
         "prompt": {"prompt": "{text} It was {mask}.", "label_words": words},
     }
     files = {}
@@ -37,19 +38,22 @@ def test_from_training_to_answers(family: str, tmp_path: Path) -> None:
         recipe = dataclasses.replace(QUICK, epochs=1, experts=2, **changes)
         trained = train(task, backbone, SINGLE, SINGLE, recipe)
         files[task] = serialize(trained.spec, trained.tensors)
-    with running(tmp_path / "store", backbone=folder, admin_key=ADMIN_KEY) as server:
-        with server.client(headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as client:
-            for data in files.values():
-                answer = client.post("/adapters", files={"file": data})
-                assert answer.status_code == 201, answer.text  # its probe was replayed
-            answer = client.post(
-                "/predict?" + "&".join(f"task={task}" for task in files),
-                json={
-                    "inputs": [text for (text,) in TEXTS],
-                    "parameters": {"function_to_apply": "none", "top_k": 2},
-                },
-            )
-            assert answer.status_code == 200, answer.text
+    bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    with (
+        running(tmp_path / "store", backbone=folder, admin_key=ADMIN_KEY) as server,
+        server.client(headers=bearer) as client,
+    ):
+        for data in files.values():
+            answer = client.post("/adapters", files={"file": data})
+            assert answer.status_code == 201, answer.text  # its probe was replayed
+        answer = client.post(
+            "/predict?" + "&".join(f"task={task}" for task in files),
+            json={
+                "inputs": [text for (text,) in TEXTS],
+                "parameters": {"function_to_apply": "none", "top_k": 2},
+            },
+        )
+        assert answer.status_code == 200, answer.text
     for task, data in files.items():
         adapter = parse(data)
         spec = adapter.spec

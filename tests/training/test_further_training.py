@@ -42,7 +42,7 @@ def test_methods(family: str) -> None:
     batch = collate(encode(backbone.tokenizer, SINGLE.texts, 32))
     for method in METHODS:
         if (family, method) == ("modernbert", "bitfit"):
-            with pytest.raises(TrainingError, match="trains the encoder's biases, and .* has none"):
+            with pytest.raises(TrainingError, match=r"trains .* biases, and .* has none"):
                 build(backbone, 2, recipe_of(method))
             continue
         model = build(backbone, 2, recipe_of(method)).train()
@@ -73,7 +73,7 @@ def test_every_site(family: str) -> None:
                 torch.nn.init.normal_(parameter)
         assert (model(batch) - bare).abs().max() > 1e-4, site
     if "gate" not in backbone.family.places:
-        with pytest.raises(TrainingError, match="sites has 'gate', which the layers of .*expected"):
+        with pytest.raises(TrainingError, match=r"sites has 'gate', which .*expected"):
             build(backbone, 2, recipe_of("lora", sites="gate"))
 
 

@@ -55,7 +55,8 @@ def _rows(attention: Any, longest: int) -> Tensor:
     if buckets > 0 and most > 0:
         distances = make_log_bucket_position(distances, buckets, most).long()
     span = attention.pos_ebd_size
-    return (distances + span).clamp(0, 2 * span - 1)
+    rows: Tensor = (distances + span).clamp(0, 2 * span - 1)
+    return rows
 
 
 def _layer(layer: Any, activation: str, relative: Tensor, rows: Tensor) -> Layer:
@@ -65,8 +66,8 @@ def _layer(layer: Any, activation: str, relative: Tensor, rows: Tensor) -> Layer
         if term not in attention.pos_att_type:
             return None
         project: nn.Linear = getattr(attention, projection)
-        heads = project(relative).unflatten(1, (attention.num_attention_heads, -1))
-        return heads.transpose(0, 1)  # type: ignore[no-any-return]  # torch's unflatten gives Any
+        heads: Tensor = project(relative).view(len(relative), attention.num_attention_heads, -1)
+        return heads.transpose(0, 1)
 
     return Layer(
         query=attention.query_proj,
