@@ -67,7 +67,7 @@ def crash(
 
 @app.command()
 def disk(
-    files: Annotated[int, typer.Option(help="To damage, for wrong bytes.")] = 200,
+    files: Annotated[int, typer.Option(help="To damage, for the wrong bytes.")] = 200,
     scenario: Annotated[
         list[disks.Scenario] | None, typer.Option(help="One alone; may be repeated. Else all.")
     ] = None,

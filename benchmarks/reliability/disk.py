@@ -130,8 +130,8 @@ class Client:
 
 
 def disk(files: int, findings: Findings, seed: int, chosen: Sequence[Scenario]) -> dict[str, Any]:
-    """The `chosen` scenarios, each on a store of its own; `files` are damaged
-    for wrong bytes."""
+    """The `chosen` scenarios, each on a store of its own; `files` are damaged in
+    the scenario of wrong bytes."""
     found: dict[str, Any] = {}
     with adapters.scratch() as folder, Forks() as forks:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
