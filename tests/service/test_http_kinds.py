@@ -134,6 +134,18 @@ def test_who_says_the_kind(server: Server, client: httpx2.Client) -> None:
     assert sizes == {task: listed[task]["bytes"] for task in TASKS}
 
 
+def test_the_device_s_adapters_by_kind(server: Server, client: httpx2.Client) -> None:
+    """The metrics say how many adapters of each kind are on the device, and their bytes there: the
+    file's tensors in the backbone's float32."""
+    asked(client, list(TASKS), TEXTS[:1])
+    store = Store(server.store, read_only=True)
+    for kind in ("bottleneck", "lora"):
+        tasks = [task for task, options in TASKS.items() if ("ranks" in options) == (kind == "lora")]
+        assert sample(client, "adamix_slots_used", kind=kind) == len(tasks)
+        wanted = 4 * sum(store.get(task).parameters for task in tasks)
+        assert sample(client, "adamix_slots_bytes", kind=kind) == wanted
+
+
 def _spec(change: dict[str, Any]) -> Callable[[bytes], bytes]:
     def changed(data: bytes) -> bytes:
         header, body = split(data)
