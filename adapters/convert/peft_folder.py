@@ -109,9 +109,9 @@ def _check_not_quantised(card: Path, model: Mapping[str, Any]) -> None:
     said = model.get("quantization_config")
     if bits or said:
         raise CannotConvert(
-            f"{card.name if bits else MODEL_CONFIG} says that the base model was quantised during training"
-            f" ({bits[0][:80] if bits else shown(said)}), so that the adapter corrects other"
-            " weights than it would be served with; expected a base model in floating point"
+            f"{card.name if bits else MODEL_CONFIG} says that the base model was quantised during"
+            f" training ({bits[0][:80] if bits else shown(said)}), so that the adapter corrects"
+            " other weights than it would be served with; expected a base model in floating point"
         )
 
 

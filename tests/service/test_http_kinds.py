@@ -151,7 +151,9 @@ def test_the_device_s_adapters_by_kind(server: Server, client: httpx2.Client) ->
     asked(client, list(TASKS), TEXTS[:1])
     store = Store(server.store, read_only=True)
     for kind in ("bottleneck", "lora"):
-        tasks = [task for task, options in TASKS.items() if ("ranks" in options) == (kind == "lora")]
+        tasks = [
+            task for task, options in TASKS.items() if ("ranks" in options) == (kind == "lora")
+        ]
         # at least: other tests leave adapters of tasks that they deleted
         assert sample(client, "adamix_slots_used", kind=kind) >= len(tasks)
         wanted = 4 * sum(store.get(task).parameters for task in tasks)
