@@ -238,6 +238,22 @@ def test_export_with_the_backbone_s_own_pooler(tmp_path: Path) -> None:
     torch.testing.assert_close(engine_logits(again, base), expected, atol=1e-4, rtol=0)
 
 
+def test_the_embedded_backbone_by_its_published_name(tmp_path: Path, embedded: Backbone) -> None:
+    """An export names the embedded backbone by its Hugging Face id, as PEFT finds it; a folder that
+    names it so is converted on the embedded one, without a network."""
+    data = random_adapter(embedded, "t", ["a", "b"], **LORA)[2]
+    (tmp_path / "t.safetensors").write_bytes(data)
+    out = tmp_path / "peft"
+    assert invoke("export", tmp_path / "t.safetensors", out, "--to", "peft").exit_code == 0
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    result = convert(out, tmp_path / "again.safetensors", labels="a,b")
+    assert result.exit_code == 0, result.output
+    again = load(tmp_path / "again.safetensors")
+    assert again.spec.backbone == parse(data).spec.backbone
+    assert again.spec.training["base_model_name_or_path"] == config["base_model_name_or_path"]
+
+
 LORA: dict[str, Any] = {"ranks": {"query": 4}, "pooling": "cls", "dense": True}
 NOT_EXPORTED: list[tuple[str, dict[str, Any], str]] = [
     ("bert", {"pooling": "cls", "dense": True}, "'t' is of kind 'bottleneck', which PEFT does not"),
