@@ -17,7 +17,7 @@ from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
 from adapters.text import TextInput
-from training import few_shot, progress
+from training import advice, few_shot, progress
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
@@ -84,10 +84,17 @@ class Runs:
         probe = probe_texts(self.probe, sets[0].text_pair)
         _say_where_experts_lack_rows(recipes[0], recipes[0].few_shot or len(sets[0].texts))
         lines: list[dict[str, Any]] = []
+        hints: dict[str, None] = {}  # each once, though the seeds' runs may share them
         for recipe in recipes:
-            measured, version = self._one(backbone, sets, recipe, subset, probe)
+            losses: list[float] = []
+            measured, version = self._one(backbone, sets, recipe, subset, probe, losses)
             if measured.done.step != measured.done.steps:
                 return lines  # Ctrl-C is meant for the whole command, and half a run is no result
+            if losses:  # else a finished run was judged again
+                hints |= dict.fromkeys(
+                    advice.of_training(recipe, measured.done.steps, losses)
+                    + advice.of_predictions(sets[1], measured.logits, measured.scores)
+                )
             line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
             lines.append({**line, "subset": subset, "version": version})
             resumed = self.folders is not None and self.folders.resume
@@ -100,6 +107,8 @@ class Runs:
         if len(lines) > 1:
             results = [line["metrics"] for line in lines]
             typer.echo(f"mean and standard deviation of {len(results)} seeds: {_spread(results)}")
+        for hint in hints:
+            typer.echo(f"hint: {hint}")
         return lines
 
     def _one(
@@ -109,8 +118,10 @@ class Runs:
         recipe: Recipe,
         subset: str,
         probe: tuple[TextInput, ...],
+        losses: list[float],
     ) -> tuple[Measured, str | None]:
-        """The run, and the version of the adapter that it wrote."""
+        """The run, and the version of the adapter that it wrote. The losses of its steps are added
+        to `losses`."""
         labels, rows = sets[0].labels, recipe.few_shot or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
         typer.echo(
@@ -135,6 +146,7 @@ class Runs:
             def report(at: Progress) -> None:
                 if metrics is not None:
                     metrics.step(at)
+                losses.append(at.loss)
                 show(at)  # so what is shown is written
 
             if outs:
