@@ -45,7 +45,7 @@ from service.workers.messages import (
     Tokenized,
     packed,
 )
-from service.workers.relay import AHEAD, Relay, RelayedRequest
+from service.workers.relay import AHEAD, Relay, RelayedRequest, UnreadAnswers
 from service.workers.wire import LENGTH_BYTES, MessageReader, Wire, read_greeting
 
 SIGNATURE = Signature("sst2", ("no", "yes"), "regression", True, 64, None)
@@ -296,7 +296,7 @@ def test_pings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def talk() -> None:
         ours, theirs = socket.socketpair()
-        here = EngineEnd(None, None)  # type: ignore[arg-type]  # no request comes
+        here = EngineEnd(None, None, UnreadAnswers(0))  # type: ignore[arg-type]  # no request comes
         front_end = Wire()
         answered = 0
 
@@ -370,7 +370,7 @@ def test_a_client_that_reads_slowly() -> None:
         ours, theirs = socket.socketpair()
         here, front_end = Wire(), Wire()
         relay = Relay(front_end, count())
-        relayed = RelayedRequest(here, 0)
+        relayed = RelayedRequest(here, 0, UnreadAnswers(1 << 20))
         answering: set[asyncio.Task[None]] = set()
         full, reads = asyncio.Event(), asyncio.Event()
 
