@@ -14,7 +14,6 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,32 +187,6 @@ def test_answers_that_nobody_reads_have_a_bound_together(
         ports = {connection.getsockname()[1] for connection in deaf}
         until(lambda: not ports & clients(server))
         assert client.get("/health").status_code == 200
-
-
-def test_answers_behind_front_ends_have_a_bound_together(
-    tmp_path: Path, embedded: Backbone
-) -> None:
-    """Answers that wait in the engine process for clients of front ends have the same bound: those
-    that began first are cut short, and the last one is whole."""
-    data = random_adapter(embedded, "large", ["no", "yes"], bottleneck=256, dtype=torch.float32)[2]
-    with (
-        running(tmp_path / "store", max_unread_bytes=2 * len(data), workers=2) as server,
-        server.client() as client,
-        contextlib.ExitStack() as stack,
-    ):
-        version = client.post("/adapters", files={"file": data}).json()["version"]
-        ask = (
-            b"GET /adapters/large/versions/%b/file HTTP/1.1\r\nHost: localhost\r\n"
-            b"Connection: close\r\n\r\n"
-        )
-        deaf = [stack.enter_context(connected(server, receive_bytes=4096)) for _ in range(8)]
-        for connection in deaf:
-            connection.sendall(ask % version.encode())
-            assert connection.recv(1) == b"H"  # its answer has begun
-        whole = [b"".join(iter(partial(each.recv, 1 << 16), b"")).endswith(data) for each in deaf]
-        assert whole[:5] == [False] * 5
-        assert whole[-1]
-        assert not tracebacks(server)
 
 
 @contextlib.contextmanager
