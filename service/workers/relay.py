@@ -168,16 +168,18 @@ class RelayedRequest:
     async def _send(self, message: Message) -> None:
         body = memoryview(message.get("body", b""))
         try:
-            while len(body) > PIECE and not self._cut:
+            while len(body) > PIECE:
                 self._unread.hold(self, len(body))
                 await self._send_piece({**message, "body": bytes(body[:PIECE]), "more_body": True})
+                if self._cut:
+                    return
                 body = body[PIECE:]
-            last = {**message, "body": bytes(body[:PIECE])} if "body" in message else message
-            await self._send_piece(last)
         finally:
             self._unread.release(self)
+        await self._send_piece({**message, "body": bytes(body)} if "body" in message else message)
 
     async def _send_piece(self, message: Message) -> None:
-        await self._room.acquire()
+        if not self._cut:
+            await self._room.acquire()
         if not self._cut:
             self._wire.send(AppSend(self._call, dict(message)))
