@@ -23,7 +23,7 @@ from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.file import parse
 from adapters.spec import LoraSite
-from benchmarks.http.server import Server, service
+from benchmarks.http.server import Server, Start, service, started
 from benchmarks.reliability import adapters, requests
 from benchmarks.reliability.adapters import TINY, Task
 from benchmarks.reliability.client import Connection, NoAnswer, exchange, request, upload
@@ -43,9 +43,11 @@ MOST_CANARY_SECONDS = 5.0  # an honest request that takes longer was held up
 _LENGTH = re.compile(rb"(?i)(\r\ncontent-length: *)\d+")
 
 
-def hostile(files: int, count: int, findings: Findings, seed: int = 0) -> dict[str, Any]:
+def hostile(
+    files: int, count: int, findings: Findings, seed: int = 0, start: Start = started
+) -> dict[str, Any]:
     """So many files through the parser, then so many requests at a server, half of them with two
-    front ends."""
+    front ends. `start` starts the servers."""
     with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         tasks = adapters.tasks(loaded, 1)
@@ -55,7 +57,7 @@ def hostile(files: int, count: int, findings: Findings, seed: int = 0) -> dict[s
         for workers in WORKERS:
             store = Path(folder) / f"store-{workers}"
             with service(
-                store, name, workers=workers, log_level="info", log_format="json"
+                store, name, start, workers=workers, log_level="info", log_format="json"
             ) as server:
                 part = Part(workers)
                 first = seed + (workers - 1) * (count // 2)
