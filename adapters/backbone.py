@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "camembert")
 POOLER_PREFIX = "pooler."
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 # Each is a tokeniser: what `AutoTokenizer` loads of a folder, and without which it makes one up.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
@@ -86,7 +88,7 @@ class Backbone:
     def reference(self) -> BackboneRef:
         """What the spec of an adapter says about the backbone that it was trained on."""
         return BackboneRef(
-            name=self.name,
+            name=public_name(self.name),
             model_type=self.config.model_type,
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_hidden_layers,
@@ -140,6 +142,15 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
     encoder.requires_grad_(False).eval()
     print_ = _cached_fingerprint(source, encoder, tokenizer)
     return Backbone(name, encoder.to(dtype), tokenizer, print_, has_pooler, mask_token)
+
+
+def public_name(name: str) -> str:
+    """What a file or an answer says of a backbone's name: of a folder's path `./` and the last
+    part alone, since the rest tells of the machine that it is on. Without `./` it would be a
+    Hugging Face id, of a model that somebody else made."""
+    if HUB_ID.fullmatch(name) and not Path(name).is_dir():
+        return name
+    return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def pretrained(name: str) -> dict[str, Any]:

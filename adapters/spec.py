@@ -62,7 +62,8 @@ Kind = Literal["bottleneck", "lora"]
 LoraSite = Literal["query", "key", "value", "attention_out", "up", "down"]
 """The linear modules of a layer that LoRA can change; `up` and `down` are the feed-forward's."""
 INNER_SITES: tuple[LoraSite, ...] = ("up", "down")  # one side of them has intermediate_size
-Rank = Annotated[int, Field(ge=1, le=256)]
+MAX_RANK = 256
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 MAX_SCALE = 1024.0  # far above alpha / r of any training
 
 MASK = "{mask}"

@@ -24,7 +24,7 @@ from adapters.store import Store
 from benchmarks.http.server import ROOT, Server, surroundings
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task, Version
-from benchmarks.reliability.forks import Forks
+from benchmarks.reliability.forks import Forks, forks
 from benchmarks.reliability.report import Findings
 
 DISK_BYTES = 512 << 10
@@ -133,14 +133,14 @@ def disk(files: int, findings: Findings, seed: int, chosen: Sequence[Scenario]) 
     """The `chosen` scenarios, each on a store of its own; `files` are damaged in
     the scenario of wrong bytes."""
     found: dict[str, Any] = {}
-    with adapters.scratch() as folder, Forks() as forks:
+    with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         tasks = adapters.tasks(loaded, VERSIONS, TASKS)
         for scenario in chosen:
             scratch = Path(folder) / scenario.value
             scratch.mkdir()
             run = SCENARIOS[scenario]
-            place = Place(scratch, forks, name, tasks, findings, files, random.Random(seed))
+            place = Place(scratch, forks(), name, tasks, findings, files, random.Random(seed))
             found[(run.__doc__ or "").partition(":")[0]] = run(place)
     return {"backbone": "two layers of 32", "scenarios": found}
 
@@ -238,7 +238,7 @@ def lying(place: Place) -> dict[str, Any]:
 
 def removed(place: Place) -> dict[str, Any]:
     """a store that is removed under the process: what is in memory is served, all else is refused
-    with 503, and what is put back is served again."""
+    with 503, what is put back is served again, and an upload mends a task whose folder is gone."""
     first, other, _ = place.tasks
     place.fill(2)
     aside = place.folder / "aside"
@@ -257,11 +257,10 @@ def removed(place: Place) -> dict[str, Any]:
         shutil.rmtree(place.store / other.name)
         client.predict(other, broken=True)
         for task in place.tasks:
-            client.upload(task.versions[0], broken=task is other)
-            client.predict(task, broken=task is other)
+            client.upload(task.versions[0])
+            client.predict(task)
         answers = client.answers
     with _served(place) as (_, client):
-        client.upload(other.versions[0])
         for task in place.tasks:
             client.predict(task)
         answers += client.answers

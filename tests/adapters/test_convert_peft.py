@@ -17,6 +17,7 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.classifier import collate, from_adapter
+from adapters.convert import peft_modules
 from adapters.file import Adapter, load, parse
 from adapters.text import encode
 from service.engine.engine import Engine
@@ -210,9 +211,10 @@ def test_export(folder: Path, tmp_path: Path, first_layer: int) -> None:
     expected = engine_logits(parse(data), folder)
     model = peft.PeftModel.from_pretrained(classifier(folder), out).eval()
     torch.testing.assert_close(logits_of(model, folder), expected, atol=1e-4, rtol=0)
-    assert convert(out, tmp_path / "again.safetensors").exit_code == 0
-    again = engine_logits(load(tmp_path / "again.safetensors"), folder)
-    torch.testing.assert_close(again, expected, atol=1e-4, rtol=0)
+    again = tmp_path / "again.safetensors"
+    assert_refused(convert(out, again), f"backbone './{folder.name}' is no folder")
+    assert convert(out, again, "--backbone", str(folder)).exit_code == 0
+    torch.testing.assert_close(engine_logits(load(again), folder), expected, atol=1e-4, rtol=0)
 
 
 def test_export_with_the_backbone_s_own_pooler(tmp_path: Path) -> None:
@@ -232,7 +234,8 @@ def test_export_with_the_backbone_s_own_pooler(tmp_path: Path) -> None:
     expected = engine_logits(parse(data), base)
     model = peft.PeftModel.from_pretrained(classifier(base), out).eval()
     torch.testing.assert_close(logits_of(model, base), expected, atol=1e-4, rtol=0)
-    assert convert(out, tmp_path / "again.safetensors").exit_code == 0
+    result = convert(out, tmp_path / "again.safetensors", "--backbone", str(base))
+    assert result.exit_code == 0, result.output
     again = load(tmp_path / "again.safetensors")
     assert again.spec.pooling == "pooler"
     torch.testing.assert_close(engine_logits(again, base), expected, atol=1e-4, rtol=0)
@@ -442,7 +445,6 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
         for start in ("pissa_niter_16", "loftq", "olora", "corda", "lora_ga")
     ),
     (_config(r=257), "LoRA at 'encoder.layer.0.attention.self.query' has an A of rank 4"),
-    (_rank_257, "ranks.query is 257; expected less than or equal to 256"),
     (_config(layers_to_transform=[0]), "which adapter_config.json does not name in target_modules"),
     (_config(use_qalora=True), "use_qalora True, which is for a quantised base model"),
     (_config(trainable_token_indices=[1]), "trainable_token_indices [1], which trains embeddings"),
@@ -458,6 +460,26 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (_plus("bert.embeddings.word_embeddings.weight", 3, 32), "it was fine-tuned, or is another's"),
     (_plus("bert.encoder.layer.0.output.dense.bias", 32), "it was fine-tuned, or is another's"),
     (_plus("score.weight", 3, 32), "the tensor 'score.weight' is not understood"),
+    (_config(lora_alpha=5e-324), "lora_alpha is 5e-324; expected greater"),
+    (_config(r=10**400), "of rank 4; expected 1000"),
+    (_config(revision="x" * 1025), "revision is 'xxx"),
+    (_config(exclude_modules=["a"] * 1001), "exclude_modules has 1001 entries; expected at most"),
+    (_config(rank_pattern={str(i): 4 for i in range(1001)}), "rank_pattern has 1001 entries"),
+    (_config(layers_to_transform=[0] * 1001), "layers_to_transform has 1001 entries"),
+    (_config(target_modules="(" * 5000 + ")" * 5000), "; expected a regular expression"),
+    (_config(target_modules="a{99999999999999999999}"), "; expected a regular expression"),
+    (_config(rank_pattern={"(?i)query": 4}), "a regular expression that cannot be used: global"),
+    (_content("adapter_config.json", '{"a":' * 100_000), "adapter_config.json is not JSON"),
+    (
+        _content("adapter_config.json", f'{{"a": "{"x" * (1 << 20)}"}}'),
+        "has more than 1048576 bytes",
+    ),
+    (_content("config.json", "[" * 100_000), "config.json is not JSON"),
+    (
+        _content("README.md", f"{QUANTISED.partition('- ')[0]}- quant_method: \x1b[2Jx"),
+        r"quant_method: \x1b[2Jx",
+    ),
+    (_rank_257, "LoRA of query has rank 257; expected at most 256"),
 ]
 
 
@@ -477,3 +499,53 @@ def test_refused(
     result = convert(Path("peft"), Path("t.safetensors"))
     assert_refused(result, message)
     assert not Path("t.safetensors").exists()
+
+
+SLOW = [
+    {"target_modules": "(.*)*(.*)*x|.*query"},
+    {"target_modules": ["query"], "exclude_modules": ".*" * 30 + "x"},
+    {"target_modules": ["query"], "rank_pattern": {"(a|q|u|e|r|y|qu|er|.)*x": 4}},
+    {"target_modules": ["query"], "alpha_pattern": {"query": 3, "(.*)*(.*)*x": 4}},
+    {"layers_to_transform": [0], "layers_pattern": ["layer", "(.*)*(.*)*x"]},
+]
+
+
+@pytest.mark.parametrize("form", SLOW)
+def test_expressions_that_take_for_ever(
+    tmp_path: Path, bert_folder: Path, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A regular expression that would be matched for years is given up after a while, and named."""
+    monkeypatch.setattr(peft_modules, "SECONDS", 1.0)
+    written(bert_folder, tmp_path / "peft", target_modules=["query"])
+    _config(**form)(tmp_path / "peft")
+    result = convert(tmp_path / "peft", tmp_path / "t.safetensors")
+    assert_refused(result, "which takes too long to match; expected names of modules")
+    assert not (tmp_path / "t.safetensors").exists()
+
+
+def test_a_folder_gives_no_path_away(tmp_path: Path, bert_folder: Path) -> None:
+    """Of a base model's path the last part alone gets into the file, and into an exported
+    folder."""
+    written(bert_folder, tmp_path / "peft", target_modules=["query"])
+    hub, unix, windows = "org/tickets-bert", "/home/alice/bert/", "C:\\Users\\alice\\bert"
+    for said in (hub, unix, windows):
+        _config(base_model_name_or_path=said)(tmp_path / "peft")
+        out = tmp_path / "t.safetensors"
+        result = convert(tmp_path / "peft", out, "--backbone", str(bert_folder))
+        assert result.exit_code == 0, result.output
+        assert b"alice" not in out.read_bytes()
+        assert str(bert_folder.parent).encode() not in out.read_bytes()
+        spec = load(out).spec
+        assert spec.backbone.name == f"./{bert_folder.name}"
+        found = spec.training["base_model_name_or_path"]
+        assert found == (hub if said == hub else "./bert")
+
+
+def test_names_of_labels_that_are_no_numbers(tmp_path: Path, bert_folder: Path) -> None:
+    """Labels under keys that are no numbers of rows are not taken for names."""
+    written(bert_folder, tmp_path / "peft", target_modules=["query"])
+    for key in ("9" * 5000, "\u0663", "-1"):
+        model = json.dumps({"id2label": {"0": "a", "1": "b", key: "c"}})
+        (tmp_path / "peft" / "config.json").write_text(model)
+        result = convert(tmp_path / "peft", tmp_path / "t.safetensors", labels=None)
+        assert_refused(result, "the file does not name the 3 rows of its head")
