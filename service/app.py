@@ -177,7 +177,7 @@ def build_service(settings: Settings) -> Service:
         device=str(device),
         tracing=tracing,
     )
-    metrics.registry.register(StateCollector(service.gauges))
+    metrics.registry.register(StateCollector(service.state))
     _seed(service, settings)
     return service
 

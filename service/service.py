@@ -4,7 +4,7 @@ it."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from service.engine.slots import Slots
 from service.loader import Loader
 from service.predictor import Admitted, Logits, Signature
 from service.refusals import Closed
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, State
 from service.tokenizer import RequestTokenizer
 
 if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
@@ -201,8 +201,8 @@ class Service:
             adapters=sizes if listed else [],
         )
 
-    def gauges(self) -> tuple[dict[str, float], Iterable[tuple[str, str]]]:
-        """What `StateCollector` shows."""
+    def state(self) -> State:
+        """What the metrics show of it."""
         storage = self.storage(listed=False)
         names = ("backbone_bytes", "adapters_bytes", "full_copies_bytes", "saved_bytes")
         values: dict[str, float] = {name: getattr(storage, name) for name in names}
@@ -211,7 +211,7 @@ class Service:
             "queue_rows": self.batcher.queued_rows,
             "queue_max_rows": self.batcher.max_queue_rows,
         }
-        return {**queue, **values}, tiers
+        return State({**queue, **values}, tiers, self.slots.held())
 
 
 def _admitted(adapter: Adapter) -> Admitted:
