@@ -18,7 +18,7 @@ from tests.training.test_training import QUICK, SINGLE
 from training.config import Recipe
 from training.train import train
 
-TEXTS = [("it is a good film",), ("awful",), ("the plot was not very good and the film " * 4,)]
+TEXTS = [("it is a good film",), ("awful",), ("the plot was not very good and the film is bad",)]
 
 
 @pytest.mark.parametrize("family", FURTHER)
