@@ -48,7 +48,7 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor that a file with this spec may hold
     (docs/adapter-format.md, section 2)."""
     d, labels = spec.backbone.hidden_size, len(spec.labels)
-    norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
+    norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if _normed(spec) else {}
     return {
         **(_bottleneck_shapes(spec) if spec.ranks is None else _lora_shapes(spec)),
         "head.dense.weight": (d, d),
@@ -60,17 +60,22 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
 
 
 def site_sizes(site: LoraSite, hidden: int, intermediate: int | None) -> tuple[int, int]:
-    """Return the inputs and outputs of a layer's linear module; only `up` and `down` need
+    """Return the inputs and outputs of a layer's linear module; those of the feed-forward need
     `intermediate`."""
     if site not in INNER_SITES:
         return hidden, hidden
     assert intermediate is not None, "the spec was checked"
-    return (hidden, intermediate) if site == "up" else (intermediate, hidden)
+    return (intermediate, hidden) if site == "down" else (hidden, intermediate)
 
 
 def lookalike(start: bytes) -> str | None:
     """Say what a file is that is no file of weights, by its first eight bytes."""
     return next((kind for magic, kind in LOOKALIKES.items() if start.startswith(magic)), None)
+
+
+def _normed(spec: AdapterSpec) -> bool:
+    """Whether the head is `LayerNorm(gelu(dense(x)))`, then the output projection."""
+    return spec.pooling == "mask" or spec.normed_head
 
 
 def _bottleneck_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
@@ -204,7 +209,7 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
         )
     for name, shape in shapes.items():
         if name not in header:
-            if name in DENSE_HEAD and spec.pooling != "mask":
+            if name in DENSE_HEAD and not _normed(spec):
                 continue
             raise InvalidAdapter(
                 f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}"

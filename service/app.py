@@ -148,7 +148,7 @@ def build_service(settings: Settings) -> Service:
     service = Service(
         backbone=ServedBackbone(
             backbone.reference,
-            backbone.config.intermediate_size,
+            backbone.encoder_config.intermediate_size,
             backbone.max_length,
             backbone.has_pooler,
             backbone.mask_token is not None,

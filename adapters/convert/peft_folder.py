@@ -22,6 +22,14 @@ WEIGHTS, PICKLE, CARD = "adapter_model.safetensors", "adapter_model.bin", "READM
 MODEL_CONFIG = "config.json"
 PREFIX = "base_model.model."
 ENCODERS = ("bert", "roberta")  # what base models call their encoder
+# What other families call theirs, and why their classifiers are not read.
+OTHERS = {
+    "electra": "an ELECTRA classifier, whose head has a GELU that an adapter file cannot say",
+    "deberta": "a DeBERTa classifier, whose head has a GELU that an adapter file cannot say",
+    "distilbert": "a DistilBERT classifier, whose head has a ReLU that an adapter file cannot say",
+    "mpnet": "an MPNet classifier, whose modules are not read yet",
+    "model": "a classifier such as ModernBERT's, whose hidden layer stays in the base model",
+}
 # Trainer's own folders, which hold earlier states of the same adapter.
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # What PEFT's model card says of a base model that was quantised during training.
@@ -121,11 +129,11 @@ def _check_not_quantised(card: Path, model: Mapping[str, Any]) -> None:
 def _prefix(weights: Mapping[str, Tensor]) -> str:
     """What the base model calls its encoder. Raises CannotConvert for other models."""
     prefixes = sorted({name.partition(".")[0] for name in weights if ".lora_" in name})
-    if "electra" in prefixes:
-        raise CannotConvert(
-            f"{WEIGHTS} is of an ELECTRA classifier, whose head has a GELU that an adapter file"
-            f" cannot say; expected one of {', '.join(ENCODERS)}"
-        )
+    for prefix in prefixes:
+        if prefix in OTHERS:
+            raise CannotConvert(
+                f"{WEIGHTS} is of {OTHERS[prefix]}; expected one of {', '.join(ENCODERS)}"
+            )
     if len(prefixes) != 1 or prefixes[0] not in ENCODERS:
         found = " and ".join(shown(name) for name in prefixes[:4]) or "no module"
         raise CannotConvert(

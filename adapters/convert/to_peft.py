@@ -50,10 +50,10 @@ def write(adapter: Adapter, folder: Path) -> None:
     if prefix is None:
         raise CannotConvert(
             f"the backbone is a {spec.backbone.model_type!r}, whose classifier in transformers has"
-            f" another head; expected one of {', '.join(PREFIXES)}"
+            f" another head or other modules; expected one of {', '.join(PREFIXES)}"
         )
     dense = "head.dense.weight" in adapter.tensors
-    head = HEADS.get((prefix, spec.pooling, dense))
+    head = None if spec.normed_head else HEADS.get((prefix, spec.pooling, dense))
     if head is None:
         choices = " or ".join(
             f"{pooling} with{'' if has_dense else 'out'} a dense layer"
