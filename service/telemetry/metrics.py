@@ -21,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters.spec import Kind
 from service.batcher import BatchReport
 from service.telemetry.latency import Latencies
 
@@ -157,7 +158,7 @@ class State(NamedTuple):
 
     gauges: Mapping[str, float]
     tiers: Iterable[tuple[str, str]]
-    slots: Mapping[str, Sequence[int]]
+    slots: Mapping[Kind, Sequence[int]]
 
 
 class StateCollector(Collector):
