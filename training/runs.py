@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import statistics
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
 from adapters.text import TextInput
 from training import advice, few_shot, progress
+from training.command_line import check_output
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
@@ -60,7 +60,7 @@ class Runs:
                     f"there are {len(seeds)} seeds, but --out takes one adapter; expected one seed"
                     " or no --out"
                 )
-            _check_out(self.out)
+            check_output("--out", self.out)
         if self.scores is not None:
             check_appendable(self.scores)
         if self.folders is not None:
@@ -213,20 +213,6 @@ def _servable(recipe: Recipe) -> bool:
     except TrainingError:
         return False
     return True
-
-
-def _check_out(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise TrainingError(f"the folder of --out {out} does not exist; expected one to write into")
-    problem = None
-    if out.is_dir():
-        problem = "is a folder"
-    elif out.exists() and not out.is_file():  # a file would take a device's place, or a pipe's
-        problem = "is no regular file"
-    elif not os.access(out.resolve().parent, os.W_OK):
-        problem = "cannot be written"
-    if problem is not None:
-        raise TrainingError(f"--out {out} {problem}; expected a file's path")
 
 
 def _judged(recipe: Recipe) -> str:

@@ -67,14 +67,14 @@ def crash(
 
 @app.command()
 def disk(
-    files: Annotated[int, typer.Option(help="To damage, where the disk lies.")] = 200,
+    files: Annotated[int, typer.Option(help="To damage, for the wrong bytes.")] = 200,
     scenario: Annotated[
         list[disks.Scenario] | None, typer.Option(help="One alone; may be repeated. Else all.")
     ] = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """A full disk, a read-only one, one that lies, one that is gone; two services on a store."""
+    """A full disk, a read-only one, wrong bytes, a store that is removed; two services on one."""
     findings = Findings()
     figures = disks.disk(files, findings, seed, scenario or list(disks.Scenario))
     finish("disk", figures, disks.rows(figures), findings, out)

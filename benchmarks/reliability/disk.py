@@ -1,5 +1,5 @@
-"""A disk that is full, that can only be read, that lies, or that is gone: reads go on where they
-can, writes are refused, no answer is wrong, and nothing that was acknowledged is lost."""
+"""A disk that is full, read-only, gone, or returns wrong bytes: reads go on where they can, writes
+are refused, no answer is wrong, and nothing that was acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class Client:
 
 
 def disk(files: int, findings: Findings, seed: int, chosen: Sequence[Scenario]) -> dict[str, Any]:
-    """The `chosen` scenarios, each on a store of its own; `files` are damaged where the disk
-    lies."""
+    """The `chosen` scenarios, each on a store of its own; `files` are damaged in
+    the scenario of wrong bytes."""
     found: dict[str, Any] = {}
     with adapters.scratch() as folder, Forks() as forks:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
@@ -201,8 +201,8 @@ def read_only(place: Place) -> dict[str, Any]:
 
 
 def lying(place: Place) -> dict[str, Any]:
-    """a disk that lies: a file that was cut, or has other bits, is never served; others are, and
-    the next upload mends it."""
+    """a disk that returns wrong bytes: a file that was cut, or has other bits, is never served;
+    others are, and the next upload mends it."""
     first, other, _ = place.tasks
     place.fill(2)
     damages: Counter[str] = Counter()
@@ -222,7 +222,7 @@ def lying(place: Place) -> dict[str, Any]:
             client.download(task, version)
             client.predict(task)
         answers = client.answers
-    # and where it has lied while the service was down
+    # and where files were damaged while the service was down
     for task in (first, other):
         active = task.versions[0]
         _damage(place.store / task.name / f"{active.digest}.safetensors", place.chance)
