@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     lengths = mixed(chosen.rows, chosen.longest)
     result = {
-        "command": "python -m benchmarks.engine.families",
+        "command": shlex.join(["python", "-m", "benchmarks.engine.families", *sys.argv[1:]]),
         "hardware": hardware(CPU),
         "threads": chosen.threads,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
