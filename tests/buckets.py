@@ -102,6 +102,8 @@ def seaweedfs(folder: Path) -> Iterator[S3]:
     command = [program("weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
     command += [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
     command += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[4:], strict=True)]
+    # Two more servers have fixed ports; and nothing is reported.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     command += ["-filer", "-s3", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
     with _served(command, f"127.0.0.1:{ports[3]}") as server:
         yield server

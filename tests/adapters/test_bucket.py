@@ -12,7 +12,9 @@ from typing import Any
 import obstore
 import pytest
 from obstore.store import MemoryStore
+from typer.testing import CliRunner
 
+from adapters.__main__ import app
 from adapters.adapter_store import AdapterStore
 from adapters.backbone import Backbone
 from adapters.bucket import log
@@ -559,3 +561,51 @@ def test_an_address_that_is_none(url: str) -> None:
     """An address that no bucket can have is refused with what is expected."""
     with pytest.raises(StoreError, match=r"cannot be opened: .*; expected s3://BUCKET/PREFIX"):
         connect(url, 5)
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run `python -m adapters` with these: its exit code, and what it said on both streams."""
+    done = CliRunner().invoke(app, list(arguments))
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_copying_a_store(
+    s3: S3,
+    tmp_path: Path,
+    bert: Backbone,
+    files: list[bytes],
+    mrpc: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`copy` brings every version and the active ones from a folder into a bucket and back, and
+    twice is as once; `gc` then finds nothing that is old enough."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket, folder = s3.url("copied"), tmp_path / "store"
+    with Store(folder) as store:
+        versions = [store.put(parse(data))[0] for data in (*files, mrpc)]
+        store.activate("sst2", versions[0].digest)
+    for _ in range(2):
+        assert command("copy", str(folder), bucket) == (
+            *(0, f"copied 4 versions from {folder} to {bucket}\n"),
+            "",
+        )
+    assert command("copy", bucket, str(tmp_path / "back"))[0] == 0
+    with Store(tmp_path / "back") as back:
+        assert [entry.task for entry in back.entries()] == ["mrpc", "sst2"]
+        assert {v.digest for v in back.entry("sst2").versions} == {v.digest for v in versions[:3]}
+        assert back.find("sst2").digest == versions[0].digest
+    assert command("gc", bucket, "--older-than", "1") == (0, f"deleted 0 files of {bucket}\n", "")
+    with BucketStore(connect(bucket, 5), tmp_path / "cache", backbone=bert.reference) as served:
+        assert served.get("sst2").digest == versions[0].digest
+
+
+def test_commands_for_what_is_no_store(tmp_path: Path) -> None:
+    """`copy` of no folder and `gc` of a folder end with code 2 and a sentence."""
+    code, _, said = command("copy", str(tmp_path / "none"), "s3://bucket/store")
+    assert (code, said) == (2, f"error: there is no folder {tmp_path}/none; expected a store\n")
+    code, _, said = command("gc", str(tmp_path), "--older-than", "1")
+    assert code == 2
+    assert said == (
+        f"error: {tmp_path} is no bucket's address; expected one, such as s3://bucket/prefix\n"
+    )
