@@ -154,10 +154,12 @@ def test_without_the_bucket(
         for client in clients:
             assert predict(client).status_code == 200
             assert client.get("/ready").status_code == 200
+            assert client.get("/fresh").json()["error_type"] == "Stale"
             answer = predict(client, **{"X-Adamix-Generation": "99999"})
             assert answer.json()["error_type"] == "BehindGeneration"
             answer = client.post("/adapters", files={"file": files[1]})
             assert answer.status_code == 503, answer.text
+            assert answer.json()["error_type"] == "StoreUnreachable"
             assert answer.headers["Retry-After"] == "1"
             assert sample(client, "adamix_store_errors_total") > 0
         if how == "killed":
