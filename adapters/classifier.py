@@ -30,12 +30,21 @@ class Batch:
 
 
 class Head(nn.Module):
-    """Compute logits `[B, C]` of pooled `[B, d]`: optionally dense and tanh, then the output
-    projection, as RoBERTa's head."""
+    """Compute logits `[B, C]` of pooled `[B, d]`: optionally dense and tanh, as RoBERTa's head, or
+    with `norm_eps` dense, GELU and LayerNorm, as ModernBERT's; then the output projection."""
 
-    def __init__(self, hidden_size: int, labels: int, *, dense: bool, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        labels: int,
+        *,
+        dense: bool,
+        norm_eps: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size) if dense else None
+        self.norm = None if norm_eps is None else nn.LayerNorm(hidden_size, norm_eps)
         self.out = nn.Linear(hidden_size, labels)
         self.dropout = nn.Dropout(dropout)
         for linear in (self.dense, self.out):
@@ -45,7 +54,9 @@ class Head(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         x = self.dropout(pooled)
-        if self.dense is not None:
+        if self.dense is not None and self.norm is not None:
+            x = self.dropout(self.norm(nn.functional.gelu(self.dense(x))))
+        elif self.dense is not None:
             x = self.dropout(torch.tanh(self.dense(x)))
         logits: Tensor = self.out(x)
         return logits
@@ -84,16 +95,16 @@ class Classifier(nn.Module):
                 "pooling is 'mask', which needs a prompt; expected cls, mean or pooler"
             )
         self.encoder = backbone.encoder
+        self._typed = backbone.encoder_config.token_types > 0
         self.sites = sites
         self.head = head
         self.pooling = pooling
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute the logits `[B, C]`."""
+        types = {"token_type_ids": batch.types} if self._typed else {}
         with attached(self.encoder, self.sites):
-            output = self.encoder(
-                input_ids=batch.ids, token_type_ids=batch.types, attention_mask=batch.mask
-            )
+            output = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, **types)
         hidden = output.last_hidden_state  # [B, T, d]
         if self.pooling == "pooler":
             pooled = output.pooler_output
@@ -146,11 +157,14 @@ def from_tensors(
     sites = _bottlenecks(tensors) if "down.weight" in tensors else _loras(tensors, scale)
     d = backbone.config.hidden_size
     labels = tensors["head.out.weight"].shape[0]
+    eps = backbone.encoder_config.norm_eps
     head: Head | WordHead
-    if "head.norm.weight" in tensors:
-        head = WordHead(d, labels, backbone.config.layer_norm_eps)
+    if pooling == "mask":
+        head = WordHead(d, labels, eps)
     else:
-        head = Head(d, labels, dense="head.dense.weight" in tensors)
+        normed = "head.norm.weight" in tensors
+        dense = "head.dense.weight" in tensors
+        head = Head(d, labels, dense=dense, norm_eps=eps if normed else None)
     head.load_state_dict(
         {
             name.removeprefix("head."): tensor.float()

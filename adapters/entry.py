@@ -114,7 +114,7 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
     versions = []
     deleted = False
     # First: where another process writes, the version that it names is there when it is read.
-    active = _content(f"{folder}/{ACTIVE}")
+    active = read_active(folder)
     with os.scandir(folder) as files:
         for file in files:
             if (found := _FILE.fullmatch(file.name)) is not None:
@@ -149,6 +149,19 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
     return Entry(task, (only,), only.digest, problem=problem)
 
 
+def read_active(folder: str) -> str | None:
+    """Read what a task's file `active` holds; None if there is none. Raises OSError."""
+    try:
+        # NONBLOCK: where it is a pipe
+        descriptor = os.open(f"{folder}/{ACTIVE}", os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(descriptor, 256).decode("ascii", "replace").strip()
+    finally:
+        os.close(descriptor)
+
+
 def clear(folder: Path) -> None:
     """Complete a task's deletion: remove the store's own files, the mark of the deletion last.
     Raises OSError."""
@@ -169,14 +182,3 @@ def created(about: os.stat_result) -> float:
 
 def _age(version: Version) -> tuple[float, str]:
     return version.created, version.digest
-
-
-def _content(path: str) -> str | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # where it is a pipe
-    except FileNotFoundError:
-        return None
-    try:
-        return os.read(descriptor, 256).decode("ascii", "replace").strip()
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,8 @@ from adapters.spec import INNER_SITES, AdapterSpec, LoraSite, parse_spec, shorte
 
 FORMAT = "adamix-adapter/1"
 MAX_HEADER_BYTES = 1 << 20
+# In the spec. 1,000 labels have 16,000 logits in the probe; the rest is the training record's.
+MAX_SPEC_VALUES = 32_768
 DTYPES = ("F32", "F16", "BF16")
 TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 # How files begin that people take for weights, and what they are.
@@ -46,7 +48,7 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor that a file with this spec may hold
     (docs/adapter-format.md, section 2)."""
     d, labels = spec.backbone.hidden_size, len(spec.labels)
-    norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if spec.pooling == "mask" else {}
+    norm = {"head.norm.weight": (d,), "head.norm.bias": (d,)} if _normed(spec) else {}
     return {
         **(_bottleneck_shapes(spec) if spec.ranks is None else _lora_shapes(spec)),
         "head.dense.weight": (d, d),
@@ -58,17 +60,22 @@ def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
 
 
 def site_sizes(site: LoraSite, hidden: int, intermediate: int | None) -> tuple[int, int]:
-    """Return the inputs and outputs of a layer's linear module; only `up` and `down` need
+    """Return the inputs and outputs of a layer's linear module; those of the feed-forward need
     `intermediate`."""
     if site not in INNER_SITES:
         return hidden, hidden
     assert intermediate is not None, "the spec was checked"
-    return (hidden, intermediate) if site == "up" else (intermediate, hidden)
+    return (intermediate, hidden) if site == "down" else (hidden, intermediate)
 
 
 def lookalike(start: bytes) -> str | None:
     """Say what a file is that is no file of weights, by its first eight bytes."""
     return next((kind for magic, kind in LOOKALIKES.items() if start.startswith(magic)), None)
+
+
+def _normed(spec: AdapterSpec) -> bool:
+    """Whether the head is `LayerNorm(gelu(dense(x)))`, then the output projection."""
+    return spec.pooling == "mask" or spec.normed_head
 
 
 def _bottleneck_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
@@ -134,15 +141,30 @@ def _parsed(data: bytes | bytearray) -> dict[str, Any]:
     return header
 
 
-def _check_spec_keys(text: str) -> None:
+def _check_spec(text: str) -> None:
     """Refuse a key that is there twice: pydantic takes the last one, another reader perhaps the
-    first."""
+    first. Refuse more values than any adapter has: pydantic makes an error of each wrong one."""
     try:
-        json.loads(text, object_pairs_hook=_no_duplicates)
+        spec = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(
             f"the adapter's spec is not JSON: {shortened(error)}; expected an object"
         ) from None
+    if (values := _count(spec)) > MAX_SPEC_VALUES:
+        raise InvalidAdapter(
+            f"the adapter's spec holds {values} values; expected at most {MAX_SPEC_VALUES}"
+        )
+
+
+def _count(document: Any) -> int:
+    """Count the values of a JSON document, objects and lists among them."""
+    count, rest = 0, [document]
+    while rest:
+        value = rest.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            rest += value.values() if isinstance(value, dict) else value
+    return count
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -168,7 +190,7 @@ def _read_metadata(metadata: Any) -> AdapterSpec:
         raise InvalidAdapter(
             f"the metadata's spec is a {type(metadata['spec']).__name__}; expected a string of JSON"
         )
-    _check_spec_keys(metadata["spec"])
+    _check_spec(metadata["spec"])
     return parse_spec(metadata["spec"])
 
 
@@ -187,7 +209,7 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
         )
     for name, shape in shapes.items():
         if name not in header:
-            if name in DENSE_HEAD and spec.pooling != "mask":
+            if name in DENSE_HEAD and not _normed(spec):
                 continue
             raise InvalidAdapter(
                 f"the tensor {name!r} is missing; expected {name!r} of shape {list(shape)}"

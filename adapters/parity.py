@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapters.errors import BackboneMismatch
+from adapters.families.registry import FAMILIES
 from adapters.file import Adapter
 from adapters.spec import BackboneRef, BackboneSettings, shown
 
@@ -39,6 +40,13 @@ def check_backbone(
         raise BackboneMismatch(
             f"the adapter has {found.num_layers} layers of {found.hidden_size}; "
             f"expected {wanted.num_layers} of {wanted.hidden_size}, as backbone {wanted.name!r} has"
+        )
+    places = FAMILIES[wanted.model_type].places
+    lacking = [site for site in spec.ranks or () if site not in places]
+    if lacking:
+        raise BackboneMismatch(
+            f"the adapter has LoRA at {lacking[0]!r}; expected it at {', '.join(places)}, which the"
+            f" layers of backbone {wanted.name!r} have"
         )
     if spec.intermediate_size not in (None, intermediate_size):
         raise BackboneMismatch(
@@ -98,13 +106,19 @@ def _check_settings(found: BackboneSettings, wanted: BackboneSettings, name: str
             f" a tokeniser that splits texts otherwise: its tokenization is"
             f" {found.tokenization[:12]}; expected {wanted.tokenization[:12]}"
         )
-    for field in BackboneSettings.model_fields:
-        here, there = getattr(found, field), getattr(wanted, field)
+    here_said, there_said = _flat(found), _flat(wanted)
+    for field in {**here_said, **there_said}:
+        here, there = here_said.get(field), there_said.get(field)
         if here != there:
             raise BackboneMismatch(
                 f"the adapter was made for the weights of backbone {name!r}, but with {field}"
                 f" {shown(here)}; expected {shown(there)}"
             )
+
+
+def _flat(settings: BackboneSettings) -> dict[str, object]:
+    """All settings by name, those of the backbone's family among them."""
+    return {**settings.model_dump(exclude={"further"}), **(settings.further or {})}
 
 
 def _shown(values: Sequence[float]) -> str:

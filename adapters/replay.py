@@ -16,7 +16,7 @@ def replay(adapter: Adapter, backbone: Backbone) -> None:
     check_backbone(
         adapter,
         backbone.reference,
-        intermediate_size=backbone.config.intermediate_size,
+        intermediate_size=backbone.encoder_config.intermediate_size,
         max_length=backbone.max_length,
         has_pooler=backbone.has_pooler,
         has_mask=backbone.mask_token is not None,

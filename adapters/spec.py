@@ -59,10 +59,13 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Pooling = Literal["cls", "mean", "pooler", "mask"]
 Kind = Literal["bottleneck", "lora"]
-LoraSite = Literal["query", "key", "value", "attention_out", "up", "down"]
-"""The linear modules of a layer that LoRA can change; `up` and `down` are the feed-forward's."""
-INNER_SITES: tuple[LoraSite, ...] = ("up", "down")  # one side of them has intermediate_size
-Rank = Annotated[int, Field(ge=1, le=256)]
+LoraSite = Literal["query", "key", "value", "attention_out", "up", "gate", "down"]
+"""The linear modules of a layer that LoRA can change; `up`, `gate` and `down` are the
+feed-forward's, and only a gated one has `gate`."""
+INNER_SITES: tuple[LoraSite, ...] = ("up", "gate", "down")  # one side has intermediate_size
+PositionType = Literal["absolute", "relative", "rotary", "disentangled"]
+MAX_RANK = 256
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 MAX_SCALE = 1024.0  # far above alpha / r of any training
 
 MASK = "{mask}"
@@ -81,9 +84,10 @@ class BackboneSettings(_Frozen):
     num_attention_heads: int = Field(ge=1, le=16384)
     hidden_act: Name
     layer_norm_eps: float = Field(gt=0, lt=1, allow_inf_nan=False)
-    position_embedding_type: Literal["absolute"]
+    position_embedding_type: PositionType
     first_position: int = Field(ge=0, le=MAX_INTEGER)
     tokenization: Sha256
+    further: dict[Name, JsonValue] | None = Field(None, exclude_if=lambda further: further is None)
 
 
 class BackboneRef(_Frozen):
@@ -132,6 +136,7 @@ class AdapterSpec(_Frozen):
     max_length: int = Field(ge=8, le=8192)
     pooling: Pooling
     template: str | None = Field(default=None, exclude_if=lambda template: template is None)
+    normed_head: bool = Field(False, exclude_if=lambda normed: not normed)
     backbone: BackboneRef
     first_layer: int = Field(0, ge=0, le=255, exclude_if=lambda first_layer: first_layer == 0)
     kind: Kind = Field(default="bottleneck", exclude_if=lambda kind: kind == "bottleneck")
@@ -180,6 +185,11 @@ class AdapterSpec(_Frozen):
                 f"pooling is {self.pooling!r} with {found}; expected a template exactly where it is"
                 " 'mask'"
             )
+        if self.normed_head and self.pooling == "mask":
+            raise ValueError(
+                "normed_head is true with pooling 'mask', whose head always has a norm; expected it"
+                " with another pooling only"
+            )
         if self.template is not None:
             check_template(self.template, text_pair=self.text_pair)
         for place, problem in _unfit(self.training, "training", 1):
@@ -218,7 +228,8 @@ class AdapterSpec(_Frozen):
             )
         if not inner and self.intermediate_size is not None:
             raise ValueError(
-                "intermediate_size is there; expected it with a rank for 'up' or 'down' only"
+                "intermediate_size is there; expected it with a rank for 'up' or another site of"
+                " the feed-forward only"
             )
 
     @property

@@ -33,7 +33,18 @@ from typing import Self
 from adapters import disk
 from adapters.cache import AdapterCache
 from adapters.disk import LEFTOVER
-from adapters.entry import ACTIVE, DELETED, SUFFIX, TASK, Entry, Version, clear, created, scan
+from adapters.entry import (
+    ACTIVE,
+    DELETED,
+    SUFFIX,
+    TASK,
+    Entry,
+    Version,
+    clear,
+    created,
+    read_active,
+    scan,
+)
 from adapters.errors import (
     DamagedAdapter,
     InvalidAdapter,
@@ -241,7 +252,7 @@ class Store:
                 version = self._write(adapter, version.created)
             others = tuple(v for v in entry.versions if v.digest != digest)
             entry = entry.changed(versions=(*others, version))
-            if activate and (entry.active != digest or entry.problem is not None):
+            if activate and not self._points(entry, digest):
                 self._point(task, digest, undo)
                 entry = entry.changed(active=digest, problem=None)
             if entry.listed_version.digest == digest:
@@ -256,7 +267,7 @@ class Store:
             found = self.find(task, version)
             self._load(task, found)  # from disk: what cannot be served is not activated
             entry = self._entries[task]
-            if entry.active != found.digest or entry.problem is not None:
+            if not self._points(entry, found.digest):
                 self._point(task, found.digest, undo)
                 self._remember(entry.changed(active=found.digest, problem=None))
         return found
@@ -391,10 +402,10 @@ class Store:
 
     def _prepare(self, task: str, undo: Undo) -> Entry:
         """The task's entry, and its folder ready to be written to."""
-        known = self._entries.get(task)
-        if known is not None:
+        known, folder = self._entries.get(task), self.folder / task
+        # Somebody may have taken it away: then the disk says what there is.
+        if known is not None and folder.is_dir():
             return known
-        folder = self.folder / task
         if (folder / DELETED).exists():
             clear(folder)
         if not folder.is_dir():
@@ -408,6 +419,12 @@ class Store:
         time_ns = None if since is None else round(since * 1e6) * 1000
         disk.write_atomically(path, adapter.data, time_ns=time_ns)
         return Version(adapter.digest, adapter.bytes, created(path.stat()))
+
+    def _points(self, entry: Entry, digest: str) -> bool:
+        """Whether a version is the active one, in memory and on disk."""
+        if entry.active != digest or entry.problem is not None:
+            return False
+        return read_active(str(self.folder / entry.task)) == digest
 
     def _point(self, task: str, digest: str, undo: Undo) -> None:
         """Make `active` name a version."""
@@ -493,7 +510,7 @@ def _close(descriptor: int) -> None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return path.read_bytes() if path.is_file() else None  # a pipe would hold up who reads it
     except FileNotFoundError:
         return None
 

@@ -184,7 +184,8 @@ query() { # PromQL: the value of the first series
   echo "${BASH_REMATCH[1]}"
 }
 
-read_admin_key() { in_service sh -c 'echo "${ADAMIX_ADMIN_KEY:-$(cat "$ADAMIX_STORE.admin-key")}"'; }
+# Without the white space that the service takes off.
+read_admin_key() { in_service sh -c 'echo "${ADAMIX_ADMIN_KEY:-$(cat "$ADAMIX_STORE.admin-key")}"' | tr -d '[:space:]'; }
 
 make_adapter() { # number: an adapter file for TASK, another for each number
   in_service python -c '
@@ -205,7 +206,7 @@ trap clean_up EXIT
 service=http://$(docker compose port service 8000)
 prometheus=http://$(docker compose port prometheus 9090)
 admin_key=$(read_admin_key </dev/null)
-api_key=$(in_service sh -c 'echo "${ADAMIX_API_KEY:-}"' </dev/null)
+api_key=$(in_service sh -c 'echo "${ADAMIX_API_KEY:-}"' </dev/null | tr -d '[:space:]')
 as_admin=(-H "Authorization: Bearer $admin_key")
 as_json=(-H 'Content-Type: application/json')
 main

@@ -153,7 +153,7 @@ def build_service(settings: Settings) -> Service:
     service = Service(
         backbone=ServedBackbone(
             backbone.reference,
-            backbone.config.intermediate_size,
+            backbone.encoder_config.intermediate_size,
             backbone.max_length,
             backbone.has_pooler,
             backbone.mask_token is not None,
@@ -183,7 +183,7 @@ def build_service(settings: Settings) -> Service:
         tracing=tracing,
         replication=replication,
     )
-    metrics.registry.register(StateCollector(service.gauges))
+    metrics.registry.register(StateCollector(service.state))
     _seed(service, settings)
     return service
 

@@ -10,6 +10,7 @@
         ├── TooManyWrongKeys    from one address within a minute
         ├── ForeignPage         a browser page of another origin asks to write
         ├── ForeignHost         a Host that is not this machine's, while it listens on loopback
+        ├── RequestTooSlow      an upload that stalls while others wait for room
         ├── BodyTooLarge
         ├── TooManyInputs
         ├── InputTooLong        more tokens than the adapter takes, and no leave to cut them
@@ -72,6 +73,16 @@ class ForeignPage(Refusal):
 
 class ForeignHost(Refusal):
     """A request for a host that is not this machine's loopback, where the service listens there."""
+
+
+class RequestTooSlow(Refusal):
+    """An upload whose client sends too little of it while others wait for room."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "too little of this upload came within the last seconds, while other uploads wait for"
+            " room; expected it without breaks: try again"
+        )
 
 
 class BodyTooLarge(Refusal):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ from service.loader import Loader
 from service.predictor import Admitted, Logits, Signature
 from service.refusals import Closed
 from service.replication import Replication
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, State
 from service.tokenizer import RequestTokenizer
 
 if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
@@ -219,8 +219,8 @@ class Service:
             adapters=sizes if listed else [],
         )
 
-    def gauges(self) -> tuple[dict[str, float], Iterable[tuple[str, str]]]:
-        """What `StateCollector` shows."""
+    def state(self) -> State:
+        """What the metrics show of it."""
         storage = self.storage(listed=False)
         names = ("backbone_bytes", "adapters_bytes", "full_copies_bytes", "saved_bytes")
         values: dict[str, float] = {name: getattr(storage, name) for name in names}
@@ -234,7 +234,7 @@ class Service:
             "store_generation": 0 if replication is None else replication.generation,
             "store_age_seconds": 0.0 if replication is None else replication.age,
         }
-        return {**queue, **values, **store}, tiers
+        return State({**queue, **values, **store}, tiers, self.slots.held())
 
 
 def _admitted(adapter: Adapter) -> Admitted:

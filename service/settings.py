@@ -202,8 +202,8 @@ class Settings(BaseSettings):
         256 << 20,
         ge=1 << 20,
         description=(
-            "bytes of answers that clients have not read yet, in each process that speaks HTTP. If"
-            " there are more, the connection whose answer began first is closed"
+            "bytes of answers that clients have not read yet, in each process. If there are more,"
+            " the connection whose answer began first is closed"
         ),
     )
     trusted_proxies: str = Field(

@@ -23,6 +23,7 @@ COMMANDS = [
     ("adamix-train",),
     ("adamix-serve",),
     ("adamix",),
+    ("adamix-train", "evaluate"),
     *(("adamix", command) for command in ("inspect", "validate", "push", "convert", "export")),
 ]
 

@@ -188,3 +188,31 @@ def test_kustomize_builds_the_base() -> None:
         pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
         == built["PersistentVolumeClaim"]["metadata"]["name"]
     )
+
+
+def test_kustomize_closes_the_metrics(tmp_path: Path) -> None:
+    """The component closed-metrics makes the pod ask for a key at /metrics, and gives Prometheus
+    the one that the pod has."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: apt-get install kubernetes-client")
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    own = {"resources": ["kubernetes"], "components": ["kubernetes/closed-metrics"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    done = subprocess.run(
+        ["kubectl", "kustomize", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    built = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
+    validate(built["Deployment"])
+    (container,) = built["Deployment"]["spec"]["template"]["spec"]["containers"]
+    environment = {one["name"]: one for one in container["env"]}
+    assert environment["ADAMIX_OPEN_METRICS"]["value"] == "false"
+    key = environment["ADAMIX_API_KEY"]["valueFrom"]["secretKeyRef"]
+    monitor = operator.ServiceMonitor.model_validate(built["ServiceMonitor"])
+    read = monitor.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    assert read == built["ServiceMonitor"]
+    (endpoint,) = read["spec"]["endpoints"]
+    assert endpoint["authorization"] == {
+        "type": "Bearer",
+        "credentials": {"name": key["name"], "key": key["key"]},
+    }

@@ -120,6 +120,7 @@ def numbers(answer: Any) -> list[float]:
     return [answer] if isinstance(answer, float) else []
 
 
+@pytest.mark.timeout(900)  # a page may train several times, on a busy machine too
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if any(block.runs for block in blocks(page))]
 )

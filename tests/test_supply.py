@@ -3,6 +3,7 @@ is played by wheels, and by a script, that each test makes."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -57,6 +58,30 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     assert {normal(one) for one in extras} <= service | entries("development").keys()
     assert not installed("service") & installed("development")
     assert not entries("service").keys() & entries("torch").keys()
+
+
+def test_the_extra_for_training_is_what_training_imports() -> None:
+    """The extra for training brings nothing that training does not import, and no package imports
+    what only tests and benchmarks are to have."""
+    distributions = metadata.packages_distributions()
+
+    def imported(package: str) -> set[str]:
+        trees = (ast.parse(path.read_text()) for path in (ROOT / package).rglob("*.py"))
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        names = [one.name for node in nodes if isinstance(node, ast.Import) for one in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        modules = {name.partition(".")[0] for name in names}
+        return {normal(one) for module in modules for one in distributions.get(module, ())}
+
+    extras = {
+        extra: {normal(one) for one in wanted}
+        for extra, wanted in PROJECT["optional-dependencies"].items()
+    }
+    packages = {name: imported(name) for name in ("adapters", "service", "training")}
+    assert extras["train"] <= packages["training"] | {"tensorboard"}  # by torch's name for it
+    of_tests = (extras["dev"] | extras["bench"]) - {"triton"}  # torch's CUDA build brings it
+    assert "peft" in of_tests
+    assert not of_tests & set().union(*packages.values())
 
 
 def installed(name: str) -> set[str]:

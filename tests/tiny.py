@@ -29,7 +29,8 @@ from adapters.header import expected_shapes
 from adapters.spec import AdapterSpec, LoraSite, Pooling, Probe, ProblemType
 from adapters.text import TextInput, encode
 
-FAMILIES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")
+FAMILIES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")  # of BERT's layer
+FURTHER = ("distilbert", "mpnet", "modernbert", "deberta-v2")
 POSITIONS = 64  # tokens that a tiny backbone takes in a row
 WORDS = [
     "the",
@@ -89,7 +90,38 @@ _CONFIGS: dict[str, Any] = {
     "xlm-roberta": transformers.XLMRobertaConfig,
     "camembert": transformers.CamembertConfig,
 }
-_POOLERLESS = ("electra",)
+_POOLERLESS = ("electra", "distilbert", "modernbert", "deberta-v2")
+# What the configs of the further families say beside, or under other names. Weights are large, so
+# that a wrong formula shows.
+_FURTHER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "distilbert": (transformers.DistilBertConfig, {}),
+    "mpnet": (transformers.MPNetConfig, {}),
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {"local_attention": 32, "initializer_cutoff_factor": 3.0},
+    ),
+    "deberta-v2": (
+        transformers.DebertaV2Config,
+        {
+            "relative_attention": True,
+            "position_buckets": 16,
+            "max_relative_positions": -1,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+}
+_OWN_NAMES = {
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+}
 
 
 def tiny_backbone(
@@ -99,11 +131,14 @@ def tiny_backbone(
     layers: int = 2,
     hidden: int = 32,
     pooler: bool = True,
+    positions: int = POSITIONS,
     seed: int = 0,
+    **changes: Any,
 ) -> Path:
     """Write a random encoder of `family` and its tokeniser to `folder`, as `save_pretrained` lays
-    them out."""
-    config, tokenizer = _sizes(family, layers, hidden)
+    them out. `changes` are the configuration's."""
+    config, tokenizer = _sizes(family, layers, hidden, positions)
+    config.update(changes)
     options = {} if family in _POOLERLESS else {"add_pooling_layer": pooler}
     return _write(
         folder, transformers.MODEL_MAPPING[type(config)], config, tokenizer, seed, options
@@ -112,14 +147,18 @@ def tiny_backbone(
 
 def tiny_masked_lm(folder: Path, family: str, **changes: Any) -> Path:
     """The same with the family's masked-language-model head; `changes` are the configuration's."""
-    config, tokenizer = _sizes(family, 2, 32)
+    config, tokenizer = _sizes(family, 2, 32, POSITIONS)
     config.update(changes)
     return _write(
         folder, transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, tokenizer, 0, {}
     )
 
 
-def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokenizerFast]:
+def _sizes(
+    family: str, layers: int, hidden: int, positions: int
+) -> tuple[Any, PreTrainedTokenizerFast]:
+    if family in FURTHER:
+        return _further_sizes(family, layers, hidden, positions)
     roberta = family not in ("bert", "electra")
     tokenizer = _byte_pairs() if roberta else _word_pieces()
     sizes = {"embedding_size": hidden} if family == "electra" else {}
@@ -129,7 +168,7 @@ def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokeni
         num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=2 * hidden,
-        max_position_embeddings=POSITIONS + (2 if roberta else 0),
+        max_position_embeddings=positions + (2 if roberta else 0),
         type_vocab_size=1 if roberta else 2,
         # ten times the usual: different texts give visibly different vectors
         initializer_range=0.2,
@@ -137,6 +176,32 @@ def _sizes(family: str, layers: int, hidden: int) -> tuple[Any, PreTrainedTokeni
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **sizes,
+    )
+    return config, tokenizer
+
+
+def _further_sizes(
+    family: str, layers: int, hidden: int, positions: int
+) -> tuple[Any, PreTrainedTokenizerFast]:
+    made = {"mpnet": _byte_pairs, "deberta-v2": _sentence_pieces}.get(family, _word_pieces)
+    tokenizer = made()
+    kind, further = _FURTHER[family]
+    names = _OWN_NAMES.get(family, {})
+    sizes = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 2 * hidden,
+    }
+    config = kind(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=positions + (2 if family == "mpnet" else 0),
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{names.get(name, name): size for name, size in sizes.items()},
+        **further,
     )
     return config, tokenizer
 
@@ -176,6 +241,7 @@ def random_adapter(
     scale: float = 2.0,
     first_layer: int = 0,
     dense: bool = False,
+    normed: bool = False,
     dtype: torch.dtype = torch.float16,
     max_length: int = POSITIONS,
     seed: int = 0,
@@ -194,6 +260,7 @@ def random_adapter(
         max_length=min(max_length, backbone.max_length),
         pooling="mask" if template is not None else pooling,
         template=template,
+        normed_head=normed,
         backbone=backbone.reference,
         first_layer=first_layer,
         **_of_kind(bottleneck, ranks, scale, backbone),
@@ -207,7 +274,7 @@ def random_adapter(
     tensors = {
         name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
         for name, shape in expected_shapes(spec).items()
-        if dense or template is not None or not name.startswith("head.dense")
+        if dense or normed or template is not None or not name.startswith("head.dense")
     }
     logits = reference_logits(backbone, spec, tensors, spec.probe.inputs)
     probe = Probe(
@@ -222,12 +289,12 @@ def _of_kind(
 ) -> dict[str, Any]:
     if ranks is None:
         return {"bottleneck": bottleneck, "activation": "gelu"}
-    inner = {"up", "down"} & ranks.keys()
+    inner = {"up", "gate", "down"} & ranks.keys()
     return {
         "kind": "lora",
         "ranks": dict(ranks),
         "scale": scale,
-        "intermediate_size": backbone.config.intermediate_size if inner else None,
+        "intermediate_size": backbone.encoder_config.intermediate_size if inner else None,
     }
 
 
@@ -264,6 +331,16 @@ def _word_pieces() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _sentence_pieces() -> PreTrainedTokenizerFast:
+    """DeBERTa-v3's, by SentencePiece's unigram model: `[CLS] a [SEP] b [SEP]`, type ids 0 and 1."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation]
+    pieces = ["▁", *letters, *("▁" + word for word in WORDS)]
+    scored = [(piece, -1.0 - len(letters) * (len(piece) < 3)) for piece in dict.fromkeys(pieces)]
+    vocabulary = [*((piece, 0.0) for piece in special), *scored, ("[MASK]", 0.0)]
+    return transformers.DebertaV2Tokenizer(vocab=vocabulary, unk_id=3)
 
 
 def _byte_pairs() -> PreTrainedTokenizerFast:

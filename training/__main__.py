@@ -16,10 +16,13 @@ import typer
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
 from training import config, data, tasks
+from training.command_line import EXIT_CODES, TRAIN, TrainsByDefault, explaining_what_lacks
 from training.errors import TrainingError
+from training.evaluate_command import evaluate
 from training.options import as_in_the_paper, with_recipe
 
 app = typer.Typer(
+    cls=TrainsByDefault,
     add_completion=__name__ != "__main__",
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -30,11 +33,10 @@ _adapter = functools.partial(typer.Option, rich_help_panel=config.ADAPTER)
 _steps = functools.partial(typer.Option, rich_help_panel=config.STEPS)
 _machine = functools.partial(typer.Option, rich_help_panel=config.MACHINE)
 
-EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2,
-something that you can mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
+app.command("evaluate", epilog=EXIT_CODES)(evaluate)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(TRAIN, epilog=EXIT_CODES)
 @with_recipe
 def main(
     context: typer.Context,
@@ -170,23 +172,20 @@ def main(
     Four GPUs, each mini-batch split over them:
 
         accelerate launch --multi_gpu --num_processes 4 -m training …
+
+    An adapter file on labelled rows:
+
+        python -m training evaluate tickets.safetensors --dev dev.csv
     """
     # here, since torch and transformers take seconds to import, which help and completion do not
     # wait for
-    try:
+    with explaining_what_lacks():
         from adapters import backbone as backbones
         from training import label_words, warm_start
         from training.folder import Folders
         from training.hardware import device_of
         from training.processes import join, speaks_for_machine
         from training.runs import Runs, read_seeds
-    except ModuleNotFoundError as error:
-        typer.echo(
-            f"error: {error.name} is not installed; expected pip install -c constraints.txt -e"
-            " '.[train]'",
-            err=True,
-        )
-        raise typer.Exit(2) from None
 
     try:
         processes = join()

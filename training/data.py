@@ -70,6 +70,19 @@ def read(
     )
 
 
+def read_labelled(
+    path: Path, columns: Columns, problem_type: ProblemType, labels: tuple[str, ...]
+) -> Dataset:
+    """Read one file of a task whose labels are known. Raises DataError."""
+    texts, found = _examples(path, read_rows(path, columns.needed), columns)
+    return Dataset(
+        problem_type,
+        labels,
+        texts,
+        _targets(path, found, columns, problem_type, labels, "the adapter"),
+    )
+
+
 def assemble(
     train_part: Part, dev_part: Part, columns: Columns, problem_type: ProblemType | None
 ) -> tuple[Dataset, Dataset]:
@@ -83,31 +96,40 @@ def assemble(
             " columns in both"
         )
     problem_type = problem_type or _infer(train, train_labels, columns)
-    if problem_type == "regression":
-        return (
-            Dataset(problem_type, ("score",), train_texts, _numbers(train, train_labels, columns)),
-            Dataset(problem_type, ("score",), dev_texts, _numbers(dev, dev_labels, columns)),
-        )
     several = problem_type == "multi_label_classification"
-    train_names = _all_names(train, train_labels, several, columns)
-    dev_names = _all_names(dev, dev_labels, several, columns)
-    labels = _label_names(train, train_names, several)
+    labels: tuple[str, ...] = ("score",)
+    if problem_type != "regression":
+        labels = _label_names(train, _all_names(train, train_labels, several, columns), several)
+
+    def made(path: Source, texts: list[TextInput], found: list[Any]) -> Dataset:
+        targets = _targets(path, found, columns, problem_type, labels, str(train))
+        return Dataset(problem_type, labels, texts, targets)
+
+    return made(train, train_texts, train_labels), made(dev, dev_texts, dev_labels)
+
+
+def _targets(
+    path: Source,
+    found: list[Any],
+    columns: Columns,
+    problem_type: ProblemType,
+    labels: tuple[str, ...],
+    owner: str,
+) -> list[Any]:
+    """The rows' labels as a data set has them. `owner` is what errors say the labels are of."""
+    if problem_type == "regression":
+        return _numbers(path, found, columns)
+    several = problem_type == "multi_label_classification"
     index = {name: i for i, name in enumerate(labels)}
-    for i, names in enumerate(dev_names):
+    rows = _all_names(path, found, several, columns)
+    for i, names in enumerate(rows):
         for name in names:
             if name not in index:
                 raise DataError(
-                    f"{dev}, row {i + 1}, has the label {name!r}, which {train} lacks; expected one"
-                    f" of {_some(labels)}"
+                    f"{path}, row {i + 1}, has the label {name!r}, which {owner} lacks; expected"
+                    f" one of {_some(labels)}"
                 )
-
-    def targets(rows: list[list[str]]) -> list[Any]:
-        return [[index[n] for n in row] if several else index[row[0]] for row in rows]
-
-    return (
-        Dataset(problem_type, labels, train_texts, targets(train_names)),
-        Dataset(problem_type, labels, dev_texts, targets(dev_names)),
-    )
+    return [[index[n] for n in row] if several else index[row[0]] for row in rows]
 
 
 def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInput], list[Any]]:

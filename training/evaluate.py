@@ -106,10 +106,14 @@ def scores(dataset: Dataset, logits: Tensor, positive: str | None = None) -> dic
         result = _multi_label_scores(dataset, logits)
     else:
         predicted, wanted = logits.argmax(dim=-1).numpy(), np.array(dataset.targets)
+        with warnings.catch_warnings():
+            # one label alone, predicted everywhere, has no correlation: scikit-learn warns
+            warnings.simplefilter("ignore")
+            matthews = matthews_corrcoef(wanted, predicted)
         result = {
             "accuracy": accuracy_score(wanted, predicted),
             "f1_macro": f1_score(wanted, predicted, average="macro", zero_division=0),
-            "matthews": matthews_corrcoef(wanted, predicted),
+            "matthews": matthews,
         }
         if positive is not None:
             label = dataset.labels.index(positive)

@@ -3,8 +3,8 @@
 With a few dozen examples a head that starts at random costs most of the steps there are. What
 scikit-learn fits in a second is where all methods begin alike (a linear probe first, then
 fine-tuning: Kumar et al. 2022, arXiv 2202.10054). The features are what the head's output layer
-sees, of the bare encoder without dropout: the pooled embedding, or tanh of the head's fresh dense
-layer over it.
+sees, of the bare encoder without dropout: the pooled embedding, or what the head's fresh
+dense layer makes of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def _features(model: Classifier, backbone: Backbone, rows: Sequence[Tokens]) -> 
     """What the output layer sees of each row, `[N, d]`, with no adapter in the encoder."""
     assert isinstance(model.head, Head)
     probe = Head(model.head.out.in_features, model.head.out.in_features, dense=False)
-    probe.dense, probe.out = model.head.dense, nn.Identity()  # type: ignore[assignment]
+    probe.dense, probe.norm = model.head.dense, model.head.norm
+    probe.out = nn.Identity()  # type: ignore[assignment]
     sites = nn.ModuleList(nn.Identity() for _ in model.sites)
     bare = Classifier(backbone, sites, probe, model.pooling)
     return predict(bare, rows)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
 
 from adapters.backbone import Backbone, pretrained
 from adapters.classifier import WordHead
+from adapters.families.family import MaskedHead
 from adapters.prompt import split
 from adapters.spec import MASK
 from training.config import Recipe
@@ -84,13 +84,20 @@ def head(backbone: Backbone, recipe: Recipe, data: Dataset) -> WordHead | None:
                 " expected different ones"
             )
         chosen[token] = label
-    dense, norm, rows, biases = _scorer(backbone)
-    result = WordHead(backbone.config.hidden_size, len(chosen), backbone.config.layer_norm_eps)
+    own = _masked_head(backbone)
+    result = WordHead(
+        backbone.config.hidden_size, len(chosen), backbone.encoder_config.norm_eps
+    ).requires_grad_(False)
     tokens = list(chosen)
-    result.dense.load_state_dict(dense.state_dict())
-    result.norm.load_state_dict(norm.state_dict())
-    result.out.load_state_dict({"weight": rows[tokens], "bias": biases[tokens]})
-    return result.requires_grad_(False)
+    for part, weight, bias in (
+        (result.dense, own.dense.weight, own.dense.bias),
+        (result.norm, own.norm.weight, own.norm.bias),
+        (result.out, own.rows[tokens], None if own.biases is None else own.biases[tokens]),
+    ):
+        # a bias that the checkpoint's head lacks is 0
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        part.load_state_dict({"weight": weight, "bias": bias})
+    return result
 
 
 def _token(tokenizer: Tokenizer, template: str, word: str) -> int:
@@ -127,10 +134,8 @@ def _token(tokenizer: Tokenizer, template: str, word: str) -> int:
 
 
 @torch.no_grad()
-def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """Dense layer, norm, and every token's row and bias of the checkpoint's masked-language-model
-    head."""
-    config = backbone.config
+def _masked_head(backbone: Backbone) -> MaskedHead:
+    """The checkpoint's masked-language-model head, if an adapter file can tell it."""
     model: Any
     model, report = AutoModelForMaskedLM.from_pretrained(
         **pretrained(backbone.name), dtype=torch.float32, output_loading_info=True
@@ -141,25 +146,16 @@ def _scorer(backbone: Backbone) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
             f" (its checkpoint lacks {min(report['missing_keys'])!r}); expected one with it, such"
             " as bert-base-uncased or roberta-base"
         )
-    if config.model_type == "bert":
-        if config.hidden_act not in ("gelu", "gelu_python"):
-            raise TrainingError(
-                f"backbone {backbone.name!r} has {config.hidden_act!r} in its masked-language-model"
-                " head; expected the exact 'gelu', which is all that an adapter file can tell"
-            )
-        dense, norm = (
-            model.cls.predictions.transform.dense,
-            model.cls.predictions.transform.LayerNorm,
+    head = backbone.family.masked_head(model)
+    if head.activation not in ("gelu", "gelu_python"):
+        raise TrainingError(
+            f"backbone {backbone.name!r} has {head.activation!r} in its masked-language-model head;"
+            " expected the exact 'gelu', which is all that an adapter file can tell"
         )
-    elif config.model_type == "electra":
-        if config.embedding_size != config.hidden_size:
-            raise TrainingError(
-                f"backbone {backbone.name!r} scores words at its embeddings' size"
-                f" {config.embedding_size}; expected its hidden size {config.hidden_size}, which is"
-                " all that an adapter file can tell"
-            )
-        dense, norm = model.generator_predictions.dense, model.generator_predictions.LayerNorm
-    else:
-        dense, norm = model.lm_head.dense, model.lm_head.layer_norm
-    decoder = model.get_output_embeddings()
-    return dense, norm, decoder.weight, decoder.bias
+    if head.dense.out_features != backbone.config.hidden_size:
+        raise TrainingError(
+            f"backbone {backbone.name!r} scores words at its embeddings' size"
+            f" {head.dense.out_features}; expected its hidden size {backbone.config.hidden_size},"
+            " which is all that an adapter file can tell"
+        )
+    return head

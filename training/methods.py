@@ -23,12 +23,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from adapters.backbone import POOLER_PREFIX, Backbone
+from adapters.backbone import POOLER_PREFIX, Backbone, layers_of
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, WordHead
 from adapters.header import site_sizes
@@ -50,19 +48,20 @@ def build(
             f"first_layer is {recipe.first_layer}; expected less than {config.num_hidden_layers},"
             " the backbone's layers"
         )
+    _check_sites(backbone, recipe)
     pooling = "mask" if words is not None else recipe.pooling or backbone.default_pooling
     if recipe.method not in (*SERVABLE, "head"):
-        encoder = copy.deepcopy(backbone.encoder)
-        _change(encoder, recipe, pooling)
-        backbone = dataclasses.replace(backbone, encoder=encoder)
-    sites = nn.ModuleList(_site(config, recipe) for _ in range(adapted))
-    dense = recipe.dense_head if recipe.dense_head is not None else config.model_type != "bert"
-    dropout = getattr(config, "classifier_dropout", None)
+        backbone = dataclasses.replace(backbone, encoder=copy.deepcopy(backbone.encoder))
+        _change(backbone, recipe, pooling)
+    sites = nn.ModuleList(_site(backbone, recipe) for _ in range(adapted))
+    said, own = backbone.encoder_config, backbone.family.dense_head
+    dense = recipe.dense_head if recipe.dense_head is not None else own is not None
     fresh = Head(
         config.hidden_size,
         labels,
         dense=dense,
-        dropout=config.hidden_dropout_prob if dropout is None else dropout,
+        norm_eps=said.norm_eps if dense and own == "gelu-norm" else None,
+        dropout=said.dropout,
     )
     return Classifier(backbone, sites, fresh if words is None else words, pooling).to(
         backbone.encoder.device
@@ -78,12 +77,22 @@ def trained_parameters(model: Classifier) -> int:
     )
 
 
-def _site(config: Any, recipe: Recipe) -> nn.Module:
+def _check_sites(backbone: Backbone, recipe: Recipe) -> None:
+    places = backbone.family.places
+    for site in recipe.ranks if recipe.adaptation == "lora" else ():
+        if site not in places:
+            raise TrainingError(
+                f"sites has {site!r}, which the layers of backbone {backbone.name!r} do not have;"
+                f" expected some of {', '.join(places)}"
+            )
+
+
+def _site(backbone: Backbone, recipe: Recipe) -> nn.Module:
     """What a layer of the encoder has: LoRA at its sites, or what stands after its feed-forward
     output."""
     if recipe.adaptation == "lora":
-        return nn.ModuleDict({site: _lora(config, recipe, site) for site in recipe.ranks})
-    d, r = config.hidden_size, recipe.bottleneck
+        return nn.ModuleDict({site: _lora(backbone, recipe, site) for site in recipe.ranks})
+    d, r = backbone.config.hidden_size, recipe.bottleneck
     if recipe.method == "adamix":
         return RoutedBottleneck(
             d, r, recipe.experts, share_down=recipe.share_down, share_up=recipe.share_up
@@ -92,8 +101,9 @@ def _site(config: Any, recipe: Recipe) -> nn.Module:
     return Bottleneck(d, r) if recipe.method in single else nn.Identity()
 
 
-def _lora(config: Any, recipe: Recipe, site: LoraSite) -> nn.Module:
-    sizes = site_sizes(site, config.hidden_size, config.intermediate_size)
+def _lora(backbone: Backbone, recipe: Recipe, site: LoraSite) -> nn.Module:
+    inner = backbone.encoder_config.intermediate_size
+    sizes = site_sizes(site, backbone.config.hidden_size, inner)
     if recipe.method != "adamix":
         return Lora(*sizes, recipe.rank, recipe.scale)
     return RoutedLora(
@@ -106,17 +116,24 @@ def _lora(config: Any, recipe: Recipe, site: LoraSite) -> nn.Module:
     )
 
 
-def _change(encoder: PreTrainedModel, recipe: Recipe, pooling: Pooling) -> None:
-    """Attach or unfreeze, within a copy of the encoder; a pooler that is not used learns
-    nothing."""
+def _change(backbone: Backbone, recipe: Recipe, pooling: Pooling) -> None:
+    """Attach or unfreeze, within a backbone of its own; a pooler that is not used learns nothing.
+    Raises TrainingError if there is nothing to unfreeze."""
+    encoder = backbone.encoder
     d, r = encoder.config.hidden_size, recipe.bottleneck
     if recipe.method == "houlsby":
-        for layer in cast(nn.ModuleList, encoder.get_submodule("encoder.layer")):
-            output = layer.get_submodule("attention.output")
+        parent, _, name = backbone.family.places["attention_out"].module.rpartition(".")
+        for layer in layers_of(encoder):
+            output = layer.get_submodule(parent)
             output.register_module(
-                "dense", nn.Sequential(output.get_submodule("dense"), Bottleneck(d, r))
+                name, nn.Sequential(output.get_submodule(name), Bottleneck(d, r))
             )
-    else:
-        for name, parameter in encoder.named_parameters():
-            used = pooling == "pooler" or not name.startswith(POOLER_PREFIX)
-            parameter.requires_grad_(used and (recipe.method == "full" or name.endswith("bias")))
+        return
+    for name, parameter in encoder.named_parameters():
+        used = pooling == "pooler" or not name.startswith(POOLER_PREFIX)
+        parameter.requires_grad_(used and (recipe.method == "full" or name.endswith("bias")))
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise TrainingError(
+            f"method is {recipe.method!r}, which trains the encoder's biases, and backbone"
+            f" {backbone.name!r} has none; expected another method"
+        )

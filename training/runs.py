@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import statistics
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
 from adapters.text import TextInput
-from training import few_shot, progress
+from training import advice, few_shot, progress
+from training.command_line import check_output
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
@@ -60,7 +60,7 @@ class Runs:
                     f"there are {len(seeds)} seeds, but --out takes one adapter; expected one seed"
                     " or no --out"
                 )
-            _check_out(self.out)
+            check_output("--out", self.out)
         if self.scores is not None:
             check_appendable(self.scores)
         if self.folders is not None:
@@ -84,10 +84,17 @@ class Runs:
         probe = probe_texts(self.probe, sets[0].text_pair)
         _say_where_experts_lack_rows(recipes[0], recipes[0].few_shot or len(sets[0].texts))
         lines: list[dict[str, Any]] = []
+        hints: dict[str, None] = {}  # each once, though the seeds' runs may share them
         for recipe in recipes:
-            measured, version = self._one(backbone, sets, recipe, subset, probe)
+            losses: list[float] = []
+            measured, version = self._one(backbone, sets, recipe, subset, probe, losses)
             if measured.done.step != measured.done.steps:
                 return lines  # Ctrl-C is meant for the whole command, and half a run is no result
+            if losses:  # else a finished run was judged again
+                hints |= dict.fromkeys(
+                    advice.of_training(recipe, measured.done.steps, losses)
+                    + advice.of_predictions(sets[1], measured.logits, measured.scores)
+                )
             line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
             lines.append({**line, "subset": subset, "version": version})
             resumed = self.folders is not None and self.folders.resume
@@ -100,6 +107,8 @@ class Runs:
         if len(lines) > 1:
             results = [line["metrics"] for line in lines]
             typer.echo(f"mean and standard deviation of {len(results)} seeds: {_spread(results)}")
+        for hint in hints:
+            typer.echo(f"hint: {hint}")
         return lines
 
     def _one(
@@ -109,8 +118,10 @@ class Runs:
         recipe: Recipe,
         subset: str,
         probe: tuple[TextInput, ...],
+        losses: list[float],
     ) -> tuple[Measured, str | None]:
-        """The run, and the version of the adapter that it wrote."""
+        """The run, and the version of the adapter that it wrote. The losses of its steps are added
+        to `losses`."""
         labels, rows = sets[0].labels, recipe.few_shot or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
         typer.echo(
@@ -135,6 +146,7 @@ class Runs:
             def report(at: Progress) -> None:
                 if metrics is not None:
                     metrics.step(at)
+                losses.append(at.loss)
                 show(at)  # so what is shown is written
 
             if outs:
@@ -201,20 +213,6 @@ def _servable(recipe: Recipe) -> bool:
     except TrainingError:
         return False
     return True
-
-
-def _check_out(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise TrainingError(f"the folder of --out {out} does not exist; expected one to write into")
-    problem = None
-    if out.is_dir():
-        problem = "is a folder"
-    elif out.exists() and not out.is_file():  # a file would take a device's place, or a pipe's
-        problem = "is no regular file"
-    elif not os.access(out.resolve().parent, os.W_OK):
-        problem = "cannot be written"
-    if problem is not None:
-        raise TrainingError(f"--out {out} {problem}; expected a file's path")
 
 
 def _judged(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.classifier import Classifier, from_tensors, to_tensors
+from adapters.classifier import Classifier, Head, from_tensors, to_tensors
 from adapters.convert.probe import neutral_probe
 from adapters.file import Adapter
 from adapters.merge import merge
@@ -91,7 +91,9 @@ def train(
     lora = recipe.adaptation == "lora"
     inner = lora and any(site in INNER_SITES for site in recipe.ranks)
 
-    def described(pooling: Pooling, training: dict[str, Any], probe: Probe) -> AdapterSpec:
+    def described(
+        pooling: Pooling, training: dict[str, Any], probe: Probe, *, normed: bool = False
+    ) -> AdapterSpec:
         return AdapterSpec(
             task=task,
             labels=train_set.labels,
@@ -100,6 +102,7 @@ def train(
             max_length=max_length,
             pooling=pooling,
             template=recipe.prompt,
+            normed_head=normed,
             backbone=backbone.reference,
             first_layer=recipe.first_layer,
             kind=recipe.adaptation,
@@ -107,7 +110,7 @@ def train(
             activation=None if lora else "gelu",
             ranks=recipe.ranks if lora else None,
             scale=recipe.scale if lora else None,
-            intermediate_size=backbone.config.intermediate_size if inner else None,
+            intermediate_size=backbone.encoder_config.intermediate_size if inner else None,
             training=training,
             probe=probe,
         )
@@ -128,6 +131,7 @@ def train(
         judged.pooling,
         _provenance(recipe, measured, dev_set),
         probe_of(judged, backbone, texts, max_length, recipe.prompt),
+        normed=isinstance(judged.head, Head) and judged.head.norm is not None,
     )
     tensors = to_tensors(judged.sites, judged.head, getattr(torch, recipe.dtype))
     return Trained(spec, tensors, measured.scores, measured)

@@ -40,8 +40,8 @@ def name(adapter: Adapter) -> str:
 def begin_as(
     model: Classifier, adapter: Adapter, backbone: Backbone, labels: tuple[str, ...], recipe: Recipe
 ) -> None:
-    """Copy the adapter into each site's experts and, if the heads are built alike, its dense layer
-    and, if the labels are the same too, its output layer.
+    """Copy the adapter into each site's experts and, if the heads are built alike, its hidden
+    layer and, if the labels are the same too, its output layer.
 
     LoRA of another scale begins at the same product: what the scales differ by goes into B. Raises
     TrainingError if the adapter is of another backbone, kind, size or first layer.
@@ -55,14 +55,15 @@ def begin_as(
                 parameter.mul_((adapter.spec.scale or 1.0) / recipe.scale)
     if not isinstance(model.head, Head) or adapter.spec.pooling == "mask":
         return
-    if (model.head.dense is not None) == ("head.dense.weight" in tensors):
+    own = [getattr(model.head, part) is not None for part in ("dense", "norm")]
+    if own == [f"head.{part}.weight" in tensors for part in ("dense", "norm")]:
         head = {
             name.removeprefix("head."): tensor
             for name, tensor in tensors.items()
             if name.startswith("head.")
         }
         if adapter.spec.labels != labels:
-            head = {name: tensor for name, tensor in head.items() if name.startswith("dense.")}
+            head = {name: tensor for name, tensor in head.items() if not name.startswith("out.")}
         model.head.load_state_dict(head, strict=False)
 
 
@@ -74,7 +75,7 @@ def check_fits(adapter: Adapter, backbone: Backbone, recipe: Recipe) -> None:
         check_backbone(
             adapter,
             backbone.reference,
-            intermediate_size=backbone.config.intermediate_size,
+            intermediate_size=backbone.encoder_config.intermediate_size,
             max_length=spec.max_length,
             has_pooler=True,
             has_mask=True,

@@ -10,6 +10,8 @@ from adapters.errors import CannotConvert
 from adapters.header import lookalike
 from adapters.spec import shortened
 
+MAX_BYTES = 1 << 20
+
 
 def read_object(path: Path, writer: str) -> dict[str, Any]:
     """Read a file that `writer` writes into its folder. Raises CannotConvert or OSError."""
@@ -17,7 +19,11 @@ def read_object(path: Path, writer: str) -> dict[str, Any]:
         raise CannotConvert(
             f"{path.parent.name} has no {path.name}; expected a folder that {writer} wrote"
         )
-    content = path.read_bytes()
+    content = read_start(path)
+    if len(content) > MAX_BYTES:
+        raise CannotConvert(
+            f"{path.name} has more than {MAX_BYTES} bytes; expected what {writer} writes"
+        )
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -31,3 +37,10 @@ def read_object(path: Path, writer: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CannotConvert(f"{path.name} is a JSON {type(value).__name__}; expected an object")
     return value
+
+
+def read_start(path: Path) -> bytes:
+    """Read one byte more than such a file may have, at most: it may be larger than the memory.
+    Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)

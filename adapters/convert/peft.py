@@ -16,7 +16,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, public_name
 from adapters.convert.foreign import (
     Foreign,
     bert_head,
@@ -27,15 +27,17 @@ from adapters.convert.foreign import (
 )
 from adapters.convert.peft_config import CONFIG
 from adapters.convert.peft_folder import WEIGHTS, WRITER, Folder
+from adapters.convert.peft_modules import PeftModules
 from adapters.convert.weights import refuse_rest, take
 from adapters.errors import CannotConvert
 from adapters.lora import MODULES
-from adapters.spec import INNER_SITES, LoraSite, Pooling, ProblemType, shown
+from adapters.spec import INNER_SITES, MAX_RANK, LoraSite, Pooling, ProblemType, shown
 
 SITES: Mapping[str, LoraSite] = {module: site for site, module in MODULES.items()}
 LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 LORA = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 POOLER = "pooler.dense"
+NUMBER = re.compile("[0-9]{1,9}")
 # transformers' names for labels that nobody named
 UNNAMED = re.compile(r"LABEL_\d+")
 
@@ -66,8 +68,10 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
     check_model_type(family.model_types, backbone)
     weights = dict(folder.weights)
     pairs = _pairs(weights, folder.prefix, backbone)
-    _check_targets(folder, pairs, backbone)
-    scales = {name: config.scale(f"{folder.prefix}.{name}") for name in pairs}
+    names = _names(folder.prefix, backbone)
+    modules = PeftModules(config, {*names, *(f"{folder.prefix}.{name}" for name in pairs)})
+    _check_targets(folder.prefix, pairs, names, modules, backbone)
+    scales = {name: modules.scale(f"{folder.prefix}.{name}") for name in pairs}
     form, tensors = _layers(pairs, scales, backbone)
     head, pooling = family.head(weights)
     pooler = _pooler(weights, folder.prefix, pairs.get(POOLER), scales.get(POOLER, 1.0), backbone)
@@ -90,7 +94,7 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
         provenance={
             "converted_from": "PEFT adapter",
             **{
-                key: value
+                key: public_name(value) if key == "base_model_name_or_path" else value
                 for key in ("base_model_name_or_path", "revision", "peft_version")
                 if (value := getattr(config, key))
             },
@@ -158,27 +162,35 @@ def _check_place(name: str, module: nn.Module) -> None:
         )
 
 
+def _names(prefix: str, backbone: Backbone) -> dict[str, bool]:
+    """All modules of the classifier by their full names, and whether they are linear."""
+    names = {
+        f"{prefix}.{name}": isinstance(module, nn.Linear)
+        for name, module in backbone.encoder.named_modules()
+        if name and (prefix == "bert" or not name.startswith("pooler"))
+    }
+    return names | dict.fromkeys(FAMILIES[prefix].head_modules, True)
+
+
 def _check_targets(
-    folder: Folder, pairs: Mapping[str, tuple[Tensor, Tensor]], backbone: Backbone
+    prefix: str,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    names: Mapping[str, bool],
+    configured: PeftModules,
+    backbone: Backbone,
 ) -> None:
     """Check that the tensors are those that the configuration names, with its ranks: PEFT itself
     starts the others at random."""
-    config, modules = folder.config, dict(backbone.encoder.named_modules())
-    names = {  # all modules of the classifier, and whether they are linear
-        f"{folder.prefix}.{name}": isinstance(module, nn.Linear)
-        for name, module in modules.items()
-        if name and (folder.prefix == "bert" or not name.startswith("pooler"))
-    }
-    names |= dict.fromkeys(FAMILIES[folder.prefix].head_modules, True)
-    unmatched = config.unmatched(names)
+    modules = dict(backbone.encoder.named_modules())
+    unmatched = configured.unmatched(names)
     if unmatched is not None:
         raise CannotConvert(
             f"{CONFIG} has {shown(unmatched)} in target_modules, which names no module of backbone"
             f" {backbone.name!r}; expected modules that it has, such as 'query'"
         )
     for whole, is_linear in names.items():
-        name = whole.removeprefix(f"{folder.prefix}.")
-        if config.targets(whole, linear=is_linear):
+        name = whole.removeprefix(f"{prefix}.")
+        if configured.targets(whole, linear=is_linear):
             if name in modules:
                 _check_place(name, modules[name])
             if name not in pairs:
@@ -187,17 +199,17 @@ def _check_targets(
                     f" {backbone.name!r} of {backbone.reference.num_layers} layers; expected it"
                 )
     for name, (a, b) in pairs.items():
-        whole = f"{folder.prefix}.{name}"
-        if not config.targets(whole, linear=True):
+        whole = f"{prefix}.{name}"
+        if not configured.targets(whole, linear=True):
             raise CannotConvert(
                 f"{WEIGHTS} has LoRA at {shown(name)}, which {CONFIG} does not name in"
                 " target_modules; expected no other"
             )
-        rank = config.rank(whole)
+        rank = configured.rank(whole)
         if not a.shape[0] == b.shape[1] == rank:
             raise CannotConvert(
                 f"LoRA at {shown(name)} has an A of rank {a.shape[0]} and a B of rank"
-                f" {b.shape[1]}; expected {rank}, as {CONFIG} says"
+                f" {b.shape[1]}; expected {shown(rank)}, as {CONFIG} says"
             )
 
 
@@ -243,6 +255,8 @@ def _stacked(
     layers without LoRA: they add nothing."""
     one_a, one_b = next(iter(layers.values()))
     rank = max(len(a) for a, _ in layers.values())
+    if rank > MAX_RANK:  # before room is made for it in every layer
+        raise CannotConvert(f"LoRA of {site} has rank {rank}; expected at most {MAX_RANK}")
     a = torch.zeros(len(numbers), rank, one_a.shape[1])
     b = torch.zeros(len(numbers), one_b.shape[0], rank)
     for i, layer in enumerate(numbers):
@@ -283,7 +297,7 @@ def _model_says(
     own = bool(folder.model)
     id2label = folder.model.get("id2label") if own else backbone.config.id2label
     labels = None
-    if isinstance(id2label, Mapping) and all(str(key).isdecimal() for key in id2label):
+    if isinstance(id2label, Mapping) and all(NUMBER.fullmatch(str(key)) for key in id2label):
         numbered = {int(key): str(label) for key, label in id2label.items()}
         names = tuple(numbered[key] for key in sorted(numbered))
         if not all(map(UNNAMED.fullmatch, names)) and (own or len(names) == rows):

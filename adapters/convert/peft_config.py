@@ -1,13 +1,8 @@
-"""What `adapter_config.json` of a PEFT folder says: which modules have LoRA, of which rank and
-which scale.
-
-The rules are those of peft 0.21: `tuners_utils.check_target_module_exists`,
-`utils.other.get_pattern_key` and `LoraLayer.update_layer`.
-"""
+"""Read `adapter_config.json` of a PEFT folder. `adapters.convert.peft_modules` says what it means
+for the modules of one model."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
@@ -15,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapters.errors import CannotConvert
-from adapters.spec import first_problem, shown
+from adapters.spec import MAX_NAME_CHARACTERS, first_problem, shown
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -51,8 +46,11 @@ WITHOUT_EFFECT = {
 }
 HEAD = re.compile(r"(.*\.)?(classifier|score|pooler)(\..*)?")
 
-Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_ENTRIES = 1000  # of a list or a mapping: there is one for each module at most
+# Far below any that is of use: it divided by a rank is not zero.
+Alpha = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 PatternedRank = Annotated[int, Field(ge=1)]
+Said = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 
 
 class PeftConfig(BaseModel):
@@ -60,9 +58,9 @@ class PeftConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
-    peft_version: str | None = None
+    base_model_name_or_path: Said | None = None
+    revision: Said | None = None
+    peft_version: Said | None = None
     r: int = Field(8, ge=1)
     lora_alpha: Alpha = 8
     use_rslora: bool = False
@@ -73,6 +71,14 @@ class PeftConfig(BaseModel):
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, PatternedRank] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        for name, value in fields.items():
+            if isinstance(value, list | dict) and len(value) > MAX_ENTRIES:
+                raise ValueError(f"{name} has {len(value)} entries; expected at most {MAX_ENTRIES}")
+        return fields
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -92,7 +98,7 @@ class PeftConfig(BaseModel):
         for field, pattern in self._patterns():
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(
                     f"{field} has {shown(pattern)}: {error}; expected a regular expression"
                 ) from None
@@ -109,37 +115,6 @@ class PeftConfig(BaseModel):
         name = self.base_model_name_or_path or None
         return f"{name}@{self.revision}" if name and self.revision else name
 
-    def targets(self, module: str, *, linear: bool) -> bool:
-        """Whether the module with this full name, such as `bert.pooler.dense`, has LoRA. `linear`
-        says whether it is a linear one."""
-        return (
-            not self._excludes(module)
-            and self._named(module, linear=linear)
-            and self._in_layers(module)
-        )
-
-    def unmatched(self, modules: Mapping[str, bool]) -> str | None:
-        """The first of `target_modules` that names none of these modules, which are linear or
-        not."""
-        if isinstance(self.target_modules, str):
-            found = any(self._named(name, linear=linear) for name, linear in modules.items())
-            return None if found else self.target_modules
-        for target in self.target_modules:
-            if not any(_ends_with(name, target) for name in modules):
-                return target
-        return None
-
-    def rank(self, module: str) -> int:
-        """The rank of LoRA at this module."""
-        return (self.rank_pattern or {}).get(_pattern(self.rank_pattern, module), self.r)
-
-    def scale(self, module: str) -> float:
-        """The factor of `B·A` at this module: alpha / r, or alpha / √r with `use_rslora`."""
-        alphas = self.alpha_pattern or {}
-        alpha = alphas.get(_pattern(alphas, module), self.lora_alpha)
-        rank = self.rank(module)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
-
     def _patterns(self) -> Iterator[tuple[str, str]]:
         for field in ("target_modules", "exclude_modules"):
             value = getattr(self, field)
@@ -149,35 +124,6 @@ class PeftConfig(BaseModel):
             value = getattr(self, field) or ()
             for pattern in (value,) if isinstance(value, str) else value:
                 yield field, pattern
-
-    def _excludes(self, module: str) -> bool:
-        excluded = self.exclude_modules or ()
-        if isinstance(excluded, str):
-            matched = re.fullmatch(excluded, module) is not None
-        else:
-            matched = any(_ends_with(module, name) for name in excluded)
-        return matched or any(
-            re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in self.modules_to_save or ()
-        )
-
-    def _named(self, module: str, *, linear: bool) -> bool:
-        if not isinstance(self.target_modules, str):
-            return any(_ends_with(module, target) for target in self.target_modules)
-        if self.target_modules.lower() == ALL_LINEAR:
-            return linear
-        return re.fullmatch(self.target_modules, module) is not None
-
-    def _in_layers(self, module: str) -> bool:
-        layers = self.layers_to_transform
-        if layers is None or layers == []:
-            return True
-        patterns = self.layers_pattern or r"[^.]*"
-        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
-            if found is not None:
-                layer = int(found["layer"])
-                return layer in layers if isinstance(layers, list) else layer == layers
-        return False
 
 
 def parse(fields: Mapping[str, Any]) -> PeftConfig:
@@ -217,15 +163,3 @@ def parse(fields: Mapping[str, Any]) -> PeftConfig:
 
 def _known() -> set[str]:
     return set(PeftConfig.model_fields)
-
-
-def _ends_with(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
-
-
-def _pattern(patterns: Mapping[str, object] | None, module: str) -> str:
-    """The first of the patterns that the module's name ends with."""
-    for pattern in patterns or ():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return pattern
-    return module

@@ -11,17 +11,25 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters.convert.objects import read_object
+from adapters.convert.objects import read_object, read_start
 from adapters.convert.peft_config import CONFIG, PeftConfig, parse
 from adapters.convert.weights import read_safetensors, refuse_rest
 from adapters.errors import CannotConvert
-from adapters.spec import shown
+from adapters.spec import legible, shown
 
 WRITER = "PEFT's save_pretrained"
 WEIGHTS, PICKLE, CARD = "adapter_model.safetensors", "adapter_model.bin", "README.md"
 MODEL_CONFIG = "config.json"
 PREFIX = "base_model.model."
 ENCODERS = ("bert", "roberta")  # what base models call their encoder
+# What other families call theirs, and why their classifiers are not read.
+OTHERS = {
+    "electra": "an ELECTRA classifier, whose head has a GELU that an adapter file cannot say",
+    "deberta": "a DeBERTa classifier, whose head has a GELU that an adapter file cannot say",
+    "distilbert": "a DistilBERT classifier, whose head has a ReLU that an adapter file cannot say",
+    "mpnet": "an MPNet classifier, whose modules are not read yet",
+    "model": "a classifier such as ModernBERT's, whose hidden layer stays in the base model",
+}
 # Trainer's own folders, which hold earlier states of the same adapter.
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # What PEFT's model card says of a base model that was quantised during training.
@@ -47,7 +55,7 @@ def made_by_peft(folder: Path) -> bool:
         (place / name).is_file()
         for place in (folder, *_inner(folder))
         for name in (WEIGHTS, PICKLE)
-    ) or ((folder / CONFIG).is_file() and b'"peft_type"' in (folder / CONFIG).read_bytes())
+    ) or ((folder / CONFIG).is_file() and b'"peft_type"' in read_start(folder / CONFIG))
 
 
 def read(folder: Path) -> Folder:
@@ -64,7 +72,9 @@ def read(folder: Path) -> Folder:
         raise CannotConvert(
             f"{folder.name} has no {WEIGHTS}; expected a folder that {WRITER} wrote"
         )
-    _check_not_quantised(folder / CARD)
+    model_config = folder / MODEL_CONFIG
+    model = read_object(model_config, "save_pretrained") if model_config.is_file() else {}
+    _check_not_quantised(folder / CARD, model)
     loaded = read_safetensors(folder / WEIGHTS)
     weights = {
         name.removeprefix(PREFIX): loaded.pop(name)
@@ -72,14 +82,7 @@ def read(folder: Path) -> Folder:
         if name.startswith(PREFIX)
     }
     refuse_rest(loaded, f"names that begin with {PREFIX!r}")
-    model = folder / MODEL_CONFIG
-    return Folder(
-        folder.name,
-        config,
-        weights,
-        _prefix(weights),
-        read_object(model, "save_pretrained") if model.is_file() else {},
-    )
+    return Folder(folder.name, config, weights, _prefix(weights), model)
 
 
 def _inner(folder: Path) -> list[Path]:
@@ -106,27 +109,31 @@ def _check_one_adapter(folder: Path) -> None:
         )
 
 
-def _check_not_quantised(card: Path) -> None:
-    if not card.is_file():
-        return
-    found = QUANTISED.search(card.read_text("utf-8", "replace"))
+def _check_not_quantised(card: Path, model: Mapping[str, Any]) -> None:
+    """A quantised base model has other weights, and so is another base model. PEFT's own files of
+    weights and configuration do not say it: a folder without both of these is taken as it is."""
+    found = None
+    if card.is_file():
+        found = QUANTISED.search(read_start(card).decode("utf-8", "replace"))
     bits = BITS.search(found[0]) if found else None
-    if bits:
+    said = model.get("quantization_config")
+    if bits or said:
+        file, words = (card.name, legible(bits[0][:80])) if bits else (MODEL_CONFIG, shown(said))
         raise CannotConvert(
-            f"{card.name} says that the base model was quantised during training"
-            f" ({bits[0][:80]}), so that the adapter corrects other weights than it would be served"
-            " with; expected a base model in floating point"
+            f"{file} says that the base model was quantised during training ({words}), so that the"
+            " adapter corrects other weights than it would be served with; expected a base model in"
+            " floating point"
         )
 
 
 def _prefix(weights: Mapping[str, Tensor]) -> str:
     """What the base model calls its encoder. Raises CannotConvert for other models."""
     prefixes = sorted({name.partition(".")[0] for name in weights if ".lora_" in name})
-    if "electra" in prefixes:
-        raise CannotConvert(
-            f"{WEIGHTS} is of an ELECTRA classifier, whose head has a GELU that an adapter file"
-            f" cannot say; expected one of {', '.join(ENCODERS)}"
-        )
+    for prefix in prefixes:
+        if prefix in OTHERS:
+            raise CannotConvert(
+                f"{WEIGHTS} is of {OTHERS[prefix]}; expected one of {', '.join(ENCODERS)}"
+            )
     if len(prefixes) != 1 or prefixes[0] not in ENCODERS:
         found = " and ".join(shown(name) for name in prefixes[:4]) or "no module"
         raise CannotConvert(

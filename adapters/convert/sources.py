@@ -32,4 +32,5 @@ def _named(backbone: str | None) -> str:
         raise CannotConvert(
             "it names no base model; expected --backbone NAME, what it was trained on"
         )
-    return backbone
+    # the same weights, which need no network
+    return backbones.EMBEDDED if backbone == backbones.EMBEDDED_ID else backbone

@@ -45,13 +45,18 @@ def write(adapter: Adapter, folder: Path) -> None:
         )
     if spec.backbone.model_type not in MODELS:
         raise CannotConvert(
-            f"AdapterHub has no {spec.backbone.model_type} model; expected one of"
+            f"AdapterHub has no {spec.backbone.model_type} model that this writes; expected one of"
             f" {', '.join(MODELS)}"
         )
     if spec.pooling not in ("cls", "pooler"):
         raise CannotConvert(
             f"pooling is {spec.pooling!r}, which AdapterHub's heads do not have; expected cls or"
             " pooler"
+        )
+    if spec.normed_head:
+        raise CannotConvert(
+            f"the head of {spec.task!r} has a norm, which AdapterHub's heads do not have; expected"
+            " a head without one"
         )
     if spec.first_layer:
         raise CannotConvert(

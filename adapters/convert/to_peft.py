@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from adapters.backbone import EMBEDDED, EMBEDDED_ID
 from adapters.convert.folder import write_folder
 from adapters.convert.peft import POOLER
 from adapters.convert.peft_config import CONFIG
@@ -49,10 +50,10 @@ def write(adapter: Adapter, folder: Path) -> None:
     if prefix is None:
         raise CannotConvert(
             f"the backbone is a {spec.backbone.model_type!r}, whose classifier in transformers has"
-            f" another head; expected one of {', '.join(PREFIXES)}"
+            f" another head or other modules; expected one of {', '.join(PREFIXES)}"
         )
     dense = "head.dense.weight" in adapter.tensors
-    head = HEADS.get((prefix, spec.pooling, dense))
+    head = None if spec.normed_head else HEADS.get((prefix, spec.pooling, dense))
     if head is None:
         choices = " or ".join(
             f"{pooling} with{'' if has_dense else 'out'} a dense layer"
@@ -92,7 +93,7 @@ def _config(spec: AdapterSpec, saved: list[str]) -> dict[str, Any]:
     layers = range(spec.first_layer, spec.backbone.num_layers)
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {site: rank for site, rank in ranks.items() if rank != r}
-    name, _, revision = spec.backbone.name.partition("@")
+    name, _, revision = _base_model(spec).partition("@")
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
@@ -111,6 +112,11 @@ def _config(spec: AdapterSpec, saved: list[str]) -> dict[str, Any]:
         "layers_to_transform": list(layers) if spec.first_layer else None,
         "modules_to_save": saved,
     }
+
+
+def _base_model(spec: AdapterSpec) -> str:
+    """The backbone's name, as PEFT and transformers find it."""
+    return EMBEDDED_ID if spec.backbone.name == EMBEDDED else spec.backbone.name
 
 
 def _targets(site: LoraSite, layers: range) -> list[str]:
@@ -139,7 +145,7 @@ def _card(spec: AdapterSpec) -> str:
     rows = "\n".join(f"{i}. {label}" for i, label in enumerate(spec.labels))
     return f"""---
 library_name: peft
-base_model: {json.dumps(spec.backbone.name)}
+base_model: {json.dumps(_base_model(spec))}
 ---
 
 # {spec.task}

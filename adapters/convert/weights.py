@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -32,11 +33,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path.name} holds a {type(loaded).__name__}; expected tensors by name"
         )
     for name, value in loaded.items():
-        if (
-            not isinstance(name, str)
-            or not isinstance(value, Tensor)
-            or value.layout != torch.strided
-        ):
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
             raise CannotConvert(
                 f"{path.name} holds a {type(value).__name__} under {shown(name)}; expected dense"
                 " tensors by name"
@@ -81,6 +78,17 @@ def refuse_rest(weights: dict[str, Tensor], known: str) -> None:
         )
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are all in the file: a view can claim more than its storage has.
+    Quantised ones, and those without numbers, have no place in a format of floating point."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
 def _load(path: Path) -> object:
     with path.open("rb") as file:
         head = file.read(32)
@@ -95,6 +103,11 @@ def _load(path: Path) -> object:
             f"{path.name} is a plain pickle, which is a program, and was not opened; expected what"
             " torch.save or safetensors wrote: if you trust its maker, load it and write its"
             " tensors with safetensors.torch.save_file"
+        )
+    if head.startswith(ZIP) and _is_compressed(path):
+        raise CannotConvert(
+            f"{path.name} is a compressed archive, which could become larger than the memory;"
+            " expected what torch.save writes, which is not compressed"
         )
     try:
         if safe:
@@ -120,3 +133,12 @@ def _load(path: Path) -> object:
             f"{path.name} is damaged or no file of weights ({reason}); expected PyTorch or"
             " safetensors"
         ) from None
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a zip archive would be larger when it is read. PyTorch's reader expands it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):  # which PyTorch's reader will say
+        return False

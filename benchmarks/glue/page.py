@@ -94,7 +94,7 @@ def _table(own: Cells) -> str:
             lines.append("| " + " | ".join(row) + " |")
     note = (
         "Scores × 100: mean ± standard deviation over the seeds (number of seeds). Parameters are"
-        " those that inference needs beyond the backbone's, heads left out.\n"
+        " those that inference needs in addition to the backbone, without the head.\n"
     )
     return "\n".join([*lines, "", note])
 
@@ -144,7 +144,7 @@ def _verdict(sequence: Iterable[Contrast | None]) -> str:
             said.append(
                 f"Against `{one.other}` the difference is not significant: p = {one.p:.3f} over"
                 f" {seeds} seed{'s' if seeds > 1 else ''} of {tasks}{least}."
-                " The sequence ends here; what stands below it in the table is description."
+                " The sequence ends here. The rows below it in the table are only descriptive."
             )
             break
         word = "better" if one.mean > 0 else "worse"
@@ -181,7 +181,7 @@ def _ablations(own: Cells) -> str:
     tasks = [
         task for task in TASKS if any(c["task"] == task and c["method"] in ABLATIONS for c in own)
     ]
-    lines = ["| variant | less `adamix`, points | " + " | ".join(tasks) + " | seeds |"]
+    lines = ["| variant | minus `adamix`, points | " + " | ".join(tasks) + " | seeds |"]
     lines.append("|---" * (len(tasks) + 3) + "|")
     for variant in variants:
         one = contrast(own, variant, "adamix", tasks)
@@ -192,7 +192,10 @@ def _ablations(own: Cells) -> str:
             lines.append("| " + " | ".join(row) + " |")
     if len(lines) == 2:
         return ""
-    note = "Below 0, what was changed costs points. Each takes the learning rate of `adamix`.\n"
+    note = (
+        "A value below 0 means that the change lowers the score. Variants of `adamix` use its"
+        " learning rate; `adapter-rdrop` uses its own.\n"
+    )
     return "\n".join(["## Ablations, 1,000 labelled rows\n", *lines, "", note])
 
 
@@ -200,7 +203,7 @@ def _best_epoch(by_epoch: Cells) -> str:
     """What the protocol's last epoch is below the best one on dev."""
     if not by_epoch:
         return ""
-    head = "| task | method | dev score × 100 after each epoch | best less last, points |"
+    head = "| task | method | dev score × 100 after each epoch | best minus last, points |"
     lines = ["## What choosing the epoch on dev would be worth\n", head, "|---|---|---|---|"]
     for cell in by_epoch:
         scores = cell["by_epoch"]

@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from adapters.backbone import EMBEDDED
+from benchmarks.http.server import Start, started
 from benchmarks.reliability import crash as crashes
 from benchmarks.reliability import disk as disks
 from benchmarks.reliability import hostile as attacks
@@ -26,6 +27,7 @@ from benchmarks.reliability import overload as overloads
 from benchmarks.reliability import page as pages
 from benchmarks.reliability import soak as soaks
 from benchmarks.reliability.adapters import TINY
+from benchmarks.reliability.forks import forks
 from benchmarks.reliability.report import RESULTS, Findings, finish
 
 app = typer.Typer(
@@ -34,6 +36,13 @@ app = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option(help=f"By default {RESULTS}/WORD.json.")]
 Seed = Annotated[int, typer.Option(help="The same seed makes the same files and requests.")]
+Forked = Annotated[
+    bool,
+    typer.Option(
+        "--forked",
+        help="Servers are forked from one process, within a second each: for short runs.",
+    ),
+]
 Named = Annotated[
     str, typer.Option(help="`tiny` (two layers of 32), `embedded`, a folder, or a hub id.")
 ]
@@ -45,11 +54,12 @@ def soak(
     requests: Annotated[int, typer.Option(help="After which it ends sooner.")] = 1_000_000,
     swaps: Annotated[int, typer.Option(help="Of active versions, evenly over it.")] = 1_000,
     backbone: Named = TINY,
+    forked: Forked = False,
     out: Out = None,
 ) -> None:
     """Mixed tasks while versions are swapped: each answer checked, memory over time."""
     findings = Findings()
-    figures = soaks.soak(backbone, minutes, requests, swaps, findings)
+    figures = soaks.soak(backbone, minutes, requests, swaps, findings, _start(forked))
     finish("soak", figures, soaks.rows(figures), findings, out)
 
 
@@ -67,14 +77,14 @@ def crash(
 
 @app.command()
 def disk(
-    files: Annotated[int, typer.Option(help="To damage, where the disk lies.")] = 200,
+    files: Annotated[int, typer.Option(help="To damage, for the wrong bytes.")] = 200,
     scenario: Annotated[
         list[disks.Scenario] | None, typer.Option(help="One alone; may be repeated. Else all.")
     ] = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """A full disk, a read-only one, one that lies, one that is gone; two services on a store."""
+    """A full disk, a read-only one, wrong bytes, a store that is removed; two services on one."""
     findings = Findings()
     figures = disks.disk(files, findings, seed, scenario or list(disks.Scenario))
     finish("disk", figures, disks.rows(figures), findings, out)
@@ -85,11 +95,12 @@ def hostile(
     files: Annotated[int, typer.Option(help="Mutated, through the parser.")] = 100_000,
     requests: Annotated[int, typer.Option(help="Half of them at two workers.")] = 100_000,
     seed: Seed = 0,
+    forked: Forked = False,
     out: Out = None,
 ) -> None:
     """Adapter files and HTTP requests that are damaged or that lie."""
     findings = Findings()
-    figures = attacks.hostile(files, requests, findings, seed)
+    figures = attacks.hostile(files, requests, findings, seed, _start(forked))
     finish("hostile", figures, attacks.rows(figures), findings, out)
 
 
@@ -109,6 +120,10 @@ def overload(
 def page() -> None:
     """Write the figures of the JSON files into docs/reliability.md."""
     pages.PAGE.write_text(pages.with_figures(pages.PAGE.read_text()))
+
+
+def _start(forked: bool) -> Start:
+    return forks().start if forked else started
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from benchmarks.http.server import Server
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task
 from benchmarks.reliability.client import Answer, Connection, NoAnswer, request, upload
-from benchmarks.reliability.forks import Forks
+from benchmarks.reliability.forks import forks
 from benchmarks.reliability.report import Findings
 
 VERSIONS = 5
@@ -113,13 +113,13 @@ def crash(kills: int, findings: Findings, seed: int = 0) -> dict[str, Any]:
     """Kill the service so often, at times with two front ends; after each kill look at the disk,
     and at what the next service answers."""
     chance, counts = random.Random(seed), Counts()
-    with adapters.scratch() as folder, Forks() as forks:
+    with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         writers = [Writer(task) for task in adapters.tasks(loaded, VERSIONS, TASKS)]
         store = Path(folder) / "store"
         for kill in range(kills + 1):
             workers = 2 if kill % WITH_FRONT_ENDS == 1 else 1
-            with forks.service(store, name, workers=workers) as server:
+            with forks().service(store, name, workers=workers) as server:
                 uvloop.run(_look(server, store, writers, counts, findings))
                 if kill < kills:
                     uvloop.run(_write(server, writers, chance, counts, findings))

@@ -1,5 +1,5 @@
-"""A disk that is full, that can only be read, that lies, or that is gone: reads go on where they
-can, writes are refused, no answer is wrong, and nothing that was acknowledged is lost."""
+"""A disk that is full, read-only, gone, or returns wrong bytes: reads go on where they can, writes
+are refused, no answer is wrong, and nothing that was acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adapters.store import Store
 from benchmarks.http.server import ROOT, Server, surroundings
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task, Version
-from benchmarks.reliability.forks import Forks
+from benchmarks.reliability.forks import Forks, forks
 from benchmarks.reliability.report import Findings
 
 DISK_BYTES = 512 << 10
@@ -130,17 +130,17 @@ class Client:
 
 
 def disk(files: int, findings: Findings, seed: int, chosen: Sequence[Scenario]) -> dict[str, Any]:
-    """The `chosen` scenarios, each on a store of its own; `files` are damaged where the disk
-    lies."""
+    """The `chosen` scenarios, each on a store of its own; `files` are damaged in
+    the scenario of wrong bytes."""
     found: dict[str, Any] = {}
-    with adapters.scratch() as folder, Forks() as forks:
+    with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         tasks = adapters.tasks(loaded, VERSIONS, TASKS)
         for scenario in chosen:
             scratch = Path(folder) / scenario.value
             scratch.mkdir()
             run = SCENARIOS[scenario]
-            place = Place(scratch, forks, name, tasks, findings, files, random.Random(seed))
+            place = Place(scratch, forks(), name, tasks, findings, files, random.Random(seed))
             found[(run.__doc__ or "").partition(":")[0]] = run(place)
     return {"backbone": "two layers of 32", "scenarios": found}
 
@@ -201,8 +201,8 @@ def read_only(place: Place) -> dict[str, Any]:
 
 
 def lying(place: Place) -> dict[str, Any]:
-    """a disk that lies: a file that was cut, or has other bits, is never served; others are, and
-    the next upload mends it."""
+    """a disk that returns wrong bytes: a file that was cut, or has other bits, is never served;
+    others are, and the next upload mends it."""
     first, other, _ = place.tasks
     place.fill(2)
     damages: Counter[str] = Counter()
@@ -222,7 +222,7 @@ def lying(place: Place) -> dict[str, Any]:
             client.download(task, version)
             client.predict(task)
         answers = client.answers
-    # and where it has lied while the service was down
+    # and where files were damaged while the service was down
     for task in (first, other):
         active = task.versions[0]
         _damage(place.store / task.name / f"{active.digest}.safetensors", place.chance)
@@ -238,7 +238,7 @@ def lying(place: Place) -> dict[str, Any]:
 
 def removed(place: Place) -> dict[str, Any]:
     """a store that is removed under the process: what is in memory is served, all else is refused
-    with 503, and what is put back is served again."""
+    with 503, what is put back is served again, and an upload mends a task whose folder is gone."""
     first, other, _ = place.tasks
     place.fill(2)
     aside = place.folder / "aside"
@@ -257,11 +257,10 @@ def removed(place: Place) -> dict[str, Any]:
         shutil.rmtree(place.store / other.name)
         client.predict(other, broken=True)
         for task in place.tasks:
-            client.upload(task.versions[0], broken=task is other)
-            client.predict(task, broken=task is other)
+            client.upload(task.versions[0])
+            client.predict(task)
         answers = client.answers
     with _served(place) as (_, client):
-        client.upload(other.versions[0])
         for task in place.tasks:
             client.predict(task)
         answers += client.answers

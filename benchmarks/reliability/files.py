@@ -13,6 +13,7 @@ VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1e308, 0.5, float("nan"), float("inf")),
     *("", " ", "a", "\0", "\ud800", "\u202e", "\x1b[2J", "a" * 5000, "[]", "null", "F16", "I64"),
     *([], [0], [-1], [[]], ["a", "a"], [1 << 40, 1 << 40], ["a"] * 2000, {}, {"a": {}}),
+    *("lora", "bottleneck", "query", ["query"], {"query": 257}, {"pooler": 4}, {"up": 4, "key": 2}),
     *("../x", "sst2", "regression", "mask", "{text}{mask}", "{text}{text}", "adamix-adapter/2"),
 )
 

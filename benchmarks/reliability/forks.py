@@ -10,6 +10,8 @@ environment and its own log.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -17,36 +19,40 @@ import subprocess
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import psutil
 
 from benchmarks.http.server import ROOT, Server, service, surroundings
 
 
-class Forks:
-    """The process that servers are forked from, until the end of the `with`."""
+@functools.cache
+def forks() -> Forks:
+    """The one process that this one's servers are forked from, until it ends."""
+    return Forks()
 
-    def __enter__(self) -> Self:
+
+class Forks:
+    """The process that servers are forked from, until this one ends."""
+
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.reliability.forks"],
             env=surroundings({}), cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # it ends with its input
+        atexit.register(self._process.communicate)  # it ends with its input
 
     def service(
         self, store: Path, backbone: str, **settings: object
     ) -> AbstractContextManager[Server]:
         """As `benchmarks.http.server.service`."""
-        return service(store, backbone, start=self._start, **settings)
+        return service(store, backbone, start=self.start, **settings)
 
-    def _start(
+    def start(
         self, command: list[str], environment: dict[str, str], log: IO[str]
     ) -> psutil.Process:
+        """As `benchmarks.http.server.started`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         wanted = {"arguments": command[3:], "environment": environment, "log": log.name}

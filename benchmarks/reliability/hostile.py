@@ -10,6 +10,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ import psutil
 import torch
 import uvloop
 
+from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.file import parse
-from benchmarks.http.server import Server, service
+from adapters.spec import LoraSite
+from benchmarks.http.server import Server, Start, service, started
 from benchmarks.reliability import adapters, requests
 from benchmarks.reliability.adapters import TINY, Task
 from benchmarks.reliability.client import Connection, NoAnswer, exchange, request, upload
 from benchmarks.reliability.files import mutated
 from benchmarks.reliability.report import Findings
 from tests.service.sockets import Answer, parsed
+from tests.tiny import random_adapter
 
 WORKERS = (1, 2)
 AT_ONCE = 24  # hostile connections
@@ -39,24 +43,26 @@ MOST_CANARY_SECONDS = 5.0  # an honest request that takes longer was held up
 _LENGTH = re.compile(rb"(?i)(\r\ncontent-length: *)\d+")
 
 
-def hostile(files: int, count: int, findings: Findings, seed: int = 0) -> dict[str, Any]:
+def hostile(
+    files: int, count: int, findings: Findings, seed: int = 0, start: Start = started
+) -> dict[str, Any]:
     """So many files through the parser, then so many requests at a server, half of them with two
-    front ends."""
+    front ends. `start` starts the servers."""
     with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(TINY, Path(folder))
         tasks = adapters.tasks(loaded, 1)
-        valid = tasks[0].versions[0].data
+        valid = valid_files(loaded)
         of_files = parse_all(valid, files, findings, seed)
         parts = []
         for workers in WORKERS:
             store = Path(folder) / f"store-{workers}"
             with service(
-                store, name, workers=workers, log_level="info", log_format="json"
+                store, name, start, workers=workers, log_level="info", log_format="json"
             ) as server:
                 part = Part(workers)
                 first = seed + (workers - 1) * (count // 2)
                 seeds = range(first, first + count // 2)
-                uvloop.run(_Attack(server, tasks, part, findings).run(seeds))
+                uvloop.run(_Attack(server, tasks, valid, part, findings).run(seeds))
                 _check_hidden(server, seeds, findings)
                 findings.check_log(server)
             parts.append(part)
@@ -69,7 +75,15 @@ def hostile(files: int, count: int, findings: Findings, seed: int = 0) -> dict[s
     }
 
 
-def parse_all(valid: bytes, files: int, findings: Findings, seed: int) -> dict[str, Any]:
+def valid_files(backbone: Backbone) -> list[bytes]:
+    """One file of each kind of adapter, with all tensors that it may have."""
+    labels = ["negative", "positive"]
+    ranks: dict[LoraSite, int] = {"query": 3, "attention_out": 2, "up": 4, "down": 1}
+    forms: list[dict[str, Any]] = [{}, {"ranks": ranks, "first_layer": 1}]
+    return [random_adapter(backbone, "sst2", labels, dense=True, **form)[2] for form in forms]
+
+
+def parse_all(valid: Sequence[bytes], files: int, findings: Findings, seed: int) -> dict[str, Any]:
     """Each file is refused with a sentence, or is a valid adapter: finite, and under its own
     sha256."""
     process = psutil.Process()
@@ -77,7 +91,7 @@ def parse_all(valid: bytes, files: int, findings: Findings, seed: int) -> dict[s
     refused = taken = 0
     slowest, before, started = 0.0, process.memory_info().rss, time.monotonic()
     for number in range(files):
-        data = mutated(valid, chance)
+        data = mutated(chance.choice(valid), chance)
         began = time.process_time()
         try:
             adapter = parse(data)
@@ -148,9 +162,16 @@ class Part:
 class _Attack:
     """Hostile connections side by side, and an honest client between them."""
 
-    def __init__(self, server: Server, tasks: list[Task], part: Part, findings: Findings) -> None:
+    def __init__(
+        self,
+        server: Server,
+        tasks: list[Task],
+        valid: Sequence[bytes],
+        part: Part,
+        findings: Findings,
+    ) -> None:
         self._server, self._tasks, self._part, self._findings = server, tasks, part, findings
-        self._kinds = requests.kinds(tasks[0].versions[0].data)
+        self._kinds = requests.kinds(valid)
         self._over = False
 
     async def run(self, seeds: range) -> None:

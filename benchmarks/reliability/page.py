@@ -77,9 +77,9 @@ def crash(found: dict[str, Any]) -> Rows:
         ("`kill -9`", f"{found['kills']:,}"),
         ("writes acknowledged", f"{found['acknowledged_in_all']:,} ({kinds})"),
         ("writes interrupted", f"{found['interrupted_in_all']:,} ({cut})"),
-        ("of them done all the same", f"{found['interrupted_and_done']:,}"),
+        ("of them found done", f"{found['interrupted_and_done']:,}"),
         (
-            "of them uploads that were stored, and not yet active",
+            "of them uploads that were stored but not yet active",
             f"{found['interrupted_and_stored_but_not_active']:,}",
         ),
         ("files compared to the bit", f"{found['files_compared']:,}"),
@@ -109,7 +109,7 @@ def hostile(found: dict[str, Any]) -> Rows:
         (
             "adapter files",
             f"{files['files']:,}: {files['refused']:,} refused, {files['valid_all_the_same']:,}"
-            f" valid all the same; the slowest took {files['slowest_ms']:,} ms; memory"
+            f" still valid; the slowest took {files['slowest_ms']:,} ms; memory"
             f" {files['memory_growth_mib']:+} MiB",
         ),
         ("requests", f"{found['requests']:,}"),
@@ -125,7 +125,7 @@ def hostile(found: dict[str, Any]) -> Rows:
             ),
             (
                 f"{_workers(part)}: meanwhile",
-                f"{part['honest_requests_between']:,} honest requests, the slowest"
+                f"{part['honest_requests_between']:,} well-formed requests, the slowest"
                 f" {part['slowest_honest_ms']:,} ms; memory {part['memory_growth_mib']:+} MiB",
             ),
         ]
@@ -167,7 +167,7 @@ def overload(found: dict[str, Any]) -> Rows:
             f"at most **{found['slowest_health_ms']} ms** (goal: {found['health_goal_ms']} ms)",
         ),
         (
-            "a lone task beside a flood of another one",
+            "one task during a flood of another one",
             f"{fair['lone_requests']:,} requests, none refused; p50 {fair['lone_p50_ms']:,} ms, p99"
             f" {fair['lone_p99_ms']:,} ms; in the queue for {fair['lone_queued_p50_in_batches']}"
             f" batches (p50), {fair['lone_queued_max_in_batches']} at most; a batch takes"

@@ -9,7 +9,7 @@ import contextlib
 import json
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import h11
@@ -213,11 +213,15 @@ def text(seed: int) -> bytes:
     return _posted(path.encode(), _damaged(body.encode("utf-8", "replace"), chance))
 
 
-def form(seed: int, valid: bytes) -> bytes:
-    """An upload whose form is broken, or whose file is `valid` damaged."""
+def form(seed: int, valid: Sequence[bytes]) -> bytes:
+    """An upload whose form is broken, or whose file is one of `valid`, damaged."""
     chance = random.Random(seed)
     boundary = chance.choice([b"b", b"-" * 70, b"b b", b"\xff", b"b" * 300])
-    file = mutated(valid, chance) if chance.random() < 0.5 else bytes(chance.randrange(99))
+    file = (
+        mutated(chance.choice(valid), chance)
+        if chance.random() < 0.5
+        else bytes(chance.randrange(99))
+    )
     names = [
         b'name="file"; filename="a"',
         b'name="file"',
@@ -275,8 +279,8 @@ def binary(seed: int) -> bytes:
     return _posted(b"/v2/models/%b/infer" % task, header + data, more)
 
 
-def kinds(valid: bytes) -> dict[str, Callable[[int], bytes]]:
-    """A generator for each of KINDS; `valid` is an adapter file."""
+def kinds(valid: Sequence[bytes]) -> dict[str, Callable[[int], bytes]]:
+    """A generator for each of KINDS; `valid` are adapter files."""
     forms = partial(form, valid=valid)
     return dict(zip(KINDS, (framing, head, target, text, forms, binary), strict=True))
 

@@ -18,7 +18,7 @@ import orjson
 import psutil
 import uvloop
 
-from benchmarks.http.server import Server, service
+from benchmarks.http.server import Server, Start, service, started
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task, Version
 from benchmarks.reliability.client import Answer, Connection, NoAnswer, request, upload
@@ -88,17 +88,22 @@ class Part:
 
 
 def soak(
-    backbone: str, minutes: float, requests: int, swaps: int, findings: Findings
+    backbone: str,
+    minutes: float,
+    requests: int,
+    swaps: int,
+    findings: Findings,
+    start: Start = started,
 ) -> dict[str, Any]:
     """As many minutes, or as many requests if they are done sooner; half of both with each number
-    of workers. So many swaps, evenly over the requests."""
+    of workers. So many swaps, evenly over the requests. `start` starts the servers."""
     with adapters.scratch() as folder:
         name, loaded = adapters.backbone_of(backbone, Path(folder))
         tasks = adapters.tasks(loaded, VERSIONS)
         parts = []
         for workers in WORKERS:
             store = Path(folder) / f"store-{workers}"
-            with service(store, name, workers=workers) as server:
+            with service(store, name, start, workers=workers) as server:
                 part = Part(workers)
                 run = _Run(server, tasks, part, findings, random.Random(workers))
                 uvloop.run(run.run(60 * minutes / 2, requests // 2, swaps // 2))

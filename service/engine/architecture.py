@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.errors import BackboneError
 from service.engine.activations import ACTIVATIONS
 
 Norms = Literal["post", "pre"]
-"""`post`: LayerNorm(x + f(x)), as in BERT; `pre`: x + f(LayerNorm(x))."""
+"""`post`: LayerNorm(x + f(x)), as in BERT; `pre`: x + f(LayerNorm(x)), as in ModernBERT."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,52 @@ class LearnedPositions:
 @dataclass(frozen=True)
 class RotaryPositions:
     """Queries and keys are rotated by an angle that grows with the position (RoFormer, arXiv
-    2104.09864)."""
+    2104.09864): the number i of a head's first half with that of its second half by `position ·
+    theta^(-2i/D)`, where D is the head's size."""
 
     theta: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelativePositions:
-    """Attention scores depend on the distance between two tokens, in `buckets` steps."""
+    """An attention score gains a bias by the distance of its tokens (T5, arXiv 1910.10683)."""
 
-    buckets: int
+    biases: Tensor  # [heads, 2n - 1]: of a key n - 1 tokens before the query, to n - 1 behind it
 
 
-Positions = LearnedPositions | RotaryPositions | RelativePositions
+@dataclass(frozen=True, eq=False)
+class DisentangledPositions:
+    """A score gains the products of the query with a key, and of the key with a query, that stand
+    for the distance alone (DeBERTa, arXiv 2006.03654, section 3.1): `(q·k + q·K[d] + k·Q[d]) /
+    sqrt(D · products)`, where d is the distance and D the head's size."""
+
+    keys: Tensor | None  # K: [heads, rows, D]
+    queries: Tensor | None  # Q: the same
+    # [2n - 1]: the row of a key n - 1 tokens before the query, to n - 1 behind it. Far distances
+    # share rows.
+    rows: Tensor
+
+    @property
+    def products(self) -> int:
+        return 1 + (self.keys is not None) + (self.queries is not None)
+
+
+AttentionPositions = RotaryPositions | RelativePositions | DisentangledPositions
+
+
+class Rows(nn.Linear):
+    """Some outputs of a linear module that computes several at once, such as query, key and value:
+    the same memory, as a linear module."""
+
+    def __init__(self, whole: nn.Linear, part: int, parts: int) -> None:
+        """Part number `part` of `parts` equal ones."""
+        weight: Tensor = whole.weight.detach().chunk(parts)[part]
+        outputs, inputs = weight.shape
+        super().__init__(inputs, outputs, bias=whole.bias is not None, device="meta")
+        self.whole = (whole,)  # in a tuple: it is no module of this one
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        if whole.bias is not None:
+            self.bias = nn.Parameter(whole.bias.detach().chunk(parts)[part], requires_grad=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +116,7 @@ class Layer:
     key: nn.Linear
     value: nn.Linear
     attention_out: nn.Linear
-    attention_norm: nn.LayerNorm
+    attention_norm: nn.LayerNorm | None  # None with norms `pre` only: what is attended has a norm
     up: nn.Linear
     down: nn.Linear
     feed_forward_norm: nn.LayerNorm
@@ -91,6 +124,7 @@ class Layer:
     norms: Norms = "post"
     gate: nn.Linear | None = None  # a gated feed-forward: down(activation(gate(x)) · up(x))
     window: int | None = None  # tokens attend to so many on either side; None: to all of the row
+    positions: AttentionPositions | None = None  # what attention knows of them
 
 
 @dataclass(frozen=True)
@@ -102,33 +136,38 @@ class Architecture:
     width: int  # hidden size
     heads: int
     norm_eps: float
-    positions: Positions
+    positions: LearnedPositions | None  # None: the embeddings do not know them
     numbering: Numbering
     embeddings: Embeddings
     layers: tuple[Layer, ...]
     pooler: nn.Linear | None  # dense, before a tanh, over the first token
+    final_norm: nn.LayerNorm | None = None  # after the last layer
 
 
-def check_supported(architecture: Architecture) -> LearnedPositions:
-    """The positions, of the one kind that the engine computes. Raises BackboneError for what it
-    cannot compute."""
-    name, positions = architecture.name, architecture.positions
-    if not isinstance(positions, LearnedPositions):
-        kind = type(positions).__name__.removesuffix("Positions").lower()
-        raise BackboneError(f"backbone {name!r} has {kind} positions; expected learned ones")
+def check_supported(architecture: Architecture) -> None:
+    """Raises BackboneError for what the engine cannot compute."""
     for i, layer in enumerate(architecture.layers):
-        where = f"backbone {name!r}, layer {i}:"
+        where = f"backbone {architecture.name!r}, layer {i}:"
         if layer.activation not in ACTIVATIONS:
             raise BackboneError(
                 f"{where} the activation is {layer.activation!r}; expected one of"
                 f" {', '.join(ACTIVATIONS)}"
             )
-        if layer.norms != "post":
-            raise BackboneError(f"{where} the norms are {layer.norms!r}; expected 'post'")
-        if layer.gate is not None:
-            raise BackboneError(f"{where} the feed-forward is gated; expected one without a gate")
-        if layer.window is not None:
+        if layer.attention_norm is None and layer.norms == "post":
+            raise BackboneError(f"{where} there is no norm after attention; expected one")
+        for norm in (layer.attention_norm, layer.feed_forward_norm):
+            if norm is not None and not isinstance(norm, nn.LayerNorm):
+                raise BackboneError(
+                    f"{where} a norm is a {type(norm).__name__}; expected a LayerNorm"
+                )
+        biased = isinstance(layer.positions, RelativePositions | DisentangledPositions)
+        if layer.window is not None and biased:
+            kind = type(layer.positions).__name__.removesuffix("Positions").lower()
             raise BackboneError(
-                f"{where} attention has a window of {layer.window} tokens; expected none"
+                f"{where} attention has a window of {layer.window} tokens and {kind} positions;"
+                " expected one of the two"
             )
-    return positions
+        if layer.window is not None and layer.window < 1:
+            raise BackboneError(
+                f"{where} attention has a window of {layer.window} tokens; expected 1 or more"
+            )

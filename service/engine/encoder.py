@@ -7,8 +7,9 @@ each row attends to itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, chain
 from types import MappingProxyType
 
@@ -34,11 +35,13 @@ from service.engine.linear import (
 )
 from service.engine.outliers import largest_inputs
 from service.engine.packed import Packed, Split
+from service.engine.positions import Disentangled, Relative, Rotary, computed
 from service.engine.quantized import Quantized, QuantizedTable
 from service.engine.resident import Pair
 from service.engine.sites import BARE, Adaptation, Add, Branch, Site
 
 QKV: tuple[Site, ...] = ("query", "key", "value")  # in this order side by side in one product
+FEED_FORWARD = frozenset[Site]({"up", "gate", "down"})  # within it
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,13 @@ class _Layer:
     """A layer's weights on the device."""
 
     qkv: Linear  # d → 3d
+    rotary: Rotary | None
+    attention: Callable[[Tensor, Packed], Tensor]  # 3d → d
     attention_out: Linear  # d → d
-    attention_norm: Pair
+    attention_norm: Pair | None
     feed_forward: FeedForward  # d → inner → d
     feed_forward_norm: Pair
+    normed_first: bool  # norms before attention and feed-forward; else after their residuals
 
 
 class PackedEncoder:
@@ -65,13 +71,26 @@ class PackedEncoder:
         """With int8 the linear layers and the table of words are int8, all else is float32. Raises
         BackboneError for a backbone that the engine cannot compute."""
         architecture = describe(backbone)
-        positions = check_supported(architecture)
+        check_supported(architecture)
         self.device = device
         self.dtype = torch.float32 if dtype == torch.int8 else dtype
         self._int8 = dtype == torch.int8
         self._prepacked = device.type == "cpu" and dtype == torch.float32 and prepacks()
         self._blocked = self._int8 or self._prepacked
+        self._in_attention = {
+            each: computed(
+                each,
+                architecture.width // architecture.heads,
+                backbone.max_length,
+                device,
+                self.dtype,
+            )
+            for each in dict.fromkeys(layer.positions for layer in architecture.layers)
+            if each is not None
+        }
         self.attention = attention or attention_for(device, self.dtype)
+        if any(not isinstance(each, Rotary) for each in self._in_attention.values()):
+            self.attention = by_groups  # flash attention has no place for what the scores gain
         self._add_norm = _add_norm
         if device.type == "cuda":
             # it needs Triton, which torch brings for GPUs alone
@@ -82,11 +101,13 @@ class PackedEncoder:
         self.eps = architecture.norm_eps
         self._heads = architecture.heads
         self._numbering = architecture.numbering
+        self._longest = backbone.max_length
 
         embeddings, pooler = architecture.embeddings, architecture.pooler
         words = self._on_device(embeddings.words.weight)
         self._words = QuantizedTable(words) if self._int8 else Table(words)
-        self._positions = self._on_device(positions.table.weight)
+        positions = architecture.positions
+        self._positions = None if positions is None else self._on_device(positions.table.weight)
         types, projection = embeddings.types, embeddings.projection
         self._types = None if types is None else self._on_device(types.weight)
         self._embedding_norm = self._pair(embeddings.norm)
@@ -95,6 +116,8 @@ class PackedEncoder:
         layers = architecture.layers
         largest = largest_inputs(backbone, layers) if self._int8 else [{} for _ in layers]
         self._layers = tuple(self._layer(*each) for each in zip(layers, largest, strict=True))
+        final = architecture.final_norm
+        self._final_norm = None if final is None else self._pair(final)
 
     @property
     def bytes(self) -> int:
@@ -143,7 +166,7 @@ class PackedEncoder:
         """A batch of that size, as buffers for other batches' numbers: rows of any length fit."""
         length = tokens // rows
         batch = self.pack([([0] * length, [0] * length)] * rows)
-        return replace(batch, longest=min(tokens, len(self._positions)))
+        return replace(batch, longest=min(tokens, self._longest))
 
     def forward(
         self,
@@ -158,18 +181,19 @@ class PackedEncoder:
             if split := splits.get(Branch(i, late=False)):
                 batch, adaptation, x = split.batch, split.adaptation, x[split.tokens]
             sites = adaptation.at(i)
-            # `check_supported` lets norms after the residual pass alone; a family with norms before
-            # it gives `_attend` and `_feed_forward` the normalised x here.
-            y = self._attend(layer, x, batch, sites)
-            x = self._add_norm(y, x, *layer.attention_norm, self.eps)
-            y = self._feed_forward(layer.feed_forward, x, batch, sites, adaptation.inner_rows)
+            y = self._attend(layer, self._before(layer, layer.attention_norm, x), batch, sites)
+            x = self._after(layer, layer.attention_norm, y, x)
+            y = self._before(layer, layer.feed_forward_norm, x)
+            y = self._feed_forward(layer.feed_forward, y, batch, sites, adaptation.inner_rows)
             if split := splits.get(Branch(i, late=True)):
                 batch, adaptation = split.batch, split.adaptation
                 x, y = x[split.tokens], y[split.tokens]
                 sites = adaptation.at(i)
             if "feed_forward" in sites:
                 sites["feed_forward"](x, y)
-            x = self._add_norm(y, x, *layer.feed_forward_norm, self.eps)
+            x = self._after(layer, layer.feed_forward_norm, y, x)
+        if self._final_norm is not None:
+            x = self._norm(x, self._final_norm)
         return x[: batch.tokens]
 
     def pool_first(self, hidden: Tensor, batch: Packed) -> Tensor:
@@ -205,17 +229,32 @@ class PackedEncoder:
         x = self._words(batch.ids)
         if self._types is not None:
             x = x.add_(F.embedding(batch.types, self._types))
-        x = x.add_(F.embedding(batch.positions, self._positions))
-        x = F.layer_norm(x, x.shape[-1:], *self._embedding_norm, self.eps)
+        if self._positions is not None:
+            x = x.add_(F.embedding(batch.positions, self._positions))
+        x = self._norm(x, self._embedding_norm)
         return x if self._projection is None else F.linear(x, *self._projection)
+
+    def _norm(self, x: Tensor, norm: Pair) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], *norm, self.eps)
+
+    def _before(self, layer: _Layer, norm: Pair | None, x: Tensor) -> Tensor:
+        """What attention or the feed-forward is given."""
+        return self._norm(x, norm) if layer.normed_first and norm is not None else x
+
+    def _after(self, layer: _Layer, norm: Pair | None, y: Tensor, x: Tensor) -> Tensor:
+        """The residual, `y` being what attention or the feed-forward gave for `x`."""
+        if layer.normed_first or norm is None:
+            return y.add_(x)
+        return self._add_norm(y, x, *norm, self.eps)
 
     def _attend(self, layer: _Layer, x: Tensor, batch: Packed, sites: Mapping[Site, Add]) -> Tensor:
         qkv = in_blocks(layer.qkv, x, batch.blocks)
         for i, site in enumerate(QKV):
             if site in sites:
                 sites[site](x, qkv.view(len(qkv), len(QKV), -1)[:, i])
-        # Rotary positions would turn queries and keys here, by `batch.positions`.
-        attended = self.attention(qkv, batch, self._heads)
+        if layer.rotary is not None:
+            layer.rotary(qkv, batch.positions, self._heads)
+        attended = layer.attention(qkv, batch)
         return _adapted("attention_out", layer.attention_out, attended, batch.blocks, sites)
 
     def _feed_forward(
@@ -226,7 +265,7 @@ class PackedEncoder:
         sites: Mapping[Site, Add],
         inner_rows: int,
     ) -> Tensor:
-        if "up" not in sites and "down" not in sites:
+        if FEED_FORWARD.isdisjoint(sites):
             # by blocks as a whole: the inner layer's rows stay in the cache
             return in_blocks(layer, x, batch.blocks)
         if len(batch.blocks) == 1:
@@ -244,17 +283,34 @@ class PackedEncoder:
         pairs = [self._pair(module) for module in (layer.query, layer.key, layer.value)]
         weight, bias = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         activation = ACTIVATIONS[layer.activation]
+        gate, norm, largest_up = layer.gate, layer.attention_norm, largest.get("up")
+        # what a gate's product gives is below 0 as often as above
+        lowest = activation.lowest if gate is None else None
+        positions = None if layer.positions is None else self._in_attention[layer.positions]
         return _Layer(
             qkv=self._linear((weight, bias), largest=largest.get("qkv")),
+            rotary=positions if isinstance(positions, Rotary) else None,
+            attention=self._attention_of(positions, layer.window),
             attention_out=self._linear(self._pair(layer.attention_out)),
-            attention_norm=self._pair(layer.attention_norm),
+            attention_norm=None if norm is None else self._pair(norm),
             feed_forward=FeedForward(
-                self._linear(self._pair(layer.up), largest=largest.get("up")),
+                self._linear(self._pair(layer.up), largest=largest_up),
                 activation,
-                self._linear(self._pair(layer.down), lowest=activation.lowest),
+                self._linear(self._pair(layer.down), lowest=lowest),
+                None if gate is None else self._linear(self._pair(gate), largest=largest_up),
             ),
             feed_forward_norm=self._pair(layer.feed_forward_norm),
+            normed_first=layer.norms == "pre",
         )
+
+    def _attention_of(
+        self, positions: Rotary | Relative | Disentangled | None, window: int | None
+    ) -> Callable[[Tensor, Packed], Tensor]:
+        if isinstance(positions, Relative | Disentangled):
+            return partial(by_groups, heads=self._heads, attend=positions)
+        if window is None:
+            return partial(self.attention, heads=self._heads)
+        return partial(self.attention, heads=self._heads, window=window)
 
     def _linear(
         self, pair: Pair, *, lowest: float | None = None, largest: Tensor | None = None
@@ -265,11 +321,13 @@ class PackedEncoder:
         return Prepacked(*pair) if self._prepacked else Plain(*pair)
 
     def _tensors(self) -> list[Tensor]:
-        found = [*self._words.tensors, self._positions, *self._embedding_norm]
-        found += [] if self._types is None else [self._types]
-        found += [*(self._projection or ()), *(self._pooler or ())]
+        found = [*self._words.tensors, *self._embedding_norm]
+        found += [each for each in (self._positions, self._types) if each is not None]
+        found += [*(self._projection or ()), *(self._pooler or ()), *(self._final_norm or ())]
+        for positions in self._in_attention.values():
+            found += positions.tensors
         for layer in self._layers:
-            found += [*layer.attention_norm, *layer.feed_forward_norm]
+            found += [*(layer.attention_norm or ()), *layer.feed_forward_norm]
             for linear in (layer.qkv, layer.attention_out, layer.feed_forward):
                 found += linear.tensors
         return found
@@ -290,7 +348,11 @@ def _in_steps(
     layer: FeedForward, x: Tensor, parts: list[slice], sites: Mapping[Site, Add]
 ) -> Tensor:
     """The feed-forward with what adapters add to its linear modules' outputs."""
-    inner = layer.activation.function(_adapted("up", layer.up, x, parts, sites))
+    up, activation = _adapted("up", layer.up, x, parts, sites), layer.activation.function
+    if layer.gate is None:
+        inner = activation(up)
+    else:
+        inner = activation(_adapted("gate", layer.gate, x, parts, sites)).mul_(up)
     return _adapted("down", layer.down, inner, parts, sites)
 
 

@@ -105,11 +105,13 @@ class Table:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Up, activation, down: `[n, d]` → `[n, d]`."""
+    """Up, activation, down: `[n, d]` → `[n, d]`. With a gate, the activation is over the gate's
+    output, and up multiplies what it gives (Shazeer 2020, arXiv 2002.05202)."""
 
     up: Linear
     activation: Activation
     down: Linear
+    gate: Linear | None = None
 
     @property
     def outputs(self) -> int:
@@ -117,10 +119,15 @@ class FeedForward:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return *self.up.tensors, *self.down.tensors
+        gate = () if self.gate is None else self.gate.tensors
+        return *self.up.tensors, *gate, *self.down.tensors
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return self.down(self.up.activated(x, self.activation), out)
+        if self.gate is None:
+            inner = self.up.activated(x, self.activation)
+        else:
+            inner = self.gate.activated(x, self.activation).mul_(self.up(x))
+        return self.down(inner, out)
 
 
 class Blockwise(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from service.engine.architecture import Layer
+from service.engine.architecture import Layer, Rows
 
 # Whatever the texts are, the same few channels stand out: they belong to the backbone. Several
 # kinds of text, so that each such channel is seen.
@@ -28,7 +28,7 @@ TEXTS = (
 @torch.no_grad()
 def largest_inputs(backbone: Backbone, layers: Sequence[Layer]) -> list[dict[str, Tensor]]:
     """For each of the backbone's layers, the largest magnitude that each input of query, key and
-    value (`qkv`) and of `up` has on some texts: `[d]`, `[d]`."""
+    value (`qkv`) and of `up` and `gate` (`up`) has on some texts: `[d]`, `[d]`."""
     found: list[dict[str, Tensor]] = [{} for _ in layers]
 
     def watch(largest: dict[str, Tensor], name: str) -> Any:
@@ -40,8 +40,9 @@ def largest_inputs(backbone: Backbone, layers: Sequence[Layer]) -> list[dict[str
 
     handles = []
     for layer, largest in zip(layers, found, strict=True):
-        handles.append(layer.query.register_forward_pre_hook(watch(largest, "qkv")))
-        handles.append(layer.up.register_forward_pre_hook(watch(largest, "up")))
+        for module, name in ((layer.query, "qkv"), (layer.up, "up")):
+            computed = module.whole[0] if isinstance(module, Rows) else module
+            handles.append(computed.register_forward_pre_hook(watch(largest, name)))
     try:
         for text in TEXTS:
             ids = backbone.tokenizer.encode(text).ids[: backbone.max_length]

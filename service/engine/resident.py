@@ -25,11 +25,13 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """One adapter on the device: its weights in the backbone's dtype, laid out as in the file."""
+    """One adapter on the device: its weights in the backbone's dtype, laid out as in the file.
+    `bytes` is the size of its tensors there."""
 
     spec: AdapterSpec
     weights: Weights
     head: Head
+    bytes: int
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-Site = Literal["query", "key", "value", "attention_out", "up", "down", "feed_forward"]
+Site = Literal["query", "key", "value", "attention_out", "up", "gate", "down", "feed_forward"]
 """The linear modules of `architecture.Layer` by name, before any activation; `feed_forward` is the
-whole of up, activation and down, before the residual."""
+whole of up, gate, activation and down, before the residual."""
 
 Add = Callable[[Tensor, Tensor], None]
 """Changes a site's output `[T, outputs]` in place, given its input `[T, inputs]` first."""
@@ -24,8 +24,8 @@ class Adaptation(Protocol):
 
     @property
     def inner_rows(self) -> int:
-        """How many rows, from the first on, hold all whose adapters are at `up` or `down`. There
-        the additions take `x` and `y` of that many rows or more."""
+        """How many rows, from the first on, hold all whose adapters are within the feed-forward.
+        There the additions take `x` and `y` of that many rows or more."""
 
     def at(self, layer: int) -> Mapping[Site, Add]:
         """What they add in a layer, site by site."""

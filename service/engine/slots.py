@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.file import Adapter
-from adapters.spec import shown
+from adapters.spec import KIND_KEYS, Kind, shown
 from service.engine.kinds import registry
 from service.engine.resident import Head, Pair, Resident
 from service.refusals import AdapterNotLoaded
@@ -50,6 +50,13 @@ class Slots:
 
     def resident(self, digest: str) -> bool:
         return digest in self._residents
+
+    def held(self) -> dict[Kind, list[int]]:
+        """The bytes of each adapter on the device, by kind."""
+        found: dict[Kind, list[int]] = {kind: [] for kind in KIND_KEYS}
+        for resident in list(self._residents.values()):  # another thread may be loading
+            found[resident.spec.kind].append(resident.bytes)
+        return found
 
     def acquire(self, adapters: Iterable[Adapter]) -> dict[str, Resident]:
         """All of a batch's adapters, on the device; there must be no more of them than slots. None
@@ -136,7 +143,12 @@ class Slots:
         else:
             tensors = self._on_device(adapter)
 
-        return Resident(adapter.spec, registry.load(adapter.spec, tensors), _head(tensors))
+        return Resident(
+            adapter.spec,
+            registry.load(adapter.spec, tensors),
+            _head(tensors),
+            bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        )
 
     def _on_device(self, adapter: Adapter) -> dict[str, Tensor]:
         tensors = _moved(adapter.tensors, self._device, self._dtype)

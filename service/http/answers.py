@@ -36,6 +36,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.ForeignHost, 403),
     (adapter_errors.UnknownTask, 404),
     (adapter_errors.UnknownVersion, 404),
+    (refusals.RequestTooSlow, 408),
     (adapter_errors.AmbiguousVersion, 409),
     (adapter_errors.NoActiveVersion, 409),
     (adapter_errors.VersionIsActive, 409),

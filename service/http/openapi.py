@@ -44,6 +44,7 @@ _WHY = {
     401: "No key, or a wrong one",
     403: "A web page of another site asks, or one under a foreign host name",
     404: "No such task or version",
+    408: "It came too slowly",
     409: "It does not go with the task's state",
     413: "Too much: body, inputs or tokens",
     415: "The body is compressed",
@@ -90,6 +91,7 @@ _SENTENCES: dict[type[Exception], str] = {
         f"version {VERSION} is the active one of task 'sst2'; "
         "expected another one to be activated first, or the whole task to be deleted"
     ),
+    refusals.RequestTooSlow: str(refusals.RequestTooSlow()),
     refusals.BodyTooLarge: str(refusals.BodyTooLarge(10000014, 2097152)),
     refusals.TooManyInputs: (
         "the request has 300 inputs for 1 task; expected at most 256 rows in all"

@@ -11,27 +11,27 @@ ANSWERS: dict[str, Any] = {
         {"label": "negative", "score": 0.0019916142522159435},
     ],
     "predict pair": [
-        {"label": "equivalent", "score": 0.9462840932427673},
-        {"label": "not_equivalent", "score": 0.05371590675723267},
+        {"label": "equivalent", "score": 0.9995222141174951},
+        {"label": "not_equivalent", "score": 0.00047778588250497794},
     ],
     "predict texts": [
         [{"label": "positive", "score": 0.9978980422859542}],
-        [{"label": "negative", "score": 0.9955326040903191}],
+        [{"label": "negative", "score": 0.995532603029967}],
     ],
     "predict pairs": [
         [
-            {"label": "equivalent", "score": 0.9462840871832983},
-            {"label": "not_equivalent", "score": 0.05371591281670176},
+            {"label": "equivalent", "score": 0.9995222136620603},
+            {"label": "not_equivalent", "score": 0.00047778633793961565},
         ],
         [
-            {"label": "not_equivalent", "score": 0.6566240153557638},
-            {"label": "equivalent", "score": 0.3433759846442362},
+            {"label": "not_equivalent", "score": 0.8273188036734116},
+            {"label": "equivalent", "score": 0.1726811963265885},
         ],
     ],
     "predict tasks": {
         "mrpc": [
-            {"label": "equivalent", "score": 0.9462840932427673},
-            {"label": "not_equivalent", "score": 0.05371590675723267},
+            {"label": "equivalent", "score": 0.9995222141174951},
+            {"label": "not_equivalent", "score": 0.00047778588250497794},
         ],
         "stsb": [{"label": "score", "score": 3.918700933456421}],
     },
@@ -54,8 +54,8 @@ ANSWERS: dict[str, Any] = {
             {"label": "negative", "score": 0.0021019577140458006},
         ],
         [
-            {"label": "negative", "score": 0.9955326040903191},
-            {"label": "positive", "score": 0.004467395909680962},
+            {"label": "negative", "score": 0.995532603029967},
+            {"label": "positive", "score": 0.004467396970033005},
         ],
     ],
     "infer texts": {
@@ -67,7 +67,7 @@ ANSWERS: dict[str, Any] = {
                 "name": "score",
                 "datatype": "FP32",
                 "shape": [2],
-                "data": [0.9978980422859542, 0.9955326040903191],
+                "data": [0.9978980422859542, 0.995532603029967],
             },
             {
                 "name": "logits",
@@ -76,7 +76,7 @@ ANSWERS: dict[str, Any] = {
                 "data": [
                     -3.063621759414673,
                     3.0991601943969727,
-                    2.66093111038208,
+                    2.660930871963501,
                     -2.7455410957336426,
                 ],
             },
@@ -84,14 +84,14 @@ ANSWERS: dict[str, Any] = {
     },
     "infer pair": {
         "model_name": "mrpc",
-        "model_version": "3d38d59679d7",
+        "model_version": "8f5d22f06f5c",
         "id": "42",
         "outputs": [
             {
                 "name": "score",
                 "datatype": "BYTES",
                 "shape": [1, 2],
-                "data": ["0.946284:0:equivalent", "0.053716:1:not_equivalent"],
+                "data": ["0.999522:0:equivalent", "0.000478:1:not_equivalent"],
             }
         ],
     },
@@ -136,7 +136,7 @@ ANSWERS: dict[str, Any] = {
         {"name": "cola", "version": "24c3e43af168", "state": "READY", "reason": ""},
         {"name": "mnli", "version": "b48d3657bb86", "state": "READY", "reason": ""},
         {"name": "mpqa", "version": "cbf245a28594", "state": "READY", "reason": ""},
-        {"name": "mrpc", "version": "3d38d59679d7", "state": "READY", "reason": ""},
+        {"name": "mrpc", "version": "8f5d22f06f5c", "state": "READY", "reason": ""},
         {"name": "qnli", "version": "fd61b418deec", "state": "READY", "reason": ""},
         {"name": "qqp", "version": "b099bede5993", "state": "READY", "reason": ""},
         {"name": "rte", "version": "f839a26588ba", "state": "READY", "reason": ""},
@@ -153,7 +153,7 @@ ANSWERS: dict[str, Any] = {
         "text_pair": False,
         "bytes": 451796,
         "parameters": 224738,
-        "created": "2026-11-28T00:45:11+00:00",
+        "created": "2026-11-28T09:38:03+00:00",
         "tier": "device",
         "spec": {
             "task": "sst2",
@@ -221,7 +221,7 @@ ANSWERS: dict[str, Any] = {
             {
                 "version": "1c9a3464a366",
                 "bytes": 451796,
-                "created": "2026-11-28T00:45:11+00:00",
+                "created": "2026-11-28T09:38:03+00:00",
                 "active": True,
             }
         ],
@@ -235,7 +235,7 @@ ANSWERS: dict[str, Any] = {
         "text_pair": False,
         "bytes": 451796,
         "parameters": 224738,
-        "created": "2026-11-28T00:45:11+00:00",
+        "created": "2026-11-28T09:38:03+00:00",
         "tier": "device",
         "spec": {
             "task": "sst2",
@@ -303,7 +303,7 @@ ANSWERS: dict[str, Any] = {
             {
                 "version": "1c9a3464a366",
                 "bytes": 451796,
-                "created": "2026-11-28T00:45:11+00:00",
+                "created": "2026-11-28T09:38:03+00:00",
                 "active": True,
             }
         ],
@@ -318,7 +318,7 @@ ANSWERS: dict[str, Any] = {
             "text_pair": False,
             "bytes": 451844,
             "parameters": 224738,
-            "created": "2026-11-28T00:45:11+00:00",
+            "created": "2026-11-28T09:38:02+00:00",
             "tier": "host",
         },
         {
@@ -330,7 +330,7 @@ ANSWERS: dict[str, Any] = {
             "text_pair": True,
             "bytes": 453078,
             "parameters": 225123,
-            "created": "2026-11-28T00:45:11+00:00",
+            "created": "2026-11-28T09:38:02+00:00",
             "tier": "host",
         },
     ],
@@ -344,11 +344,11 @@ ANSWERS: dict[str, Any] = {
             "text_pair": False,
             "bytes": 451796,
             "parameters": 224738,
-            "created": "2026-11-28T00:45:11+00:00",
+            "created": "2026-11-28T09:38:03+00:00",
             "tier": "device",
             "dev_scores": {"accuracy": 0.892202, "f1_macro": 0.892197, "matthews": 0.784628},
             "requests": 8,
-            "latency": {"p50": 0.19475212693214417, "p99": 0.9759941101074219},
+            "latency": {"p50": 0.16950273513793945, "p99": 0.8320754766464233},
         }
     ],
     "storage": {
@@ -356,16 +356,16 @@ ANSWERS: dict[str, Any] = {
         "dtype": "float32",
         "tasks": 10,
         "backbone_bytes": 90852864,
-        "adapters_bytes": 4521456,
-        "total_bytes": 95374320,
+        "adapters_bytes": 4516536,
+        "total_bytes": 95369400,
         "full_copies_bytes": 908528640,
-        "saved_bytes": 813154320,
+        "saved_bytes": 813159240,
         "ratio": 9.526,
         "adapters": [
             {"task": "cola", "version": "24c3e43af168", "bytes": 451844},
             {"task": "mnli", "version": "b48d3657bb86", "bytes": 453078},
             {"task": "mpqa", "version": "cbf245a28594", "bytes": 451708},
-            {"task": "mrpc", "version": "3d38d59679d7", "bytes": 452588},
+            {"task": "mrpc", "version": "8f5d22f06f5c", "bytes": 447668},
             {"task": "qnli", "version": "fd61b418deec", "bytes": 452556},
             {"task": "qqp", "version": "b099bede5993", "bytes": 452196},
             {"task": "rte", "version": "f839a26588ba", "bytes": 452644},

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -14,52 +13,109 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapters.spec import shown
 from service.http.body import check_encoding
-from service.refusals import InvalidRequest, MalformedBody
+from service.http.middleware import Message, Receive
+from service.refusals import InvalidRequest, MalformedBody, RequestTooSlow
 
+# While uploads wait for room: what a client must send within what time, to be waited for.
+PATIENCE_SECONDS = 5.0
+LEAST_BYTES = 256 << 10
 EXPECTED = "expected multipart/form-data, as curl -F file=@FILE sends it"
 
 
 class UploadRoom:
-    """Bytes of the bodies that are uploaded at once: as many as two of the largest. Each upload
-    waits for its own, first come first served, before it is read."""
+    """The memory of the bodies that are uploaded at once: at most two of the largest. It counts
+    what has come, not what is announced.
 
-    def __init__(self, max_upload_bytes: int) -> None:
-        self._largest, self._free = max_upload_bytes, 2 * max_upload_bytes
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+    The oldest upload is always read on. The others share as many bytes as the largest upload may
+    have, and wait while they hold all of them. Meanwhile an upload that waits for its client, and
+    of which fewer than `least_bytes` came within `patience_seconds`, is refused: it may hold up
+    the others.
+    """
 
-    @contextlib.asynccontextmanager
-    async def taken(self, announced: int | None) -> AsyncIterator[None]:
-        """Within, so many bytes are this upload's; the most that one may have, where it announces
-        no length."""
-        wanted = self._largest if announced is None else min(announced, self._largest)
-        await self._take(wanted)
+    def __init__(
+        self,
+        max_upload_bytes: int,
+        patience_seconds: float = PATIENCE_SECONDS,
+        least_bytes: int = LEAST_BYTES,
+    ) -> None:
+        self._shared_bytes = max_upload_bytes
+        self._patience_seconds, self._least_bytes = patience_seconds, least_bytes
+        self._uploads: list[_Upload] = []  # in the order of their beginning
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextlib.contextmanager
+    def upload(self, receive: Receive) -> Iterator[Receive]:
+        """Within, what the returned `receive` gives is held by this upload. It raises
+        RequestTooSlow."""
+        upload = _Upload()
+        self._uploads.append(upload)
+
+        async def counted() -> Message:
+            try:
+                async with asyncio.timeout(None) as upload.receiving:
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTooSlow from None
+            finally:
+                upload.receiving = None
+            await self._take(upload, len(message.get("body", b"")))
+            return message
+
         try:
-            yield
+            yield counted
         finally:
-            self._free += wanted
-            self._serve()
+            self._uploads.remove(upload)
+            self._admit()
 
-    async def _take(self, wanted: int) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((wanted, turn))
-        self._serve()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # its turn came in this very moment
-                self._free += wanted
-            self._serve()
-            raise
+    async def _take(self, upload: _Upload, wanted: int) -> None:
+        upload.wanted, upload.turn = wanted, asyncio.get_running_loop().create_future()
+        self._admit()
+        if not upload.turn.done():
+            if self._timer is None:
+                self._look()
+            await upload.turn
+            upload.seen_bytes = None  # what came meanwhile was not its client's to say
 
-    def _serve(self) -> None:
-        while self._waiting:
-            wanted, turn = self._waiting[0]
-            if not turn.done():
-                if wanted > self._free:
-                    return
-                self._free -= wanted
-                turn.set_result(None)
-            self._waiting.popleft()
+    def _admit(self) -> None:
+        """Let all go on for whom there is room, the oldest first."""
+        shared = sum(upload.bytes for upload in self._uploads[1:])
+        for upload in self._uploads:
+            if upload.turn is None or upload.turn.done():
+                continue
+            oldest = upload is self._uploads[0]
+            if oldest or shared + upload.wanted <= self._shared_bytes:
+                shared += 0 if oldest else upload.wanted
+                upload.bytes += upload.wanted
+                upload.turn.set_result(None)
+
+    def _look(self) -> None:
+        """Refuse those that stall, and look again later, as long as any wait for room."""
+        waits = any(upload.waits for upload in self._uploads)
+        for upload in self._uploads:
+            seen, upload.seen_bytes = upload.seen_bytes, upload.bytes if waits else None
+            if not waits or upload.receiving is None or seen is None:
+                continue
+            if upload.bytes - seen < self._least_bytes:
+                upload.receiving.reschedule(0)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._patience_seconds, self._look) if waits else None
+
+
+class _Upload:
+    """One body: the bytes that it holds."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.receiving: asyncio.Timeout | None = None  # while its client is waited for
+        self.wanted = 0  # bytes that came, and are not held yet
+        self.turn: asyncio.Future[None] | None = None  # done once they are
+        # What it held at the last look; None if it waited for room since, or began since.
+        self.seen_bytes: int | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for room."""
+        return self.turn is not None and not self.turn.done()
 
 
 class _InMemory(MultiPartParser):
@@ -70,7 +126,8 @@ class _InMemory(MultiPartParser):
 
 async def read_form(request: Request) -> tuple[bytes, bool]:
     """The upload's file, and its `activate`. Raises CompressedBody, MalformedBody or
-    InvalidRequest. Limits of one file and a few fields end a flood of parts early."""
+    InvalidRequest, and what the request's `receive` raises. Limits of one file and a few fields end
+    a flood of parts early."""
     check_encoding(request)
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":

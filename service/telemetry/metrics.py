@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import collections
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters.spec import Kind
 from service.batcher import BatchReport
 from service.telemetry.latency import Latencies
 
@@ -158,33 +160,39 @@ class Metrics:
         self.latencies.forget(task)
 
 
+class State(NamedTuple):
+    """What `StateCollector` shows: the plain gauges by name, (task, tier) of every task, and by
+    kind the bytes of each adapter on the device."""
+
+    gauges: Mapping[str, float]
+    tiers: Iterable[tuple[str, str]]
+    slots: Mapping[Kind, Sequence[int]]
+
+
 class StateCollector(Collector):
     """Gauges that are read off the service when Prometheus asks, so that they are never stale."""
 
-    def __init__(
-        self, read: Callable[[], tuple[dict[str, float], Iterable[tuple[str, str]]]]
-    ) -> None:
-        """`read` answers the plain gauges by name, and (task, tier) of every task."""
+    def __init__(self, read: Callable[[], State]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
         """The names alone: whoever asks for other names does not make 10,000 tasks be read."""
         for name, text in GAUGES.items():
             yield GaugeMetricFamily(f"adamix_{name}", text)
-        yield GaugeMetricFamily("adamix_adapter_loaded", "")
+        for name, text, _ in LABELLED:
+            yield GaugeMetricFamily(name, text)
 
     def collect(self) -> Iterable[Metric]:
-        values, tiers = self._read()
-        for name, value in values.items():
+        state = self._read()
+        for name, value in state.gauges.items():
             yield GaugeMetricFamily(f"adamix_{name}", GAUGES[name], value=value)
-        loaded = GaugeMetricFamily(
-            "adamix_adapter_loaded",
-            "Where a task's active adapter is: device, host or disk.",
-            labels=["task", "tier"],
-        )
-        for task, tier in tiers:
+        loaded, used, sizes = (GaugeMetricFamily(*each[:2], labels=each[2]) for each in LABELLED)
+        for task, tier in state.tiers:
             loaded.add_metric([task, tier], 1)
-        yield loaded
+        for kind, held in state.slots.items():
+            used.add_metric([kind], len(held))
+            sizes.add_metric([kind], sum(held))
+        yield from (loaded, used, sizes)
 
 
 GAUGES = {
@@ -197,3 +205,12 @@ GAUGES = {
     "store_generation": "Changes of the store in a bucket that are known; 0 with a folder.",
     "store_age_seconds": "Since the bucket was last read to its end; 0 with a folder.",
 }
+LABELLED = (
+    (
+        "adamix_adapter_loaded",
+        "Where a task's active adapter is: device, host or disk.",
+        ("task", "tier"),
+    ),
+    ("adamix_slots_used", "Adapters on the device, by kind.", ("kind",)),
+    ("adamix_slots_bytes", "What the adapters on the device take there, by kind.", ("kind",)),
+)

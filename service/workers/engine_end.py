@@ -31,7 +31,7 @@ from service.workers.messages import (
     Sent,
     Tokenized,
 )
-from service.workers.relay import RelayedRequest
+from service.workers.relay import RelayedRequest, UnreadAnswers
 from service.workers.wire import Wire
 
 PING_SECONDS = 1.0
@@ -45,8 +45,8 @@ log = structlog.get_logger("service")
 class EngineEnd:
     """Answers one front end until it ends."""
 
-    def __init__(self, app: App, service: Service) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: App, service: Service, unread: UnreadAnswers) -> None:
+        self._app, self._service, self._unread = app, service, unread
         self._wire = Wire()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._relayed: dict[int, RelayedRequest] = {}
@@ -119,7 +119,8 @@ class EngineEnd:
         self._start(message.call, self._answer(message.call, run()))
 
     def _relay(self, message: RelayRequest) -> None:
-        relayed = self._relayed[message.call] = RelayedRequest(self._wire, message.call)
+        relayed = RelayedRequest(self._wire, message.call, self._unread)
+        self._relayed[message.call] = relayed
         self._start(message.call, relayed.answer(self._app, message.request_id, message.scope))
 
     def _received(self, message: Received) -> None:

@@ -103,11 +103,33 @@ class Relay:
                     return message is not None
 
 
+class UnreadAnswers:
+    """What all answers of the engine process hold for clients that have not read them yet, together
+    at most `max_bytes`. Where there is more, those that began first are cut short."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held: dict[RelayedRequest, int] = {}  # in the order of their beginning
+
+    def hold(self, request: RelayedRequest, size: int) -> None:
+        """So many bytes of the request's answer wait now."""
+        self._held[request] = size
+        while sum(self._held.values()) > self._max_bytes:
+            first = next(iter(self._held))
+            self.release(first)
+            first.cut()
+
+    def release(self, request: RelayedRequest) -> None:
+        """Nothing of its answer waits any more."""
+        self._held.pop(request, None)
+
+
 class RelayedRequest:
     """At the engine process: one request of a front end's relay."""
 
-    def __init__(self, wire: Wire, call: int) -> None:
-        self._wire, self._call = wire, call
+    def __init__(self, wire: Wire, call: int, unread: UnreadAnswers) -> None:
+        self._wire, self._call, self._unread = wire, call, unread
+        self._cut = False
         self._received: asyncio.Queue[Message] = asyncio.Queue()
         self._asked = False
         self._room = asyncio.Semaphore(AHEAD)
@@ -130,6 +152,12 @@ class RelayedRequest:
         """The client has room for one more message."""
         self._room.release()
 
+    def cut(self) -> None:
+        """Send no more of the answer. The front end then closes the connection, since the answer is
+        not whole."""
+        self._cut = True
+        self._room.release()
+
     async def _receive(self) -> Message:
         # The app may have given up waiting for an earlier receive(), which is still under way.
         if not self._asked and self._received.empty():
@@ -139,11 +167,19 @@ class RelayedRequest:
 
     async def _send(self, message: Message) -> None:
         body = memoryview(message.get("body", b""))
-        while len(body) > PIECE:
-            await self._send_piece({**message, "body": bytes(body[:PIECE]), "more_body": True})
-            body = body[PIECE:]
+        try:
+            while len(body) > PIECE:
+                self._unread.hold(self, len(body))
+                await self._send_piece({**message, "body": bytes(body[:PIECE]), "more_body": True})
+                if self._cut:
+                    return
+                body = body[PIECE:]
+        finally:
+            self._unread.release(self)
         await self._send_piece({**message, "body": bytes(body)} if "body" in message else message)
 
     async def _send_piece(self, message: Message) -> None:
-        await self._room.acquire()
-        self._wire.send(AppSend(self._call, dict(message)))
+        if not self._cut:
+            await self._room.acquire()
+        if not self._cut:
+            self._wire.send(AppSend(self._call, dict(message)))

@@ -17,6 +17,7 @@ from service.service import Service
 from service.workers.engine_end import MAX_PINGS_MISSED, PING_SECONDS, EngineEnd
 from service.workers.listeners import listener_at
 from service.workers.messages import Greeting
+from service.workers.relay import UnreadAnswers
 
 # Seconds before a front end is replaced. What ended it may end the next one too; or whoever stops
 # the service may have stopped the front ends first.
@@ -40,6 +41,7 @@ class Supervisor:
         """`environment` is the front ends' environment."""
         self._environment = environment
         self._app, self._service, self._greeting, self._place = app, service, greeting, place
+        self._unread = UnreadAnswers(greeting.connections.max_unread_bytes)
         self._processes: set[asyncio.subprocess.Process] = set()
         self._unready: set[int] = set()
         self._stopping = asyncio.Event()
@@ -105,7 +107,7 @@ class Supervisor:
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)
         ended: dict[str, object] = {"pid": process.pid}
-        engine_end = EngineEnd(self._app, self._service)
+        engine_end = EngineEnd(self._app, self._service, self._unread)
         try:
             await engine_end.serve(wire, self._greeting, ready)
         except OSError as error:

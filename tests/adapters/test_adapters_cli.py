@@ -51,7 +51,7 @@ def test_inspect(file: Path, bert: Backbone) -> None:
     assert shown["labels"] == "negative, positive"
     assert shown["size"] == f"{adapter.bytes:,} bytes, {adapter.parameters:,} parameters"
     assert shown["backbone"].startswith(
-        f"{bert.name} (2 layers of 32, fingerprint {bert.fingerprint[:12]}"
+        f"{bert.reference.name} (2 layers of 32, fingerprint {bert.fingerprint[:12]}"
     )
 
 

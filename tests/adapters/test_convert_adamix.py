@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -311,6 +312,8 @@ def having(name: str, value: Any, weights: dict[str, Any]) -> dict[str, Any]:
         (partial(having, "lm_head.bias", torch.ones(1)), "the tensor 'lm_head.bias' is not understood"),
         (partial(having, "model", {"a": torch.ones(1)}), "holds a dict under 'model'; expected dense tensors by name"),
         (partial(having, SOUP.replace("bert", "roberta") + ".x", torch.ones(1)), "holds bert and roberta tensors"),
+        (partial(having, "bert.x", torch.ones(1).expand(10**6, 10**6)), "holds a Tensor under 'bert.x'; expected dense"),
+        (partial(having, "bert.x", torch.ones(1, device="meta")), "holds a Tensor under 'bert.x'; expected dense"),
         (lambda _: [torch.ones(1)], "holds a list; expected tensors by name"),
         (lambda _: {}, "holds no tensors named as AdaMix has them"),
     ],
@@ -322,6 +325,21 @@ def test_broken_checkpoints(
     is written."""
     assert_refused(convert(saved(tmp_path, damage(checkpoint(bert))), bert), reason)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_compressed_archive(bert: Backbone, tmp_path: Path) -> None:
+    """A checkpoint that was compressed is refused before it is expanded: it could become a thousand
+    times its size."""
+    source = saved(tmp_path, {**checkpoint(bert), "bert.x": torch.zeros(1 << 20)})
+    packed = tmp_path / "packed.bin"
+    with (
+        zipfile.ZipFile(source) as whole,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for entry in whole.infolist():
+            out.writestr(entry.filename, whole.read(entry))
+    assert packed.stat().st_size < 1 << 20
+    assert_refused(convert(packed, bert), "packed.bin is a compressed archive, which could become")
 
 
 def test_layers_that_differ(bert: Backbone, tmp_path: Path) -> None:

@@ -377,6 +377,10 @@ SPECS: list[tuple[str, Any, str]] = [
         json.loads("[" * 40 + "]" * 40),
         "training.deep.0.*0 is nested more deeply than 32 levels; expected fewer",
     ),
+    *(
+        (key, [[0]] * 20_000, "the adapter's spec holds 40[0-9]+ values; expected at most 32768")
+        for key in ("training.curve", "labels", "probe.inputs", "probe.logits")
+    ),
     ("x" * 800_000, 1, "^the adapter's spec is not valid: xxx.* is there; expected no such key"),
     ("\x1b[2J", 1, r"valid: \\x1b\[2J is there; expected no such key"),
     (

@@ -142,6 +142,7 @@ SPECS: list[tuple[dict[str, Any], str]] = [
     ({"ranks": {"query": 257}}, "ranks.query is 257; expected less than or equal to 256"),
     ({"ranks": {"query": 4.5}}, "ranks.query is 4.5; expected a valid integer"),
     ({"ranks": {"pooler": 4}}, "ranks.pooler is 'pooler'; expected 'query', 'key', 'value', 'att"),
+    ({"ranks": {f"{i:05x}": 0 for i in range(40_000)}}, "spec holds .* values; expected at most"),
     ({"ranks": {"x" * 9000: 4}}, "ranks.xxx.*; expected 'query', 'key'"),
     ({"scale": 0}, "scale is 0; expected greater than 0"),
     ({"scale": -1.0}, "scale is -1.0; expected greater than 0"),

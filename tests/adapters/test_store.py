@@ -379,6 +379,58 @@ def test_all_files_of_a_task_are_gone(store: Store, files: list[bytes]) -> None:
     assert again.get("sst2").digest == parse(files[1]).digest
 
 
+@pytest.mark.parametrize("activate", [True, False])
+def test_a_task_whose_folder_vanished(
+    store: Store, files: list[bytes], mrpc: bytes, activate: bool
+) -> None:
+    """Where somebody took a task's folder away, an upload to it is stored again, and memory is what
+    the disk holds: the versions that went are gone."""
+    for data in files[:2]:
+        store.put(parse(data))
+    store.put(parse(mrpc))
+    shutil.rmtree(store.folder / "sst2")
+    version, new = store.put(parse(files[1]), activate=activate)
+    assert new
+    assert store.entries() == on_disk(store).entries()
+    assert store.entry("sst2").versions == (version,)
+    if activate:
+        assert store.get("sst2").digest == on_disk(store).get("sst2").digest == version.digest
+    else:
+        with pytest.raises(NoActiveVersion):
+            store.get("sst2")
+    assert reopened(store).problems == ()
+
+
+def test_a_vanished_folder_in_whose_place_is_a_file(store: Store, files: list[bytes]) -> None:
+    """Where a task's folder cannot be made again, the upload is refused and nothing changes."""
+    store.put(parse(files[0]))
+    before = store.entries()
+    shutil.rmtree(store.folder / "sst2")
+    (store.folder / "sst2").write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot be written: File exists"):
+        store.put(parse(files[1]))
+    assert store.entries() == before
+    assert state(store.folder) == {}
+
+
+def test_a_pointer_that_vanished(store: Store, files: list[bytes]) -> None:
+    """Where somebody took `active` away, or changed it, putting or activating the version that is
+    active writes it again."""
+    version, _ = store.put(parse(files[0]))
+    store.put(parse(files[1]), activate=False)
+    pointer = store.folder / "sst2" / "active"
+    for write in (
+        lambda: store.put(parse(files[0])),
+        lambda: store.activate("sst2", version.short),
+    ):
+        pointer.unlink()
+        write()
+        assert on_disk(store).find("sst2") == version
+        pointer.write_bytes(b"garbage")
+        write()
+        assert on_disk(store).find("sst2") == version
+
+
 def test_activating_a_damaged_version(store: Store, files: list[bytes]) -> None:
     """A version that could not be served is not activated, even while it is in memory."""
     old, new = (store.put(parse(data))[0] for data in files[:2])

@@ -158,16 +158,19 @@ def test_the_same_seed_makes_the_same(task: Task) -> None:
     valid = task.versions[0].data
     files = [mutated(valid, random.Random(seed)) for seed in (1, 1, 2)]
     assert files[0] == files[1] != files[2]
-    for make in requests.kinds(valid).values():
+    for make in requests.kinds([valid]).values():
         made = [make(seed) for seed in [*range(20), *range(20)]]
         assert made[:20] == made[20:]
         assert len(set(made)) > 15
 
 
-def test_mutated_files_are_of_both_sorts(task: Task) -> None:
-    """Most mutated files are refused, and some are valid all the same."""
+@pytest.mark.parametrize("kind", [0, 1], ids=["bottleneck", "lora"])
+def test_mutated_files_are_of_both_sorts(bert: Backbone, kind: int) -> None:
+    """Of each kind of adapter most mutated files are refused, and some are valid all the same."""
     chance, findings = random.Random(0), Findings()
-    figures = hostile.parse_all(task.versions[0].data, 300, findings, chance.randrange(99))
+    valid = hostile.valid_files(bert)[kind]
+    assert parse(valid).spec.kind == ("bottleneck", "lora")[kind]
+    figures = hostile.parse_all([valid], 300, findings, chance.randrange(99))
     assert figures["refused"] > 150
     assert figures["valid_all_the_same"] > 5
     assert not findings.counts

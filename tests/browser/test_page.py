@@ -84,25 +84,30 @@ def test_both_kinds_are_told_apart(
     open_tab: OpenTab, adapter_file: AdapterFile, tmp_path: Path
 ) -> None:
     """A LoRA adapter is a sliver of its own colour beside bottlenecks; its task has a tag, its
-    details the ranks, and the note says which colour is which."""
+    details the ranks and the scale, and the note says which colour is which."""
     with Store(tmp_path / "store") as store:
         store.put(load(adapter_file("sst2")))
-        store.put(load(adapter_file("tone", ranks={"query": 8, "value": 4})))
+        store.put(load(adapter_file("tone", ranks={"query": 8, "value": 4}, scale=2 / 3)))
+        store.put(load(adapter_file("voice", ranks={"key": 4, "down": 4})))
     with running(tmp_path / "store") as server:
         page = open_tab(server.url).page
         one = page.get_by_role("img", name="This server")
-        expect(one.locator(".sliver")).to_have_count(2)
-        expect(one.locator(".sliver.lora")).to_have_count(1)
+        expect(one.locator(".sliver")).to_have_count(3)
+        expect(one.locator(".sliver.lora")).to_have_count(2)
         fills = [
-            one.locator(of).evaluate("sliver => getComputedStyle(sliver).fill")
+            one.locator(of).first.evaluate("sliver => getComputedStyle(sliver).fill")
             for of in (".sliver.lora", ".sliver:not(.lora)")
         ]
         assert fills[0] != fills[1]
         expect(page.locator("#saving-note")).to_contain_text("violet ones are LoRA")
         expect(row(page, "tone").locator(".tag")).to_have_text("LoRA")
         expect(row(page, "sst2").locator(".tag")).to_have_count(0)
-        row(page, "tone").get_by_role("button", name="tone").click()
-        expect(page.locator("tr.versions")).to_contain_text("LoRA of rank 8 at query, 4 at value")
+        for task, shape in (
+            ("tone", "LoRA of rank 8 at query, 4 at value; scale 0.666667"),
+            ("voice", "LoRA of rank 4 at key, down; scale 2"),
+        ):
+            row(page, task).get_by_role("button", name=task).click()
+            expect(page.locator("tr.versions")).to_contain_text(shape)
 
 
 def test_a_text_on_several_tasks(open_tab: OpenTab) -> None:

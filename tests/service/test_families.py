@@ -28,7 +28,6 @@ from service.engine.architecture import (
     LearnedPositions,
     Numbering,
     RelativePositions,
-    RotaryPositions,
 )
 from service.engine.encoder import PackedEncoder
 from service.engine.families import registry
@@ -67,11 +66,14 @@ def test_a_model_type_without_a_family(bert: Backbone, monkeypatch: pytest.Monke
     ("layer", "whole", "said"),
     [
         ({"activation": "prelu"}, {}, r"layer 1: the activation is 'prelu'; expected one of gelu,"),
-        ({"norms": "pre"}, {}, r"layer 1: the norms are 'pre'; expected 'post'"),
-        ({"gate": nn.Linear(32, 64)}, {}, r"layer 1: the feed-forward is gated; expected one"),
-        ({"window": 64}, {}, r"layer 1: attention has a window of 64 tokens; expected none"),
-        ({}, {"positions": RotaryPositions(1e4)}, r"has rotary positions; expected learned ones"),
-        ({}, {"positions": RelativePositions(32)}, r"has relative positions; expected learned"),
+        ({"attention_norm": None}, {}, r"layer 1: there is no norm after attention; expected one"),
+        ({"feed_forward_norm": nn.RMSNorm(32)}, {}, r"layer 1: a norm is a RMSNorm; expected a L"),
+        ({"window": 0}, {}, r"layer 1: attention has a window of 0 tokens; expected 1 or more"),
+        (
+            {"window": 64, "positions": RelativePositions(torch.zeros(4, 127))},
+            {},
+            r"layer 1: attention has a window of 64 tokens and relative positions; expected one",
+        ),
     ],
 )
 def test_what_the_engine_lacks(

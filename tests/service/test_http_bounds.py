@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,9 @@ from adapters.backbone import Backbone
 from adapters.file import parse
 from adapters.store import Store
 from service.http.uploads import UploadRoom
+from service.refusals import RequestTooSlow
 from tests.service.conftest import Server, running
+from tests.service.sockets import connected, first_answer, seen
 from tests.tiny import random_adapter
 
 TWO_MIB = (2 << 20) - 1000
@@ -221,41 +223,180 @@ def test_an_upload_needs_no_temporary_file(
         assert client.post("/adapters", files={"file": data}).status_code == 201
 
 
-@contextlib.contextmanager
-def ordered(*names: str) -> Iterator[list[str]]:
-    found: list[str] = []
-    yield found
-    assert found == list(names)
+ROOM = 10  # bytes
+PATIENCE = 5.0  # seconds of a test's own clock
+LEAST = 2  # bytes within them
 
 
-def test_uploads_wait_for_room() -> None:
-    """Uploads take as much at once as two of the largest; the others wait, first come first served,
-    and one that leaves makes room."""
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time goes on only where a test says so."""
 
-    async def scenario() -> list[str]:
-        room, events = UploadRoom(10), []
-        leave = {name: asyncio.Event() for name in "abcd"}
+    now = 0.0
 
-        async def upload(name: str, size: int | None) -> None:
-            async with room.taken(size):
-                events.append(f"{name} begins")
-                await leave[name].wait()
-            events.append(f"{name} ends")
+    def time(self) -> float:
+        return self.now
 
-        tasks = {}
-        for name, size in (("a", 10), ("b", 4), ("c", None), ("d", 5)):
-            tasks[name] = asyncio.create_task(upload(name, size))
+
+def passes(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Clock)
+    loop.now += seconds
+
+
+def on_a_clock(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(scenario())
+
+
+class Slow:
+    """A client's body; the test says when its next piece comes."""
+
+    def __init__(self, room: UploadRoom) -> None:
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = room
+        self.read = 0
+        self.left = asyncio.Event()
+        self.task = asyncio.create_task(self._upload())
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._pieces.put_nowait(piece)
+
+    async def has(self, size: int) -> bool:
+        """Whether so much of it is read, once all tasks have gone as far as they can."""
+        for _ in range(20):
             await asyncio.sleep(0)
-        assert events == ["a begins", "b begins"]  # c is as large as can be, and d waits behind it
-        tasks["c"].cancel()
-        await asyncio.wait([tasks["c"]])
-        await asyncio.sleep(0)
-        assert events[2:] == ["d begins"]
-        for name in "abd":
-            leave[name].set()
-        await asyncio.gather(*(tasks[name] for name in "abd"))
-        async with room.taken(1000), room.taken(1000):  # all of it is free again
-            events.append("done")
-        return events
+        return self.read == size
 
-    assert asyncio.run(scenario())[-1] == "done"
+    async def _receive(self) -> dict[str, Any]:
+        return {"type": "http.request", "body": await self._pieces.get()}
+
+    async def _upload(self) -> None:
+        with self._room.upload(self._receive) as receive:
+            while piece := (await receive())["body"]:
+                self.read += len(piece)
+            await self.left.wait()
+
+
+def test_uploads_share_room_by_what_has_come() -> None:
+    """The oldest upload goes on whatever the others hold; these wait once they hold the room
+    together, and one that ends makes room for the next."""
+
+    async def scenario() -> None:
+        room = UploadRoom(ROOM, PATIENCE, LEAST)
+        first, second, third = Slow(room), Slow(room), Slow(room)
+        first.send(b"1" * 8)
+        second.send(b"2" * 4, b"2" * 4)
+        assert await second.has(8)
+        third.send(b"3" * 4)
+        assert await third.has(0)  # 8 and 4 are more than the room
+        first.send(b"1" * 80, b"")
+        assert await first.has(88)
+        first.left.set()
+        assert await third.has(4)  # the second is the oldest now, and the room is the third's
+        second.task.cancel()
+        third.send(b"3" * 80, b"")
+        assert await third.has(84)
+        third.left.set()
+        await third.task
+
+    on_a_clock(scenario)
+
+
+def test_uploads_that_stall_are_refused_where_others_wait() -> None:
+    """While uploads wait for room, those whose clients send nothing are refused, the oldest among
+    them; those that are read whole, those that wait for room and those that go on are not."""
+
+    async def scenario() -> None:
+        room = UploadRoom(ROOM, PATIENCE, LEAST)
+        stalled, whole, holder = Slow(room), Slow(room), Slow(room)
+        whole.send(b"w", b"")
+        holder.send(b"h" * 9)
+        assert await whole.has(1)
+        assert await holder.has(9)
+        passes(PATIENCE * 3)
+        assert await stalled.has(0)
+        waiting = Slow(room)
+        waiting.send(b"5" * 5, b"")
+        assert await waiting.has(0)
+        passes(PATIENCE / 2)
+        assert await stalled.has(0)
+        assert not stalled.task.done(), "refused before its time"
+        passes(PATIENCE)
+        with pytest.raises(RequestTooSlow):
+            await stalled.task
+        with pytest.raises(RequestTooSlow):
+            await holder.task
+        assert await waiting.has(5)
+        for upload in (whole, waiting):
+            upload.left.set()
+            await upload.task
+
+    on_a_clock(scenario)
+
+
+def test_a_slow_upload_that_goes_on_is_not_refused() -> None:
+    """Where others wait for room, an upload of which enough comes in time is read to its end."""
+
+    async def scenario() -> None:
+        room = UploadRoom(ROOM, PATIENCE, LEAST)
+        steady, holder, waiting = Slow(room), Slow(room), Slow(room)
+        holder.send(b"h" * ROOM, b"")
+        assert await holder.has(ROOM)
+        waiting.send(b"w", b"")
+        for i in range(1, 6):
+            steady.send(b"s" * LEAST)
+            assert await steady.has(LEAST * i)
+            assert await waiting.has(0)
+            passes(PATIENCE)
+        steady.send(b"")
+        assert await steady.has(LEAST * 5)
+        for upload in (steady, holder, waiting):
+            upload.left.set()
+            await upload.task
+
+    on_a_clock(scenario)
+
+
+def test_two_slow_uploads_hold_up_no_other(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """Uploads that announce as much as they may and send a little take only the room of what they
+    have sent."""
+    largest = 4 << 20
+    with running(tmp_path / "store", max_upload_bytes=largest) as server:
+        head = (
+            "POST /adapters HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data;"
+            f" boundary=b\r\nContent-Length: {largest}\r\n\r\n--b\r\n"
+        )
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(connected(server)).sendall(head.encode())
+            seen(server)
+            client = stack.enter_context(server.client())
+            answer = client.post("/adapters", files={"file": adapter_bytes("sst2")}, timeout=20)
+            assert answer.status_code == 201
+
+
+def test_a_stalled_upload_is_told_why(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
+    """Uploads that fill the room and then stall get 408 with a sentence once another one waits,
+    and that one is stored."""
+    largest = 1 << 20
+    with running(tmp_path / "store", max_upload_bytes=largest) as server:
+        head = (
+            "POST /adapters HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data;"
+            f" boundary=b\r\nContent-Length: {largest}\r\n\r\n"
+            '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        )
+        with contextlib.ExitStack() as stack:
+            stalled = []
+            for _ in range(3):
+                stalled.append(stack.enter_context(connected(server)))
+                stalled[-1].sendall(head.encode() + bytes(largest - 2000))
+                seen(server)
+            client = stack.enter_context(server.client())
+            answer = client.post("/adapters", files={"file": adapter_bytes("sst2")}, timeout=60)
+            assert answer.status_code == 201
+            refused = [first_answer(connection) for connection in stalled[:2]]
+            assert [answer.status for answer in refused] == [408, 408]
+            assert {answer.error_type for answer in refused} == {"RequestTooSlow"}

@@ -102,6 +102,18 @@ def test_one_batch_of_both_kinds(server: Server, client: httpx2.Client, embedded
             assert found == pytest.approx(exact, rel=1e-4, abs=1e-4)
 
 
+def test_the_best_labels_of_tasks_of_both_kinds(client: httpx2.Client) -> None:
+    """`top_k` cuts each task's answer after its own best labels, or leaves it whole where it has
+    fewer."""
+    question = {"inputs": TEXTS[0], "parameters": {"top_k": 4, "function_to_apply": "none"}}
+    found = client.post("/predict", params={"task": list(TASKS)}, json=question).json()
+    for task, options in TASKS.items():
+        scores = asked(client, [task], TEXTS[:1])[task][0]
+        best = sorted(scores, key=lambda label: -scores[label])[:4]
+        assert [entry["label"] for entry in found[task]] == best
+        assert len(best) == min(4, len(options["labels"]))
+
+
 def test_requests_of_both_kinds_at_once(client: httpx2.Client) -> None:
     """Requests for tasks of both kinds that come at the same time get what they get one by one."""
     work = [(task, text) for task in TASKS for text in TEXTS]
@@ -132,6 +144,20 @@ def test_who_says_the_kind(server: Server, client: httpx2.Client) -> None:
     store = Store(server.store, read_only=True)
     assert sizes == {task: store.get(task).bytes for task in TASKS}
     assert sizes == {task: listed[task]["bytes"] for task in TASKS}
+
+
+def test_the_device_s_adapters_by_kind(server: Server, client: httpx2.Client) -> None:
+    """The metrics say how many adapters of each kind are on the device, and their bytes there."""
+    asked(client, list(TASKS), TEXTS[:1])
+    store = Store(server.store, read_only=True)
+    for kind in ("bottleneck", "lora"):
+        tasks = [
+            task for task, options in TASKS.items() if ("ranks" in options) == (kind == "lora")
+        ]
+        # at least: other tests leave adapters of tasks that they deleted
+        assert sample(client, "adamix_slots_used", kind=kind) >= len(tasks)
+        wanted = 4 * sum(store.get(task).parameters for task in tasks)
+        assert sample(client, "adamix_slots_bytes", kind=kind) >= wanted
 
 
 def _spec(change: dict[str, Any]) -> Callable[[bytes], bytes]:

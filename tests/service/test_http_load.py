@@ -72,15 +72,16 @@ def test_two_hundred_clients_get_what_one_gets(server: Server) -> None:
             assert answer.json()[0]["label"] == alone.json()[0]["label"]
 
 
+@pytest.mark.parametrize("kinds", [(None, None), (None, {"query": 8, "down": 16})], ids=str)
 def test_replacing_under_load_is_never_half_done(
-    server: Server, adapter_bytes: Callable[..., bytes]
+    kinds: tuple[Any, Any], server: Server, adapter_bytes: Callable[..., bytes]
 ) -> None:
-    """While a task's versions replace each other, every answer is the old or the new one's, and its
-    header says which."""
+    """While a task's versions, of one kind or of both, replace each other, every answer is the old
+    or the new one's, and its header says which."""
     versions: dict[str, float] = {}
     with server.client() as client:
-        for seed in (1, 2):
-            body = {"file": adapter_bytes("swapped", seed=seed)}
+        for seed, ranks in enumerate(kinds, start=1):
+            body = {"file": adapter_bytes("swapped", seed=seed, ranks=ranks)}
             version = client.post("/adapters", files=body).json()["version"]
             versions[version] = scores(
                 client.post("/predict?task=swapped", json={"inputs": "it is a good film"})

@@ -46,6 +46,8 @@ CONTRACT = {
     "adamix_queue_rows": "gauge",
     "adamix_queue_max_rows": "gauge",
     "adamix_adapter_loaded": "gauge",
+    "adamix_slots_used": "gauge",
+    "adamix_slots_bytes": "gauge",
     "adamix_adapter_loads": "counter",
     "adamix_adapter_evictions": "counter",
     "adamix_adapter_load_failures": "counter",

@@ -3,7 +3,9 @@ batch with the shipped adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,18 +116,55 @@ def test_beside_the_shipped_adapters(ours: str, served: Served, embedded: Backbo
         assert found == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
-def test_a_refused_folder_is_not_stored(served: Served, tmp_path: Path) -> None:
-    """A folder that cannot be converted is refused before anything is sent, and so is an option of
-    the conversion with a file."""
-    config = (served.folders / "peft-texts" / "adapter_config.json").read_text()
-    (tmp_path / "adapter_config.json").write_text(config.replace('"LORA"', '"ADALORA"'))
-    refused = push(tmp_path, served.server, "--task", "refused")
-    assert_refused(refused, "cannot be converted: adapter_config.json has peft_type 'ADALORA'")
-    assert_refused(push(tmp_path, served.server), "is a folder, which is converted first")
-    file = SHIPPED / "sst2.safetensors"
-    assert_refused(push(file, served.server), "--backbone is for a folder to convert, and")
+def _without_base(folder: Path) -> None:
+    _config(folder, base_model_name_or_path=None)
+
+
+def _two_adapters(folder: Path) -> None:
+    shutil.copytree(folder, folder / "second")
+
+
+def _unmatched(folder: Path) -> None:
+    _config(folder, target_modules=["query", "value", "q_proj"])
+
+
+def _ada_lora(folder: Path) -> None:
+    _config(folder, peft_type="ADALORA")
+
+
+def _config(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without_base, "it names no base model; expected --backbone NAME"),
+        (_two_adapters, "holds 2 adapters, its own, 'second'; expected the folder of one"),
+        (_unmatched, "has 'q_proj' in target_modules, which names no module of backbone"),
+        (_ada_lora, "adapter_config.json has peft_type 'ADALORA'"),
+    ],
+)
+def test_a_refused_folder_is_not_stored(
+    change: Callable[[Path], None], message: str, served: Served, tmp_path: Path
+) -> None:
+    """A folder that cannot be converted is refused before anything is sent."""
+    shutil.copytree(served.folders / "peft-texts", folder := tmp_path / "folder")
+    change(folder)
+    backbone = [] if change is _without_base else ["--backbone", "embedded"]
+    options = ("--url", served.server.url, "--task", "refused", "--labels", ",".join(LABELS))
+    assert_refused(invoke("push", folder, *options, *backbone), message)
     with served.server.client() as client:
         assert client.get("/adapters/refused").status_code == 404
+
+
+def test_options_of_a_push(served: Served) -> None:
+    """A folder needs a task, and a file takes no option of the conversion."""
+    folder = served.folders / "peft-texts"
+    assert_refused(push(folder, served.server), "is a folder, which is converted first")
+    file = SHIPPED / "sst2.safetensors"
+    assert_refused(push(file, served.server), "--backbone is for a folder to convert, and")
 
 
 def logits(client: httpx2.Client, tasks: list[str], text: TextInput) -> dict[str, dict[str, float]]:

@@ -154,7 +154,7 @@ PROVOKED: dict[str, Provoke] = {
 # What a single client cannot bring about here; each has a test of its own that looks at its
 # error_type.
 OTHERS = {
-    *("TooManyWrongKeys", "AnswerTooLarge"),
+    *("TooManyWrongKeys", "AnswerTooLarge", "RequestTooSlow"),
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
     *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
     *("StoreError", "OutcomeUnknown"),

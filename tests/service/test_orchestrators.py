@@ -3,17 +3,19 @@ marks."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from service.settings import InvalidSettings, read_settings, unknown_variables
-from tests.service.conftest import running
+from service.settings import InvalidSettings, Settings, read_settings, unknown_variables
+from tests.service.conftest import Server, running
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENT, SERVICE = (
@@ -174,3 +176,33 @@ def test_allowed_hosts_that_no_request_could_have(
         read_settings()
     monkeypatch.setenv("ADAMIX_ALLOWED_HOSTS", "good.example, a_b.c-d., ::1, fd00::1, 10.0.0.1,")
     assert len(read_settings().hosts or ()) == 5
+
+
+def test_compose_passes_on_every_setting() -> None:
+    """What a user sets in the shell or in .env reaches the container: every setting but those that
+    the image decides, without a value of its own."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["service"]
+    passed = {name: value for name, value in service["environment"].items() if "ADAMIX" in name}
+    by_the_image = {"host", "port", "store", "seed"}
+    assert passed == {
+        f"ADAMIX_{name.upper()}": None for name in Settings.model_fields if name not in by_the_image
+    }
+
+
+@pytest.mark.parametrize("port", ["{}", " {}", "{}\n", "{} \r\n"])
+def test_the_health_check_knows_the_port(server: Server, port: str) -> None:
+    """The image's health check finds the service at the port that the service reads from the same
+    variable, with white space around it or without; and fails where there is none."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    (written,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", lines, re.M)
+    _, *arguments = json.loads(written)
+    listening = urlsplit(server.url).port or 0
+
+    def check(value: str) -> int:
+        environment = {**os.environ, "ADAMIX_PORT": value}
+        return subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, check=False
+        ).returncode
+
+    assert check(port.format(listening)) == 0
+    assert check(port.format(1)) != 0

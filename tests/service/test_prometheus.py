@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,18 +97,18 @@ def watched(filled_store: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def prometheus(watched: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """deploy/prometheus.yml, but for the target and the pace; once it has scraped, as much traffic
-    again."""
+@contextmanager
+def scraping(server: Server, folder: Path, key: str = "") -> Iterator[Prometheus]:
+    """deploy/prometheus.yml, but for the target and the pace; `key` is in the file that
+    compose.yaml mounts, which is empty where nobody names one."""
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "250ms"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [
-        watched.url.removeprefix("http://")
+        server.url.removeprefix("http://")
     ]
     config["rule_files"] = [str(DEPLOY / file) for file in config["rule_files"]]
-    folder = tmp_path_factory.mktemp("prometheus")
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (folder / mounted_key()).write_text(key)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*free.getsockname())
@@ -122,16 +123,45 @@ def prometheus(watched: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         assert any("Server is ready" in line for line in process.stderr)
         with httpx2.Client(base_url=f"http://{address}", timeout=20) as client:
-            prometheus = Prometheus(client)
-            prometheus.until("sum(adamix_requests_total)", 10)
-            began = time.monotonic()
-            send_traffic(watched)
-            prometheus.until("sum(adamix_requests_total)", 20)
-            prometheus.seconds = time.monotonic() - began
-            yield prometheus
+            yield Prometheus(client)
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+def mounted_key() -> str:
+    """Where compose.yaml puts the key, beside the configuration that it mounts."""
+    compose = yaml.safe_load((DEPLOY.parent / "compose.yaml").read_text())
+    mounted = [volume.rsplit(":", 2) for volume in compose["services"]["prometheus"]["volumes"]]
+    ((_, place, mode),) = [one for one in mounted if one[0] == "${PROMETHEUS_KEY_FILE:-/dev/null}"]
+    assert (place.rsplit("/", 1)[0], mode) == ("/etc/prometheus", "ro")
+    return str(place.rsplit("/", 1)[1])
+
+
+@pytest.fixture(scope="module")
+def prometheus(watched: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """One that has scraped; then as much traffic again."""
+    with scraping(watched, tmp_path_factory.mktemp("prometheus")) as prometheus:
+        prometheus.until("sum(adamix_requests_total)", 10)
+        began = time.monotonic()
+        send_traffic(watched)
+        prometheus.until("sum(adamix_requests_total)", 20)
+        prometheus.seconds = time.monotonic() - began
+        yield prometheus
+
+
+@needs_prometheus
+def test_metrics_that_need_a_key(filled_store: Path, tmp_path: Path) -> None:
+    """With ADAMIX_OPEN_METRICS=false, Prometheus scrapes where its key file holds the API key, with
+    a newline at its end, and is refused where that is empty."""
+    key = "a-key-for-reads"
+    settings = {"read_only": True, "api_key": key, "open_metrics": False}
+    with running(filled_store, **settings) as server:
+        for content, up in ((f"{key}\n", 1), ("", 0)):
+            folder = tmp_path / str(up)
+            folder.mkdir()
+            with scraping(server, folder, content) as prometheus:
+                prometheus.until("sum(up)", up)
 
 
 @needs_prometheus

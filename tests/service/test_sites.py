@@ -14,11 +14,13 @@ from torch import Tensor
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
+from adapters.header import site_sizes
 from adapters.lora import MODULES
 from adapters.spec import LoraSite
 from adapters.text import Tokens
 from service.engine.encoder import PackedEncoder
 from service.engine.engine import Engine
+from service.engine.kinds.lora import Lora, Loras
 from service.engine.row import Row
 from service.engine.sites import Add, Site
 from service.engine.slots import Slots
@@ -165,16 +167,61 @@ def test_kinds_share_a_trunk(deep: Backbone) -> None:
             check(deep, [Row(adapter, text.ids, text.types) for adapter in adapters])
 
 
-def test_an_int8_backbone(embedded: Backbone) -> None:
-    """On an int8 backbone rows of both kinds are near the formulas."""
+@pytest.mark.parametrize(
+    ("dtype", "slots", "error"),
+    [
+        (torch.int8, torch.float32, 0.15),
+        (torch.float16, torch.float16, 0.01),
+        (torch.bfloat16, torch.bfloat16, 0.05),
+    ],
+    ids=str,
+)
+def test_rough_backbones(
+    dtype: torch.dtype, slots: torch.dtype, error: float, embedded: Backbone
+) -> None:
+    """On an int8 backbone and in half precision rows of both kinds, of the lowest rank and of the
+    highest at all sites, are near the formulas: alone, in one batch and with a shared trunk."""
     adapters = [
-        adapter_of(embedded, "lora", 1, ranks={"query": 8, "value": 8, "up": 4}, labels=3),
-        adapter_of(embedded, "bottleneck", 2),
+        adapter_of(embedded, "rank-1", 1, ranks=dict.fromkeys(MODULES, 1), labels=3),
+        adapter_of(embedded, "rank-256", 2, ranks=dict.fromkeys(MODULES, 256), labels=20),
+        adapter_of(embedded, "bottleneck", 3, labels=5),
+        adapter_of(embedded, "late", 4, ranks={"query": 8}, first_layer=4),
     ]
-    rows = rows_for(adapters, rows_of(embedded, [9, 3, 40, 12]))
-    for found, row in zip(engine_of(embedded, torch.int8).run(rows), rows, strict=True):
-        exact = wanted(embedded, row)
-        assert (torch.tensor(found) - exact).abs().max() < 0.1 * max(1.0, float(exact.abs().max()))
+    exact = {}
+    engine = Engine(embedded, Slots(16, CPU, slots), CPU, dtype)
+    texts = rows_of(embedded, [9, 3, 40, 12])
+    batches = [rows_for(adapters, texts), rows_for(adapters, texts[:1] * 4)]
+    for batch in (*batches, *([row] for row in batches[0])):
+        for found, row in zip(engine.run(batch), batch, strict=True):
+            key = row.adapter.spec.task, tuple(row.ids)
+            exact[key] = exact[key] if key in exact else wanted(embedded, row)
+            scale = max(1.0, float(exact[key].abs().max()))
+            assert (torch.tensor(found) - exact[key]).abs().max() < error * scale
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rank", [4, 16, 256])
+@pytest.mark.parametrize("site", ["query", "up", "down"])
+def test_lora_s_sums_are_each_row_s_own(site: LoraSite, rank: int, threads: int) -> None:
+    """What LoRA adds to a token is to the bit the same for any number of tokens beside it, also in
+    the columns of a common product, with one thread and with several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    inputs, outputs = site_sizes(site, 384, 1536)
+    a, b = torch.randn(1, rank, inputs) / inputs**0.5, torch.randn(1, outputs, rank) / rank**0.5
+    adapter = Lora({site: (a, b)}, 0.7, 0)
+    x, y = torch.randn(64, inputs), torch.randn(64, 3, outputs)
+
+    def adapted(tokens: int) -> Tensor:
+        columns = y[:tokens].clone()[:, 0]
+        Loras([adapter], [slice(0, tokens)], tokens).at(0)[site](x[:tokens], columns)
+        return columns
+
+    try:
+        whole = adapted(64)
+        assert [n for n in range(1, 64) if not torch.equal(adapted(n), whole[:n])] == []
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_untouched_sites_cost_nothing(deep: Backbone) -> None:

@@ -238,6 +238,23 @@ def test_predictions_of_every_file_dtype(file_dtype: torch.dtype, bert: Backbone
     torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-5)
 
 
+def test_what_is_held(bert: Backbone, adapters: dict[str, Adapter]) -> None:
+    """The bytes of the adapters on the device are told by kind: the head in float32, all else in
+    the backbone's dtype; an evicted one is no longer counted."""
+    lora = parse(random_adapter(bert, "lora", ["no", "yes"], ranks={"query": 4, "up": 2})[2])
+    slots, _ = counted(2, torch.float16)
+    assert slots.held() == {"bottleneck": [], "lora": []}
+
+    def wanted(adapter: Adapter) -> int:
+        head = sum(t.numel() for name, t in adapter.tensors.items() if name.startswith("head."))
+        return 2 * (adapter.parameters - head) + 4 * head
+
+    slots.acquire([adapters["a"], lora])
+    assert slots.held() == {"bottleneck": [wanted(adapters["a"])], "lora": [wanted(lora)]}
+    slots.acquire([adapters["b"], adapters["c"]])
+    assert slots.held() == {"bottleneck": [wanted(adapters[task]) for task in "bc"], "lora": []}
+
+
 def test_memory_per_adapter(bert: Backbone) -> None:
     """A resident takes at most 1.2 times its file's bytes where both have the same dtype."""
     adapter = parse(random_adapter(bert, "task", ["a", "b"], bottleneck=32, dtype=torch.float32)[2])

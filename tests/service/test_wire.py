@@ -45,7 +45,7 @@ from service.workers.messages import (
     Tokenized,
     packed,
 )
-from service.workers.relay import AHEAD, Relay, RelayedRequest
+from service.workers.relay import AHEAD, PIECE, Relay, RelayedRequest, UnreadAnswers
 from service.workers.wire import LENGTH_BYTES, MessageReader, Wire, read_greeting
 
 SIGNATURE = Signature("sst2", ("no", "yes"), "regression", True, 64, None)
@@ -296,7 +296,7 @@ def test_pings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def talk() -> None:
         ours, theirs = socket.socketpair()
-        here = EngineEnd(None, None)  # type: ignore[arg-type]  # no request comes
+        here = EngineEnd(None, None, UnreadAnswers(0))  # type: ignore[arg-type]  # no request comes
         front_end = Wire()
         answered = 0
 
@@ -370,7 +370,7 @@ def test_a_client_that_reads_slowly() -> None:
         ours, theirs = socket.socketpair()
         here, front_end = Wire(), Wire()
         relay = Relay(front_end, count())
-        relayed = RelayedRequest(here, 0)
+        relayed = RelayedRequest(here, 0, UnreadAnswers(1 << 20))
         answering: set[asyncio.Task[None]] = set()
         full, reads = asyncio.Event(), asyncio.Event()
 
@@ -399,3 +399,47 @@ def test_a_client_that_reads_slowly() -> None:
 
     asyncio.run(talk())
     assert taken == [b"x" * 1000] * 100
+
+
+def test_answers_that_nobody_reads() -> None:
+    """Where answers hold more than they may together for clients that do not read, those that began
+    first are cut short; the app that sent one of them goes on, and its memory is free."""
+    size = AHEAD + 3  # pieces of each answer, of which 3 wait where nobody reads
+    sent: dict[int, bytes] = dict.fromkeys(range(4), b"")
+    returned: list[int] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.body", "body": bytes(size * PIECE)})
+
+    async def talk() -> None:
+        ours, theirs = socket.socketpair()
+        here, front_end = Wire(), Wire()
+        unread = UnreadAnswers((2 * 3 + size) * PIECE)
+        relayed = {call: RelayedRequest(here, call, unread) for call in sent}
+
+        def taken(message: AppSend) -> None:
+            sent[message.call] += message.message["body"]
+            if message.call == 3:  # the one client that reads
+                relayed[3].sent()
+
+        await here.attach(ours, {}, lambda: None)
+        handlers = {AppSend: taken, AppReturned: lambda message: returned.append(message.call)}
+        await front_end.attach(theirs, handlers, lambda: None)
+        answering = []
+        for call, each in relayed.items():
+            answering.append(asyncio.create_task(each.answer(app, "id", {})))
+            while len(sent[call]) < AHEAD * PIECE:
+                await asyncio.sleep(0)
+        while len(returned) < 2:
+            await asyncio.sleep(0)
+        assert sorted(returned) == [0, 3]
+        for _ in range(size):  # the two others' clients read now
+            relayed[1].sent()
+            relayed[2].sent()
+        await asyncio.gather(*answering)
+        while len(returned) < 4:
+            await asyncio.sleep(0)
+
+    asyncio.run(talk())
+    assert len(sent[0]) == AHEAD * PIECE
+    assert {len(sent[call]) for call in (1, 2, 3)} == {size * PIECE}

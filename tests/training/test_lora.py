@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters import backbone as backbones
 from adapters.backbone import Backbone, fingerprint
 from adapters.file import Adapter, load, parse, serialize
-from adapters.lora import Lora, RoutedLora
+from adapters.lora import MODULES, Lora, RoutedLora
 from adapters.merge import merge
 from adapters.mixture import layers_of
 from adapters.parity import check_parity
@@ -28,7 +28,7 @@ from tests.training.test_methods import run
 from tests.training.test_routing import step_flops
 from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import assert_refused
-from training.config import LORA_SITES, Recipe
+from training.config import Recipe
 from training.errors import TrainingError
 from training.evaluate import predict, predict_unmerged
 from training.fit import fit
@@ -219,7 +219,7 @@ def test_evaluations(bert: Backbone) -> None:
 FILES: list[dict[str, Any]] = [
     {"method": "lora"},
     {"method": "lora", "alpha": 8.0, "first_layer": 1, "dtype": "float32"},
-    {"sites": ",".join(LORA_SITES), "alpha": 2.0},
+    {"sites": ",".join(MODULES), "alpha": 2.0},
     {"method": "adapter-rdrop", "sites": "down"},
 ]
 

@@ -18,7 +18,7 @@ from training.config import OPTIONS, PAPER, Recipe
 def test_every_choice_is_an_option() -> None:
     """Each field of a recipe is declared once and stands on the command line with its default and
     its help."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_group(app).commands["train"]
     shown = {parameter.name: parameter for parameter in command.params}
     assert set(OPTIONS) == {field.name for field in fields(Recipe)}
     for field in fields(Recipe):

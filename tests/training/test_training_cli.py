@@ -55,6 +55,10 @@ def invoke(*args: Any) -> Result:
     return CliRunner().invoke(app, arguments(*args))
 
 
+def without_hints(stdout: str) -> list[str]:
+    return [line for line in stdout.splitlines() if not line.startswith("hint: ")]
+
+
 def assert_refused(result: Result, message: str, out: Path) -> None:
     """Exit code 2, one line that begins `error:` and holds `message`, and neither a file nor a
     traceback."""
@@ -74,7 +78,7 @@ def test_a_run(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
     result = invoke(rows, out, bert_folder)
     assert result.exit_code == 0, result.output
     adapter = load(out)
-    first, *steps, dev, last = result.stdout.splitlines()
+    first, *steps, dev, last = without_hints(result.stdout)
     assert first == "toy: 8 rows, single_label_classification, labels negative, positive; cpu"
     assert [step.split()[1] for step in steps] == ["1/2", "2/2"]
     assert dev.startswith("dev (8 rows, merged adapter): accuracy ")
@@ -127,7 +131,7 @@ def test_a_run_of_the_program(rows: Path, tmp_path: Path) -> None:
     assert run.stderr == ""
     assert load(out).spec.training["dev_scores"]["accuracy"] == 1.0
     assert (
-        run.stdout.splitlines()[-2]
+        without_hints(run.stdout)[-2]
         == "dev (8 rows, merged adapter): accuracy 1.0000  f1_macro 1.0000  matthews 1.0000"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.backbone import Backbone, position_offset
+from adapters.backbone import Backbone
 from service.engine.architecture import Architecture, Embeddings, Layer, LearnedPositions, Numbering
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -16,7 +16,7 @@ def describe(backbone: Backbone) -> Architecture:
     checked."""
     encoder: Any = backbone.encoder
     config, embeddings = backbone.config, encoder.embeddings
-    first = position_offset(config)
+    first = backbone.encoder_config.first_position
     return Architecture(
         name=backbone.name,
         width=config.hidden_size,

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from adapters.backbone import Backbone
 from adapters.errors import BackboneError
 from service.engine.architecture import Architecture
-from service.engine.families import bert
+from service.engine.families import bert, deberta_v2, distilbert, modernbert, mpnet
 
 FAMILIES: Mapping[str, Callable[[Backbone], Architecture]] = {
-    **dict.fromkeys(bert.MODEL_TYPES, bert.describe),
+    model_type: family.describe
+    for family in (bert, distilbert, mpnet, modernbert, deberta_v2)
+    for model_type in family.MODEL_TYPES
 }
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 # if they are fewer than four. A row's sums would then depend on how many other rows its adapter has
 # in the batch, and int8 would round some of them to another step. Multiples of four have given the
 # same sums with any number of threads; from 32 rows on, so has any number of rows (tried up to 16
-# threads). In float32 only: half precision has other kernels, and there a weight may be infinite,
-# whose product with 0 is NaN and would spoil another adapter's rows.
+# threads), except where an adapter's rank is 1, whose products are by a vector. In float32 only:
+# half precision has other kernels, and there a weight may be infinite, whose product with 0 is NaN
+# and would spoil another adapter's rows.
 FOUR, ALIGNED_BELOW = 4, 32
 
 

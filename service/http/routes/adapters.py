@@ -13,7 +13,6 @@ from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
 from service.http import examples
 from service.http.body import parse_body, read_body
-from service.http.middleware import announced_bytes
 from service.http.openapi import KEY_PROBLEMS, WRITE_PROBLEMS, answered, body_of, problems
 from service.http.routes import READ, WRITE, Task, Version, as_json, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
@@ -54,6 +53,7 @@ _FORM = {
                 "MalformedBody",
                 "CompressedBody",
                 *WRITE_PROBLEMS,
+                "RequestTooSlow",
                 "BodyTooLarge",
                 "InvalidAdapter",
                 "BackboneMismatch",
@@ -71,8 +71,8 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     """Store an adapter file after checking it: its form, its backbone, and its probe replayed on
     this server."""
     service = service_of(request)
-    async with request.app.state.uploads.taken(announced_bytes(request.scope)):
-        data, activate = await read_form(request)
+    with request.app.state.uploads.upload(request.receive) as receive:
+        data, activate = await read_form(Request(request.scope, receive))
         adapter = await asyncio.to_thread(parse, data)
         await service.replay_probe(adapter)
         version, new = await asyncio.to_thread(service.store.put, adapter, activate=activate)

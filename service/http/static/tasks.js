@@ -142,9 +142,11 @@ function versions(adapter) {
 }
 
 /** What the adapter adds to the model, and how large it is. */
-function shape({ kind, bottleneck, ranks }) {
+function shape({ kind, bottleneck, ranks, scale }) {
   if (kind !== "lora") return `bottleneck ${bottleneck}`;
-  return `LoRA of rank ${Object.entries(ranks).map(([site, rank]) => `${rank} at ${site}`).join(", ")}`;
+  const alike = new Set(Object.values(ranks)).size === 1;
+  const parts = Object.entries(ranks).map(([site, rank], i) => (alike && i ? site : `${rank} at ${site}`));
+  return `LoRA of rank ${parts.join(", ")}; scale ${Number(scale.toPrecision(6))}`;
 }
 
 const file = (task, version) => `adapters/${encodeURIComponent(task)}/versions/${encodeURIComponent(version)}/file`;

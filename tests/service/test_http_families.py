@@ -1,0 +1,68 @@
+"""Each further family over HTTP: trained, merged, uploaded, its probe replayed, and asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters import backbone as backbones
+from adapters.classifier import collate, from_adapter
+from adapters.file import parse, serialize
+from adapters.text import encode
+from tests.service.conftest import ADMIN_KEY, running
+from tests.tiny import FURTHER, tiny_masked_lm
+from tests.training.test_training import QUICK, SINGLE
+from training.config import Recipe
+from training.train import train
+
+TEXTS = [("it is a good film",), ("awful",), ("the plot was not very good and the film " * 4,)]
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_from_training_to_answers(family: str, tmp_path: Path) -> None:
+    """AdaMix, LoRA and a prompt, trained on the backbone and uploaded, answer in one batch the
+    logits of transformers' model."""
+    folder = tiny_masked_lm(tmp_path / "backbone", family)
+    backbone = backbones.load(str(folder))
+    words = dict(zip(SINGLE.labels, ("good", "the"), strict=True))
+    recipes = {
+        "mixture": {},
+        "updates": {"adaptation": "lora", "rank": 4, "bottleneck": Recipe.bottleneck},
+        "prompt": {"prompt": "{text} It was {mask}.", "label_words": words},
+    }
+    files = {}
+    for task, changes in recipes.items():
+        recipe = dataclasses.replace(QUICK, epochs=1, experts=2, **changes)
+        trained = train(task, backbone, SINGLE, SINGLE, recipe)
+        files[task] = serialize(trained.spec, trained.tensors)
+    bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    with (
+        running(tmp_path / "store", backbone=folder, admin_key=ADMIN_KEY) as server,
+        server.client(headers=bearer) as client,
+    ):
+        for data in files.values():
+            answer = client.post("/adapters", files={"file": data})
+            assert answer.status_code == 201, answer.text  # its probe was replayed
+        answer = client.post(
+            "/predict?" + "&".join(f"task={task}" for task in files),
+            json={
+                "inputs": [text for (text,) in TEXTS],
+                "parameters": {"function_to_apply": "none", "top_k": 2},
+            },
+        )
+        assert answer.status_code == 200, answer.text
+    for task, data in files.items():
+        adapter = parse(data)
+        spec = adapter.spec
+        prompt = backbone.prompt(spec.template, spec.max_length)
+        rows = encode(backbone.tokenizer, TEXTS, spec.max_length, prompt)
+        with torch.no_grad():
+            wanted = from_adapter(backbone, adapter)(collate(rows))
+        for found, logits in zip(answer.json()[task], wanted, strict=True):
+            scores = {entry["label"]: entry["score"] for entry in found}
+            assert [scores[label] for label in spec.labels] == pytest.approx(
+                logits.tolist(), abs=1e-4
+            )

@@ -1,0 +1,60 @@
+"""What the commands of `python -m training` share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from training.errors import TrainingError
+
+EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2,
+something that you can mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
+TRAIN = "train"
+
+
+class TrainsByDefault(TyperGroup):
+    """Where no command is named, it is `train`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for option in self.params for name in option.opts}
+        if not args or (args[0] not in self.commands and args[0] not in own):
+            args = [TRAIN, *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+@contextlib.contextmanager
+def explaining_what_lacks() -> Iterator[None]:
+    """A package that is not installed ends the command with a sentence."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        typer.echo(
+            f"error: {error.name} is not installed; expected pip install -c constraints.txt -e"
+            " '.[train]'",
+            err=True,
+        )
+        raise typer.Exit(2) from None
+
+
+def check_output(option: str, path: Path) -> None:
+    """Raise TrainingError where a file could not be written, before work is spent on it."""
+    if not path.parent.is_dir():
+        raise TrainingError(
+            f"the folder of {option} {path} does not exist; expected one to write into"
+        )
+    problem = None
+    if path.is_dir():
+        problem = "is a folder"
+    elif path.exists() and not path.is_file():  # a file would take a device's place, or a pipe's
+        problem = "is no regular file"
+    elif not os.access(path.resolve().parent, os.W_OK):
+        problem = "cannot be written"
+    if problem is not None:
+        raise TrainingError(f"{option} {path} {problem}; expected a file's path")

@@ -1,0 +1,111 @@
+"""`python -m training evaluate`: an adapter file on labelled rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapters.errors import AdaMixError
+from training.command_line import check_output, explaining_what_lacks
+from training.data import Columns
+from training.errors import TrainingError
+
+_results = functools.partial(typer.Option, rich_help_panel="Results")
+_data = functools.partial(typer.Option, rich_help_panel="Data")
+
+
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file.")],
+    dev: Annotated[Path, _data(metavar="FILE", help="Labelled rows: .jsonl, .csv or .tsv.")],
+    text_column: Annotated[str, _data(metavar="COLUMN")] = "text",
+    pair_column: Annotated[
+        str | None, _data(metavar="COLUMN", help="Second text; by default `text_pair` if there.")
+    ] = None,
+    label_column: Annotated[str, _data(metavar="COLUMN")] = "label",
+    label_separator: Annotated[
+        str, _data(metavar="TEXT", help="Between the labels of a multi-label row in CSV or TSV.")
+    ] = "|",
+    positive: Annotated[str | None, _results(help="The label whose F1 is reported.")] = None,
+    report: Annotated[
+        Path | None,
+        _results(
+            metavar="FILE",
+            help=(
+                "A page (.html): each label's scores, confusion matrix, calibration, the worst"
+                " errors."
+            ),
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        _results(metavar="FILE", help="A table (.csv) with the answer to each row."),
+    ] = None,
+    as_json: Annotated[bool, _results("--json", help="Print all of it as JSON.")] = False,
+    backbone: Annotated[
+        str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")
+    ] = "embedded",
+    device: Annotated[
+        str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
+    ] = None,
+) -> None:
+    """Evaluate an adapter file on labelled rows: also one that somebody else has made.
+
+    Its scores, and each label's:
+
+        python -m training evaluate tickets.safetensors --dev dev.csv
+
+    A page and a table to look into:
+
+        python -m training evaluate tickets.safetensors --dev dev.csv \\
+            --report report.html --predictions predictions.csv
+    """
+    with explaining_what_lacks():
+        from training.evaluation import evaluated
+        from training.judgement import write_predictions
+        from training.report import write_report
+
+    try:
+        _check_outputs(report, predictions, inputs=(adapter, dev))
+        columns = Columns(text_column, pair_column, label_column, label_separator)
+        found = evaluated(adapter, dev, columns, backbone, device, positive)
+        judged = found.judgement
+        if as_json:
+            typer.echo(json.dumps({"version": found.adapter.digest, **dataclasses.asdict(judged)}))
+        else:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in judged.scores.items())
+            typer.echo(f"{dev} ({judged.rows} rows): {shown}")
+            for each in judged.labels:
+                typer.echo(
+                    f"  {each.label}: {each.rows} rows  precision {each.precision:.4f}"
+                    f"  recall {each.recall:.4f}  f1 {each.f1:.4f}"
+                )
+            for hint in found.hints:
+                typer.echo(f"hint: {hint}")
+        if predictions is not None:
+            write_predictions(predictions, found.dataset, found.logits)
+            typer.echo(f"{predictions}: {judged.rows} answers", err=as_json)
+        if report is not None:
+            write_report(report, judged, found.adapter, str(dev), found.hints)
+            typer.echo(f"{report}: open it in a browser", err=as_json)
+    except AdaMixError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _check_outputs(report: Path | None, predictions: Path | None, inputs: tuple[Path, ...]) -> None:
+    taken = {path.resolve() for path in inputs}
+    for option, path in (("--report", report), ("--predictions", predictions)):
+        if path is None:
+            continue
+        check_output(option, path)
+        if path.resolve() in taken:
+            raise TrainingError(
+                f"{option} is {path}, which this command needs for something else; expected"
+                " another file"
+            )
+        taken.add(path.resolve())
