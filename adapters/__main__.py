@@ -1,4 +1,4 @@
-"""`python -m adapters`: inspect, validate, push, convert and export adapter files."""
+"""`python -m adapters`: inspect, validate, push, convert and export adapter files; copy stores."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"],
     _unsaid(metavar="NAME", help="Of the weights in the file: `float32`, `float16` or `bfloat16`."),
 ]
+BUCKET_SECONDS = 30.0  # of one access to a bucket
 _OF_A_FOLDER = (
     *("task", "backbone", "labels", "problem_type", "text_pair", "max_length", "probe", "dtype"),
 )
@@ -344,6 +345,59 @@ def _converted(
         return write(*convert(source, backbone, wanted))
     except (AdaMixError, OSError) as error:
         _fail(f"{source} cannot be converted: {error}")
+
+
+@app.command()
+def gc(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="A bucket's address, such as s3://bucket/prefix.")
+    ],
+    older_than: Annotated[
+        float, typer.Option(min=1, metavar="HOURS", help="Of the last write of a file.")
+    ],
+) -> None:
+    """Delete the files of a store in a bucket that no version names any more.
+
+    Deletions of tasks and versions leave the files there. A file that was written within the grace
+    period stays: its upload may be under way.
+
+    ```
+    python -m adapters gc s3://adapters/prod --older-than 168
+    ```
+    """
+    from adapters.bucket.gc import collect
+    from adapters.bucket.objects import connect, is_bucket
+
+    if not is_bucket(store):
+        _fail(f"{store} is no bucket's address; expected one, such as s3://bucket/prefix")
+    try:
+        deleted = collect(connect(store, BUCKET_SECONDS), older_than * 3600)
+    except AdaMixError as error:
+        _fail(str(error))
+    typer.echo(f"deleted {len(deleted)} files of {store}")
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A folder, or a bucket's address.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The same, to be written to.")],
+) -> None:
+    """Copy every version of every task from one store into another, such as from a folder into a
+    bucket.
+
+    What is there already stays. Running it again goes on where it ended.
+
+    ```
+    python -m adapters copy var/store s3://adapters/prod
+    ```
+    """
+    from adapters.copying import copied
+
+    try:
+        versions = copied(source, target, BUCKET_SECONDS)
+    except AdaMixError as error:
+        _fail(str(error))
+    typer.echo(f"copied {versions} versions from {source} to {target}")
 
 
 def _say(adapter: Adapter, sentence: str, as_json: bool, **more: Any) -> None:

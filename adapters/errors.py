@@ -16,7 +16,9 @@
         ├── AmbiguousVersion    a prefix that fits several versions
         ├── NoActiveVersion     a task whose versions are all inactive
         ├── VersionIsActive     the active version cannot be deleted by itself
-        └── DamagedAdapter      what is stored is not what it was, or cannot be read
+        ├── DamagedAdapter      what is stored is not what it was, or cannot be read
+        └── StoreUnreachable    the bucket of a store gives no answer
+            └── WriteUnknown    a write to a bucket, of which nobody knows whether it was done
 
 Each message is one sentence that names the thing, the value found and the value expected. It
 quotes at most some 200 characters of what was found.
@@ -90,3 +92,11 @@ class VersionIsActive(StoreError):
 
 class DamagedAdapter(StoreError):
     """What is stored is not what it was, or cannot be read."""
+
+
+class StoreUnreachable(StoreError):
+    """The bucket of a store gives no answer, or answers with a fault of its own."""
+
+
+class WriteUnknown(StoreUnreachable):
+    """A write to a bucket may have been done, or may be done later."""

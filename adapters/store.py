@@ -20,9 +20,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import heapq
 import os
-import re
 import threading
 import time
 import weakref
@@ -31,8 +29,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-from rapidfuzz import fuzz, process
 
 from adapters import disk
 from adapters.cache import AdapterCache
@@ -50,25 +46,19 @@ from adapters.entry import (
     scan,
 )
 from adapters.errors import (
-    AmbiguousVersion,
     DamagedAdapter,
     InvalidAdapter,
-    NoActiveVersion,
     StoreError,
-    UnknownTask,
-    UnknownVersion,
     VersionIsActive,
 )
 from adapters.file import Adapter, Summary, read_summary, reread
-from adapters.spec import shown
+from adapters.lookup import unknown, version_of
 
 DEFAULT_CACHE_BYTES = 512 << 20
 LOCK = ".lock"
 LOCK_SECONDS = 5.0
 LOCK_POLL_SECONDS = 0.05
 SEEDED = ".seeded"
-MIN_PREFIX = 4  # digits, as git has it: clients send versions such as "1" by habit
-_PREFIX = re.compile(f"[0-9a-f]{{{MIN_PREFIX},64}}")
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 Undo = list[Callable[[], None]]
@@ -171,28 +161,14 @@ class Store:
             return entry
         if task in self._unreadable:
             raise DamagedAdapter(f"task {task!r} cannot be read: {self._unreadable[task]}")
-        raise UnknownTask(f"there is no task {shown(task)}; {self._closest(task)}")
+        raise unknown(task, self._entries)
 
     def find(self, task: str, version: str | None = None) -> Version:
         """Return the active version, or the one whose sha256 begins with `version`.
 
         Raises UnknownTask, UnknownVersion, AmbiguousVersion, NoActiveVersion or DamagedAdapter.
         """
-        entry = self.entry(task)
-        if version is None:
-            return self._active(entry)
-        fitting = [v for v in entry.versions if v.digest.startswith(version)]
-        if not _PREFIX.fullmatch(version) or not fitting:
-            raise UnknownVersion(
-                f"task {task!r} has no version {shown(version)}; expected one of"
-                f" {entry.choices()}, by {MIN_PREFIX} digits or more"
-            )
-        if len(fitting) > 1:
-            raise AmbiguousVersion(
-                f"version {version!r} of task {task!r} fits"
-                f" {', '.join(map(entry.shown, fitting))}; expected a longer prefix"
-            )
-        return fitting[0]
+        return version_of(self.entry(task), version)
 
     def get(self, task: str, version: str | None = None) -> Adapter:
         """Return the parsed adapter. Raises as `find`, as `check`, or DamagedAdapter if its file is
@@ -401,19 +377,6 @@ class Store:
         self._unreadable.pop(entry.task, None)
         self._entries[entry.task] = entry
 
-    def _active(self, entry: Entry) -> Version:
-        if entry.active_version is not None:
-            return entry.active_version
-        if entry.problem is not None:
-            raise DamagedAdapter(
-                f"task {entry.task!r} has no active version: {entry.problem};"
-                f" expected one of {entry.choices()} to be activated"
-            )
-        raise NoActiveVersion(
-            f"task {entry.task!r} has no active version; expected one of {entry.choices()} to be"
-            " activated"
-        )
-
     def _load(self, task: str, version: Version) -> Adapter:
         """Read, check and keep one version."""
         try:
@@ -521,19 +484,6 @@ class Store:
                     self._adopt(task, scan(task, str(self.folder / task), repair=False))
             return False
         return True
-
-    def _closest(self, task: str) -> str:
-        known = list(self._entries)
-        if not known:
-            return "the store is empty"
-        # `ratio` takes a millisecond of the event loop over 10,000 names; the library's default
-        # takes eight.
-        closest = process.extract(task[:64], known, scorer=fuzz.ratio, limit=3, score_cutoff=60)
-        names = [name for name, _, _ in closest]
-        if names:
-            return f"the closest are {', '.join(map(repr, names))}"
-        some = ", ".join(map(repr, heapq.nsmallest(5, known)))
-        return f"expected one of {some}{'…' if len(known) > 5 else ''}"
 
 
 def _wait_for_lock(descriptor: int, folder: Path, seconds: float) -> None:

@@ -33,6 +33,7 @@ def main() -> None:
     served = [
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["tracing"],
+        *project["project"]["optional-dependencies"]["bucket"],
         *project["build-system"]["requires"],
         EMBEDDED_REQUIREMENT,
     ]

@@ -10,7 +10,6 @@ import socket
 import sys
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
@@ -65,8 +64,11 @@ def main(
         ),
     ] = None,
     store: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Of the adapters; else `ADAMIX_STORE` or var/store."),
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of the adapters, or a bucket's address; else `ADAMIX_STORE` or var/store.",
+        ),
     ] = None,
 ) -> None:
     """Serve AdaMix adapters over one frozen backbone, until SIGTERM: that answers what is under

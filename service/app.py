@@ -8,10 +8,11 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,8 +23,12 @@ from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from adapters import backbone as backbones
+from adapters.adapter_store import AdapterStore
+from adapters.bucket.objects import connect, is_bucket
+from adapters.bucket.store import BucketStore
 from adapters.errors import AdaMixError, StoreError
-from adapters.file import load
+from adapters.file import Adapter, load
+from adapters.spec import BackboneRef
 from adapters.store import Store
 from service.batcher import Batcher
 from service.engine import quantized
@@ -32,12 +37,14 @@ from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
+from service.http.generations import Generations
 from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
 from service.http.uploads import UploadRoom
 from service.http.v2 import routes as v2
 from service.loader import Loader
 from service.refusals import DeviceOutOfMemory
+from service.replication import Replication
 from service.service import ServedBackbone, Service
 from service.settings import InvalidSettings, Settings
 from service.telemetry.memory import memory_bytes
@@ -91,6 +98,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.router.routes.extend(predict.router.routes)
     for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
+    if service.replication is not None:
+        app.add_middleware(Generations, replication=service.replication)
     app.add_middleware(
         BodyLimit,
         max_body_bytes=settings.max_body_bytes,
@@ -127,14 +136,10 @@ def build_service(settings: Settings) -> Service:
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
     backbone = backbones.load(settings.backbone)
-    cache = settings.host_cache_bytes
-    store = Store(
-        settings.store,
-        min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache,
-        read_only=settings.read_only,
-        check=lambda adapter: service.check_fits(adapter),
-    )
     metrics = Metrics(CollectorRegistry())
+    store, replication = _store(
+        settings, backbone.reference, metrics, lambda adapter: service.check_fits(adapter)
+    )
     slots = Slots(
         settings.slots,
         device,
@@ -176,10 +181,41 @@ def build_service(settings: Settings) -> Service:
         auto_truncate=settings.auto_truncate,
         device=str(device),
         tracing=tracing,
+        replication=replication,
     )
     metrics.registry.register(StateCollector(service.state))
     _seed(service, settings)
     return service
+
+
+def _store(
+    settings: Settings, backbone: BackboneRef, metrics: Metrics, check: Callable[[Adapter], None]
+) -> tuple[AdapterStore, Replication | None]:
+    """The store; and what follows it, where it is in a bucket."""
+    cache = settings.host_cache_bytes
+    cache_bytes = min(memory_bytes() // 4, MOST_CACHE_BYTES) if cache is None else cache
+    if not is_bucket(settings.store):
+        folder = Path(settings.store)
+        return Store(folder, cache_bytes, read_only=settings.read_only, check=check), None
+    store = BucketStore(
+        connect(settings.store, settings.store_timeout_seconds),
+        settings.cache,
+        backbone=backbone,
+        cache_bytes=cache_bytes,
+        copies_bytes=settings.cache_bytes,
+        timeout=settings.store_timeout_seconds,
+        read_only=settings.read_only,
+        check=check,
+        deleted=metrics.forget,
+        fetched=metrics.fetch.observe,
+        failed=metrics.store_errors.inc,
+    )
+    return store, Replication(
+        store,
+        poll_seconds=settings.store_poll_seconds,
+        lease_seconds=settings.store_lease_seconds,
+        wait_seconds=settings.wait_seconds,
+    )
 
 
 def _recorded(done: int, of: int) -> None:
@@ -274,7 +310,7 @@ def _kept_admin_key(settings: Settings) -> str:
     """The log names the key's file and not the key: logs are kept, and sent elsewhere. A new key is
     shown to an operator at a terminal."""
     try:
-        key, path, new = kept_admin_key(settings.store)
+        key, path, new = kept_admin_key(Path(settings.store))
     except OSError as error:
         raise InvalidSettings(
             f"setting ADAMIX_ADMIN_KEY is not set, and a key cannot be kept beside the store"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from adapters.adapter_store import AdapterStore
 from adapters.file import Adapter
-from adapters.store import Store
 from service.engine.slots import Slots
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ THREADS = 8
 class Loader:
     """Reads each file once, and copies each adapter once, however many requests wait for it."""
 
-    def __init__(self, store: Store, slots: Slots) -> None:
+    def __init__(self, store: AdapterStore, slots: Slots) -> None:
         self._store, self._slots = store, slots
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="loader")
         self._read: dict[str, asyncio.Future[Adapter]] = {}

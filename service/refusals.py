@@ -18,6 +18,8 @@
         ├── QueueFull           no room for the request's rows, or not soon enough
         ├── Closed              the service is stopping
         ├── OutcomeUnknown      the service ended during a write
+        ├── Stale               the lease has run out since the bucket was last read
+        ├── BehindGeneration    the request bears a generation that this replica does not know yet
         ├── NotFinite           logits that are NaN or infinite
         ├── DeviceOutOfMemory   the device lacks memory for a row alone
         ├── AdapterNotLoaded    the device cannot take an adapter
@@ -127,6 +129,28 @@ class OutcomeUnknown(Refusal):
         super().__init__(
             "the service ended during this write, and whether it was done is unknown;"
             " expected GET /adapters/{task} to show it once the service is back"
+        )
+
+
+class Stale(Refusal):
+    """The bucket was read longer ago than the lease: a balancer should prefer another replica."""
+
+    def __init__(self, age: float, lease: float) -> None:
+        last = "was never read" if age == float("inf") else f"was last read {age:.1f} s ago"
+        super().__init__(
+            f"the store's bucket {last}; expected at most {lease:g} s (ADAMIX_STORE_LEASE_SECONDS)"
+        )
+
+
+class BehindGeneration(Refusal):
+    """A request that may not be answered by as old a state as this replica has."""
+
+    retry_after = 1
+
+    def __init__(self, known: int, asked: int) -> None:
+        super().__init__(
+            f"this replica knows the store's generation {known}; expected {asked}, which the"
+            " request's X-Adamix-Generation asks for: try again in a second"
         )
 
 

@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from adapters.adapter_store import AdapterStore
 from adapters.entry import Entry
 from adapters.errors import BackboneMismatch, DamagedAdapter
 from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
-from adapters.store import Store
 from adapters.text import Tokens
 from service.batcher import Batcher, Outcome
 from service.engine.row import Row
@@ -23,6 +24,7 @@ from service.engine.slots import Slots
 from service.loader import Loader
 from service.predictor import Admitted, Logits, Signature
 from service.refusals import Closed
+from service.replication import Replication
 from service.telemetry.metrics import Metrics, State
 from service.tokenizer import RequestTokenizer
 
@@ -78,7 +80,7 @@ class Service:
     """One backbone and its adapters, ready to predict: the `Predictor` of this process."""
 
     backbone: ServedBackbone
-    store: Store
+    store: AdapterStore
     loader: Loader
     slots: Slots
     tokenizer: RequestTokenizer
@@ -88,17 +90,22 @@ class Service:
     auto_truncate: bool
     device: str
     tracing: Tracing | None
+    replication: Replication | None = None  # where the store is in a bucket
     stopping: bool = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run batches within. At the end queued rows are answered and no more are taken."""
         self.batcher.start()
+        if self.replication is not None:
+            self.replication.start()
         try:
             yield
         finally:
             self.stopping = True
             await self.batcher.close()
+            if self.replication is not None:
+                await asyncio.to_thread(self.replication.stop)
             if self.tracing is not None:
                 await self.tracing.close()
             log.info("stopped")
@@ -107,6 +114,17 @@ class Service:
         """Raises Closed once the service has been asked to stop."""
         if self.stopping:
             raise Closed
+
+    def check_fresh(self) -> None:
+        """Raises Stale where the store is in a bucket that was not read within the lease."""
+        if self.replication is not None:
+            self.replication.check_fresh()
+
+    async def see(self) -> None:
+        """Wait until this replica knows all that was acknowledged before now, as far as its bucket
+        can be reached."""
+        if self.replication is not None:
+            await self.replication.see()
 
     @property
     def dtype(self) -> str:
@@ -211,7 +229,12 @@ class Service:
             "queue_rows": self.batcher.queued_rows,
             "queue_max_rows": self.batcher.max_queue_rows,
         }
-        return State({**queue, **values}, tiers, self.slots.held())
+        replication = self.replication
+        store = {
+            "store_generation": 0 if replication is None else replication.generation,
+            "store_age_seconds": 0.0 if replication is None else replication.age,
+        }
+        return State({**queue, **values, **store}, tiers, self.slots.held())
 
 
 def _admitted(adapter: Adapter) -> Admitted:

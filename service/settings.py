@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters.bucket.objects import is_bucket
 from adapters.errors import AdaMixError
 from adapters.spec import first_problem
 from service.loopback import is_loopback
@@ -40,7 +41,45 @@ class Settings(BaseSettings):
     )
 
     backbone: str = Field("embedded", description="`embedded`, a folder, or a Hugging Face id")
-    store: Path = Field(Path("var/store"), description="folder of the adapters")
+    store: str = Field(
+        "var/store",
+        description=(
+            "folder of the adapters; or a bucket that several replicas share: `s3://BUCKET/PREFIX`,"
+            " `gs://…` or `az://…`. Credentials are the cloud's own variables. Install the package"
+            " extra `bucket` first"
+        ),
+    )
+    cache: Path = Field(
+        Path("var/cache"),
+        description="folder of local copies, where the store is a bucket. One for each replica",
+    )
+    cache_bytes: int = Field(
+        16 << 30, ge=0, description="bytes of local copies. Those used longest ago go first"
+    )
+    store_poll_seconds: float = Field(
+        0.4, gt=0, le=60, description="time between two looks at the bucket for changes"
+    )
+    store_lease_seconds: float = Field(
+        1,
+        gt=0,
+        le=60,
+        description=(
+            "a write to a bucket is answered so long after it is done. A replica that looked longer"
+            " ago looks again before it answers. All replicas need the same value"
+        ),
+    )
+    store_timeout_seconds: float = Field(
+        5, gt=0, le=300, description="longest time of one access to the bucket, with repetitions"
+    )
+    wait_seconds: float = Field(
+        2,
+        gt=0,
+        le=60,
+        description=(
+            "longest wait of a request for the bucket: for a look at it, or for the generation in"
+            " `X-Adamix-Generation`"
+        ),
+    )
     seed: Path = Field(
         Path("store"),
         description=(
@@ -218,7 +257,25 @@ class Settings(BaseSettings):
     def _unspoilt(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {name: _unspoilt(name, value) for name, value in values.items()}
 
-    @field_validator("store", "seed")
+    @field_validator("store", mode="before")
+    @classmethod
+    def _address(cls, store: object) -> object:
+        """A folder may be given as a path, and begin with `~`."""
+        if isinstance(store, str) and "://" in store:
+            if not is_bucket(store):
+                raise ValueError(
+                    f"STORE is {store!r}; expected a folder, or a bucket as s3://BUCKET/PREFIX,"
+                    " gs://… or az://…"
+                )
+            return store
+        try:
+            return str(Path(store).expanduser()) if isinstance(store, str | Path) else store
+        except RuntimeError:
+            raise ValueError(
+                f"STORE is {store!r}, and no home is known for it; expected a path"
+            ) from None
+
+    @field_validator("seed", "cache")
     @classmethod
     def _at_home(cls, folder: Path, info: ValidationInfo) -> Path:
         """A folder that begins with `~`, which no shell has replaced in a file of variables."""
@@ -303,6 +360,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"MAX_INPUTS is {self.max_inputs}; expected at most MAX_QUEUE_ROWS, which is"
                 f" {self.max_queue_rows}"
+            )
+        if self.store_poll_seconds >= self.store_lease_seconds:
+            raise ValueError(
+                f"STORE_POLL_SECONDS is {self.store_poll_seconds:g}; expected less than"
+                f" STORE_LEASE_SECONDS, which is {self.store_lease_seconds:g}"
+            )
+        if is_bucket(self.store) and self.admin_key is None and self.hosts is None:
+            raise ValueError(
+                f"ADMIN_KEY is not set, but ADAMIX_STORE is {self.store!r} and the service does not"
+                " listen on loopback; expected the same key for every replica: none can be kept"
+                " beside a bucket"
             )
         if self.tracing and self.workers > 1:
             raise ValueError(

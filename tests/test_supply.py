@@ -51,7 +51,8 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     """Serving's dependencies, the extras' and the backbone's package are all locked, and nothing
     is locked twice for a system."""
     service = {"torch", *entries("service")}
-    served = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["tracing"]]
+    extra = PROJECT["optional-dependencies"]
+    served = [*PROJECT["dependencies"], *extra["tracing"], *extra["bucket"]]
     assert {normal(one) for one in (*served, EMBEDDED_REQUIREMENT, "setuptools")} <= service
     extras = [one for extra in PROJECT["optional-dependencies"].values() for one in extra]
     assert {normal(one) for one in extras} <= service | entries("development").keys()

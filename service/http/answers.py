@@ -58,6 +58,8 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (ClientDisconnect, 499),
     (refusals.Closed, 503),
     (refusals.OutcomeUnknown, 503),
+    (refusals.Stale, 503),
+    (refusals.BehindGeneration, 503),
     # As a damaged adapter: the request is not to blame, and another replica or dtype may answer it.
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),
@@ -115,7 +117,7 @@ async def _answer_ours(_request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
     assert isinstance(error, AdaMixError)
     answer = refused(error)
-    if answer.status_code == 503 and not isinstance(error, refusals.Closed):
+    if answer.status_code == 503 and not isinstance(error, refusals.Closed | refusals.Stale):
         log.error("unavailable", error=str(error), error_type=error_type(type(error)))
     return answer
 
@@ -126,7 +128,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, refusals.QueueFull | refusals.TooManyWrongKeys):
         return {"Retry-After": str(error.retry_after)}
-    return {"Retry-After": "1"} if isinstance(error, refusals.Closed) else {}
+    soon = (refusals.Closed, refusals.BehindGeneration, adapter_errors.StoreUnreachable)
+    return {"Retry-After": "1"} if isinstance(error, soon) else {}
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

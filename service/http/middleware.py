@@ -29,7 +29,8 @@ MAX_LOGGED_CHARACTERS = 200  # of a path, which may be as long as a request's he
 UPLOAD_PATH = "/adapters"
 READS = ("GET", "HEAD", "OPTIONS")
 # Asked every few seconds, for ever: logged at debug level only, and not traced.
-PROBES = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
+PROBES = ("/health", "/ready", "/fresh", "/metrics", "/v2/health/live", "/v2/health/ready")
+GENERATION = b"x-adamix-generation"
 
 log = structlog.get_logger("service.access")
 

@@ -123,6 +123,17 @@ _SENTENCES: dict[type[Exception], str] = {
         f"version {VERSION} of task 'sst2' is damaged on disk: its sha256 is 17f0bd3e92ac…;"
         f" expected {VERSION}…"
     ),
+    adapter_errors.StoreUnreachable: (
+        "could not read 'blobs/1c9a….safetensors' of the bucket s3://adapters/prod: operation timed"
+        " out; expected an answer in time"
+    ),
+    adapter_errors.WriteUnknown: (
+        "whether the change of task 'sst2' was written to 'log/00000000000000000007.json' of the"
+        " bucket s3://adapters/prod is unknown: operation timed out; expected GET /adapters/sst2 to"
+        " show it once the bucket answers"
+    ),
+    refusals.Stale: str(refusals.Stale(3.2, 1.0)),
+    refusals.BehindGeneration: str(refusals.BehindGeneration(5, 7)),
     refusals.NotFinite: (
         f"version {VERSION} of task 'sst2' gives logits that are NaN or infinite for input 0, in"
         " float16; expected finite numbers: another version, or an ADAMIX_DTYPE with a wider range"
@@ -143,7 +154,10 @@ PROBLEMS = {
 }
 
 VERSION_PROBLEMS = ("UnknownTask", "UnknownVersion", "AmbiguousVersion", "NoActiveVersion")
-ADMIT_PROBLEMS = (*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping")
+ADMIT_PROBLEMS = (
+    *(*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping"),
+    *("StoreUnreachable", "BehindGeneration"),
+)
 KEY_PROBLEMS = ("MissingKey", "TooManyWrongKeys")
 PREDICT_PROBLEMS = (
     *KEY_PROBLEMS,
@@ -167,7 +181,10 @@ PREDICT_PROBLEMS = (
         "AdapterNotLoaded",
     ),
 )
-WRITE_PROBLEMS = (*KEY_PROBLEMS, "ForeignPage", "StoreError", "OutcomeUnknown")
+WRITE_PROBLEMS = (
+    *(*KEY_PROBLEMS, "ForeignPage", "StoreError", "OutcomeUnknown"),
+    *("StoreUnreachable", "WriteUnknown"),
+)
 
 _HEADERS = {
     "X-Adapter-Version": ("Which version answered, of each task.", f"sst2@{VERSION}"),

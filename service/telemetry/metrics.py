@@ -114,6 +114,14 @@ class Metrics:
         self.load = histogram(
             "adapter_load_duration_seconds", "Putting one adapter into a slot.", SHORT_SECONDS
         )
+        self.store_errors = Counter(
+            "adamix_store_errors",
+            "Reads and writes of the store's bucket that failed.",
+            registry=registry,
+        )
+        self.fetch = histogram(
+            "adapter_fetch_duration_seconds", "Fetching one file from the bucket.", SECONDS
+        )
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         Info(
             "adamix_build", "Versions of this service and what it runs on.", registry=registry
@@ -194,6 +202,8 @@ GAUGES = {
     "adapters_bytes": "All active adapters.",
     "full_copies_bytes": "What a full copy per task would take.",
     "saved_bytes": "What the single backbone saves.",
+    "store_generation": "Changes of the store in a bucket that are known; 0 with a folder.",
+    "store_age_seconds": "Since the bucket was last read to its end; 0 with a folder.",
 }
 LABELLED = (
     (

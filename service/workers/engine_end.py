@@ -98,6 +98,7 @@ class EngineEnd:
 
     def _admit(self, message: Admit) -> None:
         async def admit() -> AdmitResult:
+            await self._service.see()
             digest = self._service.store.find(message.task, message.version).digest
             adapter = await self._service.bring(message.task, digest)
             return AdmitResult(message.call, adapter.digest, adapter.signature)
@@ -107,6 +108,7 @@ class EngineEnd:
     def _run(self, message: Run) -> None:
         async def run() -> RunResult:
             rows = []
+            await self._service.see()
             for group in message.groups:
                 if self._service.store.find(group.task, group.version).digest != group.digest:
                     raise Referred

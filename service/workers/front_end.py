@@ -30,6 +30,7 @@ from tokenizers import Tokenizer
 from service.http import answers
 from service.http.auth import Guard
 from service.http.middleware import (
+    GENERATION,
     App,
     OurHosts,
     PlainPaths,
@@ -38,6 +39,7 @@ from service.http.middleware import (
     Scope,
     Send,
     announced_bytes,
+    header,
 )
 from service.http.routes.predict import predict
 from service.http.server import Config, Server
@@ -171,8 +173,13 @@ class _Prediction:
         self._max_body_bytes, self._kept = max_body_bytes, kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A body that is announced as too large must be refused unread.
-        if scope["method"] != "POST" or (announced_bytes(scope) or 0) > self._max_body_bytes:
+        # A body that is announced as too large must be refused unread; a generation that the
+        # request bears is for the process that has the store.
+        if (
+            scope["method"] != "POST"
+            or (announced_bytes(scope) or 0) > self._max_body_bytes
+            or header(scope, GENERATION) is not None
+        ):
             await self._relay(scope, receive, send)
             return
         with RequestBody(receive, self._max_body_bytes, self._kept) as body:

@@ -72,7 +72,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def running(store: Path, **settings: Any) -> Iterator[Server]:
+def running(store: Path | str, **settings: Any) -> Iterator[Server]:
     """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens,
     stop it at the end.
 
@@ -89,7 +89,7 @@ def running(store: Path, **settings: Any) -> Iterator[Server]:
         [sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    server = Server(process, "", store)
+    server = Server(process, "", Path(store))
     listening: queue.Queue[str | None] = queue.Queue()
     reader = threading.Thread(target=_read_log, args=(server, listening), daemon=True)
     reader.start()

@@ -17,7 +17,14 @@ from service.http.recorded import ANSWERS
 from tests.service.record_examples import record
 
 Document = dict[str, Any]
-OPEN = {"GET /health", "GET /ready", "GET /v2", "GET /v2/health/live", "GET /v2/health/ready"}
+OPEN = {
+    "GET /health",
+    "GET /ready",
+    "GET /fresh",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+}
 
 
 @pytest.fixture
@@ -151,6 +158,7 @@ OTHERS = {
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
     *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
     *("StoreError", "OutcomeUnknown"),
+    *("StoreUnreachable", "WriteUnknown", "Stale", "BehindGeneration"),  # of a bucket
 }
 
 

@@ -44,6 +44,18 @@ async def ready(request: Request) -> dict[str, str | int]:
 
 
 @router.get(
+    "/fresh",
+    summary="Up to date",
+    responses={200: answered("Up to date", one({"status": "fresh"})), **problems("Stale")},
+)
+async def fresh(request: Request) -> dict[str, str]:
+    """Whether the store's bucket was read within the lease; with a store in a folder, always. For a
+    balancer that prefers replicas that are up to date: `/ready` does not ask for the bucket."""
+    service_of(request).check_fresh()
+    return {"status": "fresh"}
+
+
+@router.get(
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,

@@ -1,0 +1,68 @@
+"""Copy a store into another one: a folder into a bucket, or back."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+from adapters.adapter_store import AdapterStore
+from adapters.bucket.objects import connect, is_bucket
+from adapters.bucket.store import BucketStore
+from adapters.entry import Entry
+from adapters.errors import StoreError
+from adapters.spec import BackboneRef
+from adapters.store import Store
+
+
+def copied(source: str, target: str, timeout: float) -> int:
+    """Put every version of `source` into `target`, each task's oldest first, and activate the
+    active ones. Returns how many versions there are. Raises StoreError, or DamagedAdapter at the
+    first version that cannot be read; what was copied before stays. `timeout` is in seconds, of one
+    access to a bucket."""
+    if not is_bucket(source) and not Path(source).is_dir():
+        raise StoreError(f"there is no folder {source}; expected a store")
+    count = 0
+    with contextlib.ExitStack() as stack:
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        here = _opened(source, cache, timeout, None, read_only=True)
+        stack.callback(here.close)
+        entries = here.entries()
+        there = _opened(target, cache, timeout, _backbone(here, entries), read_only=False)
+        stack.callback(there.close)
+        for entry in entries:
+            for version in entry.versions:
+                adapter = here.get(entry.task, version.digest)
+                there.put(adapter, activate=version.digest == entry.active)
+                count += 1
+    return count
+
+
+def _backbone(store: AdapterStore, entries: list[Entry]) -> BackboneRef | None:
+    """The one backbone of a store's tasks. Raises StoreError where there are several: a store in a
+    bucket is for one."""
+    found: dict[str, BackboneRef] = {}
+    for entry in entries:
+        reference = store.summary(entry.task, entry.listed_version.digest).spec.backbone
+        found.setdefault(reference.fingerprint, reference)
+    if len(found) > 1:
+        names = ", ".join(repr(reference.name) for reference in found.values())
+        raise StoreError(
+            f"the store's tasks are for several backbones: {names}; expected those of one"
+        )
+    return next(iter(found.values()), None)
+
+
+def _opened(
+    address: str, cache: Path, timeout: float, backbone: BackboneRef | None, *, read_only: bool
+) -> AdapterStore:
+    if not is_bucket(address):
+        return Store(Path(address), 0, read_only=read_only)
+    return BucketStore(
+        connect(address, timeout),
+        cache,
+        backbone=backbone,
+        cache_bytes=0,
+        timeout=timeout,
+        read_only=read_only,
+    )
