@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         description="folder of local copies, where the store is a bucket. One for each replica",
     )
     cache_bytes: int = Field(
-        16 << 30, ge=0, description="bytes of local copies. Those used longest ago go first"
+        16 << 30, ge=0, description="bytes of local copies. The least recently used are deleted first"
     )
     store_poll_seconds: float = Field(
         0.4, gt=0, le=60, description="time between two looks at the bucket for changes"
@@ -64,8 +64,8 @@ class Settings(BaseSettings):
         gt=0,
         le=60,
         description=(
-            "a write to a bucket is answered so long after it is done. A replica that looked longer"
-            " ago looks again before it answers. All replicas need the same value"
+            "time between a write to a bucket and its answer. A replica that looked at the bucket"
+            " longer ago than this looks again before it answers. All replicas need the same value"
         ),
     )
     store_timeout_seconds: float = Field(
