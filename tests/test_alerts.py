@@ -22,9 +22,13 @@ def promtool(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_configuration_is_valid() -> None:
-    """promtool finds no fault in prometheus.yml and the rules that it loads."""
-    promtool("check", "config", "deploy/prometheus.yml")
+def test_the_configuration_is_valid(tmp_path: Path) -> None:
+    """promtool finds no fault in prometheus.yml, with the file for a key that compose mounts beside
+    it, and the rules that it loads."""
+    for name in ("prometheus.yml", "alerts.yml"):
+        shutil.copy(ROOT / "deploy" / name, tmp_path)
+    (tmp_path / "key").touch()
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
 
 
 def test_alerts_are_raised_when_they_should_be() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from adapters.spec import LoraSite, Pooling, PositionType
+
+if TYPE_CHECKING:  # the GPU benchmark runs where it is not installed
+    from pydantic import JsonValue
 
 
 class Place(NamedTuple):

@@ -483,7 +483,7 @@ def test_what_cannot_be_exported(bert: Backbone, tmp_path: Path) -> None:
     )
     assert_refused(
         export(camembert, tmp_path),
-        "AdapterHub has no camembert model; expected one of bert, roberta",
+        "AdapterHub has no camembert model that this writes; expected one of bert, roberta",
     )
     assert_refused(
         export(bert, tmp_path, task="train"), "task 'train' is a word that PyTorch keeps for itself"
