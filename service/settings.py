@@ -54,7 +54,9 @@ class Settings(BaseSettings):
         description="folder of local copies, where the store is a bucket. One for each replica",
     )
     cache_bytes: int = Field(
-        16 << 30, ge=0, description="bytes of local copies. The least recently used are deleted first"
+        16 << 30,
+        ge=0,
+        description="bytes of local copies. The least recently used are deleted first",
     )
     store_poll_seconds: float = Field(
         0.4, gt=0, le=60, description="time between two looks at the bucket for changes"
