@@ -16,7 +16,7 @@ import structlog
 from service.http.auth import UnsafeKeyFile, kept_admin_key
 from service.http.wrong_keys import ADDRESSES, ATTEMPTS, DISTINCT, SECONDS, WrongKeys
 from service.refusals import TooManyWrongKeys
-from tests.service.conftest import ADMIN_KEY, Server, running
+from tests.service.conftest import ADMIN_KEY, Server, running, until
 
 FILM = {"inputs": "it is a good film"}
 API_KEY = "an-api-key-for-tests"
@@ -220,7 +220,8 @@ def test_wrong_keys_are_limited(tmp_path: Path) -> None:
         for guess in range(DISTINCT):
             delete(f"guess-{guess}")
         assert delete(ADMIN_KEY).status_code == 429
-        warned = [line for line in server.lines if "tries many keys" in line["event"]]
+        until(lambda: any("tries many keys" in line["event"] for line in list(server.lines)))
+        warned = [line for line in list(server.lines) if "tries many keys" in line["event"]]
         assert [line["client"] for line in warned] == ["127.0.0.1"]
         assert "guess" not in str(server.lines)
 
@@ -282,6 +283,7 @@ def test_few_addresses_are_remembered() -> None:
 def test_the_log_names_the_client(client: httpx2.Client, server: Server) -> None:
     """A request's line in the log has the address that it came from, and not all of a long path."""
     client.get(f"/{'long' * 1000}", headers={"X-Request-ID": "from-where"})
+    until(lambda: any(line.get("request_id") == "from-where" for line in list(server.lines)))
     client.get("/storage")  # its line comes after the other's
     (line,) = [line for line in list(server.lines) if line.get("request_id") == "from-where"]
     assert line["client"] == "127.0.0.1"

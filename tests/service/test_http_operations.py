@@ -30,7 +30,7 @@ from adapters.file import parse, serialize
 from adapters.store import Store
 from service.http import answers
 from service.http.middleware import RequestContext
-from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
+from tests.service.conftest import ADMIN_KEY, TASKS, Server, running, until
 from tests.tiny import random_adapter
 
 FILM = {"inputs": "it is a good film"}
@@ -199,6 +199,7 @@ def test_storage_adds_up(client: httpx2.Client, server: Server) -> None:
 def test_each_request_leaves_one_line_of_json(client: httpx2.Client, server: Server) -> None:
     """The log holds one line for a request, with its id, path, status and milliseconds."""
     client.post("/predict?task=sst2", json=FILM, headers={"X-Request-ID": "look-for-me"})
+    until(lambda: any(line.get("request_id") == "look-for-me" for line in list(server.lines)))
     client.get("/storage")  # its line comes after the other's
     (line,) = [line for line in list(server.lines) if line.get("request_id") == "look-for-me"]
     assert (line["event"], line["path"], line["status"]) == ("request", "/predict", 200)
