@@ -107,6 +107,7 @@ def test_the_schema_documents_every_route(client: httpx2.Client) -> None:
         "/v2/models/{task}/versions/{version}": {"get"},
         "/v2/models/{task}/versions/{version}/ready": {"get"},
         "/v2/models/{task}/versions/{version}/infer": {"post"},
+        "/fresh": {"get"},
         "/health": {"get"},
         "/ready": {"get"},
         "/metrics": {"get"},
