@@ -233,7 +233,8 @@ class Settings(BaseSettings):
         None,
         description=(
             "if set, writes need this key as a bearer token. If the service does not listen on"
-            " loopback and no key is set, it makes one at its first start"
+            " loopback and no key is set, it makes one at its first start; but if the store is a"
+            " bucket, it refuses to start"
         ),
     )
     open_metrics: bool = Field(
