@@ -63,6 +63,7 @@ def _opened(
         cache,
         backbone=backbone,
         cache_bytes=0,
+        copies_bytes=0,
         timeout=timeout,
         read_only=read_only,
     )

@@ -64,11 +64,9 @@ class Replication:
             except TimeoutError:
                 store.reached = False  # until a poll is complete, nobody waits for one again
             except StoreError:
-                if store.generation >= generation:
-                    return
-            else:
-                if store.generation >= generation:
-                    return
+                pass  # what is known is served
+            if store.generation >= generation:
+                return
             await asyncio.sleep(min(RETRY_SECONDS, max(0.0, deadline - time.monotonic())))
         if store.generation < generation:
             raise BehindGeneration(store.generation, generation)

@@ -16,7 +16,17 @@ import typer
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
 from training import config, data, tasks
-from training.command_line import EXIT_CODES, TRAIN, TrainsByDefault, explaining_what_lacks
+from training.command_line import (
+    DATA,
+    EXIT_CODES,
+    TRAIN,
+    LabelColumn,
+    LabelSeparator,
+    PairColumn,
+    TextColumn,
+    TrainsByDefault,
+    explaining_what_lacks,
+)
 from training.errors import TrainingError
 from training.evaluate_command import evaluate
 from training.options import as_in_the_paper, with_recipe
@@ -27,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-_data = functools.partial(typer.Option, rich_help_panel="Task and data")
+_data = functools.partial(typer.Option, rich_help_panel=DATA)
 _results = functools.partial(typer.Option, rich_help_panel=config.RESULTS)
 _adapter = functools.partial(typer.Option, rich_help_panel=config.ADAPTER)
 _steps = functools.partial(typer.Option, rich_help_panel=config.STEPS)
@@ -77,14 +87,10 @@ def main(
             ),
         ),
     ] = None,
-    text_column: Annotated[str, _data(metavar="COLUMN")] = "text",
-    pair_column: Annotated[
-        str | None, _data(metavar="COLUMN", help="Second text; by default `text_pair` if there.")
-    ] = None,
-    label_column: Annotated[str, _data(metavar="COLUMN")] = "label",
-    label_separator: Annotated[
-        str, _data(metavar="TEXT", help="Between the labels of a multi-label row in CSV or TSV.")
-    ] = "|",
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    label_separator: LabelSeparator = "|",
     out: Annotated[
         Path | None,
         _results(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +17,20 @@ from training.errors import TrainingError
 EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2,
 something that you can mend, in one sentence on stderr; 1, a fault of ours, with a traceback."""
 TRAIN = "train"
+DATA = "Task and data"
+
+_column = functools.partial(typer.Option, metavar="COLUMN", rich_help_panel=DATA)
+TextColumn = Annotated[str, _column()]
+PairColumn = Annotated[str | None, _column(help="Second text; by default `text_pair` if there.")]
+LabelColumn = Annotated[str, _column()]
+LabelSeparator = Annotated[
+    str,
+    typer.Option(
+        metavar="TEXT",
+        help="Between the labels of a multi-label row in CSV or TSV.",
+        rich_help_panel=DATA,
+    ),
+]
 
 
 class TrainsByDefault(TyperGroup):

@@ -11,25 +11,29 @@ from typing import Annotated
 import typer
 
 from adapters.errors import AdaMixError
-from training.command_line import check_output, explaining_what_lacks
+from training.command_line import (
+    DATA,
+    LabelColumn,
+    LabelSeparator,
+    PairColumn,
+    TextColumn,
+    check_output,
+    explaining_what_lacks,
+)
 from training.data import Columns
 from training.errors import TrainingError
 
 _results = functools.partial(typer.Option, rich_help_panel="Results")
-_data = functools.partial(typer.Option, rich_help_panel="Data")
+_data = functools.partial(typer.Option, rich_help_panel=DATA)
 
 
 def evaluate(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file.")],
     dev: Annotated[Path, _data(metavar="FILE", help="Labelled rows: .jsonl, .csv or .tsv.")],
-    text_column: Annotated[str, _data(metavar="COLUMN")] = "text",
-    pair_column: Annotated[
-        str | None, _data(metavar="COLUMN", help="Second text; by default `text_pair` if there.")
-    ] = None,
-    label_column: Annotated[str, _data(metavar="COLUMN")] = "label",
-    label_separator: Annotated[
-        str, _data(metavar="TEXT", help="Between the labels of a multi-label row in CSV or TSV.")
-    ] = "|",
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    label_separator: LabelSeparator = "|",
     positive: Annotated[str | None, _results(help="The label whose F1 is reported.")] = None,
     report: Annotated[
         Path | None,

@@ -27,7 +27,7 @@ from typing import Self
 from adapters import disk
 from adapters.bucket.blobs import Blobs
 from adapters.bucket.changes import Change, Kind, State, unpacked
-from adapters.bucket.log import Log, key_of
+from adapters.bucket.log import Log, clock, key_of
 from adapters.bucket.objects import NotPermitted, Objects
 from adapters.cache import AdapterCache
 from adapters.entry import Entry, Version
@@ -45,6 +45,9 @@ from adapters.spec import BackboneRef
 DEFAULT_CACHE_BYTES = 512 << 20
 DEFAULT_COPIES_BYTES = 16 << 30
 DEFAULT_TIMEOUT = 5.0
+# To write the state to the disk takes as long as the store is large. It may take one second in so
+# many.
+KEPT_FOR_ONE_IN = 20
 
 
 class BucketStore:
@@ -97,6 +100,8 @@ class BucketStore:
         )
         name = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         self._kept_state = folder / f"state-{name}.json"
+        self._keeping = threading.Lock()
+        self._kept_generation, self._keep_after = 0, 0.0
         try:
             self._blobs = Blobs(objects, folder, copies_bytes, fetched)
         except OSError as error:
@@ -122,6 +127,8 @@ class BucketStore:
         self._wanted.set()
         if self._thread is not None:
             self._thread.join()
+        self._keep_after = 0.0
+        self._keep_state()
         self._why_read_only = "it was closed"
 
     def __len__(self) -> int:
@@ -303,8 +310,8 @@ class BucketStore:
         try:
             if self._unverified:
                 self._verify()
-            if self._log.refresh():
-                self._keep_state()
+            self._log.refresh()
+            self._keep_state()
         except StoreError:
             self.reached = False
             self._failed()
@@ -434,9 +441,16 @@ class BucketStore:
             ) from None
 
     def _keep_state(self) -> None:
-        """For a start without the bucket. A disk without room takes no part in serving."""
-        with contextlib.suppress(OSError):
-            disk.write_atomically(self._kept_state, self._log.state.packed())
+        """For a start without the bucket; what is not written now is written after a later poll. A
+        disk without room takes no part in serving."""
+        with self._keeping:
+            generation, began = self._log.state.generation, clock()
+            if generation == self._kept_generation or began < self._keep_after:
+                return
+            with contextlib.suppress(OSError):
+                disk.write_atomically(self._kept_state, self._log.state.packed())
+                self._kept_generation = generation
+            self._keep_after = clock() + KEPT_FOR_ONE_IN * (clock() - began)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

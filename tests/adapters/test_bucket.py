@@ -14,6 +14,7 @@ import pytest
 from obstore.store import MemoryStore
 from typer.testing import CliRunner
 
+from adapters import disk
 from adapters.__main__ import app
 from adapters.adapter_store import AdapterStore
 from adapters.backbone import Backbone
@@ -122,6 +123,38 @@ def opened(
     yield another
     for store in last:
         store.close()
+
+
+def test_the_state_is_kept_for_a_part_of_the_time(
+    tmp_path: Path, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that takes a second to write is written once in 20 seconds, whatever is changed; the
+    last one is on the disk once the store is closed, and begins a start without the bucket."""
+    now, written = 0.0, 0
+    write = disk.write_atomically
+
+    def slow(path: Path, data: bytes, **more: Any) -> None:
+        nonlocal now, written
+        write(path, data, **more)
+        if path.name.startswith("state-"):
+            now, written = now + 1, written + 1
+
+    monkeypatch.setattr(disk, "write_atomically", slow)
+    monkeypatch.setattr("adapters.bucket.store.clock", lambda: now)
+    bucket = Faulty()
+    with BucketStore(bucket, tmp_path, backbone=BACKBONE) as store:
+        before = written
+        for data in files:
+            store.put(parse(data))
+        assert written == before
+        now += 21
+        store.refresh()
+        assert written == before + 1
+        store.activate("sst2", parse(files[0]).digest)
+        assert written == before + 1
+    bucket.before = gone
+    with BucketStore(bucket, tmp_path, backbone=BACKBONE) as again:
+        assert again.find("sst2").digest == parse(files[0]).digest
 
 
 def test_the_contract_of_a_store(opened: Open, files: list[bytes], mrpc: bytes) -> None:
