@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,16 +15,16 @@ from typing import Any, cast
 import torch
 import transformers
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from adapters.disk import write_atomically
 from adapters.errors import BackboneError
-from adapters.families.family import EncoderConfig, Family, Place
+from adapters.families.family import EncoderConfig, Family
 from adapters.families.registry import FAMILIES, family_of
 from adapters.header import lookalike
 from adapters.prompt import Prompt, fitted
-from adapters.spec import BackboneRef, BackboneSettings, LoraSite, Pooling, shortened
+from adapters.spec import BackboneRef, BackboneSettings, Pooling, shortened
 from adapters.tokenization import tokenization
 
 EMBEDDED = "embedded"
@@ -214,75 +213,10 @@ def fingerprint(encoder: nn.Module, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def attached(encoder: PreTrainedModel, sites: nn.ModuleList) -> Iterator[None]:
-    """Within the context, each of the uppermost layers has its adapter. The encoder itself is not
-    changed.
-
-    A `ModuleDict` adds at the sites that it names what its modules make of the sites' inputs. The
-    feed-forward's output passes through any other module: right after the site `down`, before
-    dropout, residual and LayerNorm. Where a layer has its sites, its family says.
-    """
-    layers = layers_of(encoder)
-    places = family_of(encoder.config).places
-    if not 1 <= len(sites) <= len(layers):
-        raise ValueError(
-            f"there are {len(sites)} adapters for {len(layers)} layers; expected at least one, at"
-            " most one each"
-        )
-    handles = [
-        layer.get_submodule(place).register_forward_hook(hook)
-        for layer, site in zip(layers[-len(sites) :], sites, strict=True)
-        for place, hook in _hooks(site, places)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def layers_of(encoder: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers, the lowest first."""
-    return cast(nn.ModuleList, encoder.get_submodule(family_of(encoder.config).layers))
-
-
 def position_offset(config: Any) -> int:
     """The position id of a row's first token: 0 for BERT and ELECTRA, padding index + 1 for the
     RoBERTa family."""
     return family_of(config).read("", config).first_position
-
-
-def _hooks(
-    site: nn.Module, places: Mapping[LoraSite, Place]
-) -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    """The modules of a layer that an adapter changes, and how."""
-    if isinstance(site, nn.ModuleDict):
-        for name, added in site.items():
-            place = places[cast(LoraSite, name)]
-            yield place.module, _adding(added, place)
-    else:
-        yield places["down"].module, _applying(site)
-
-
-def _adding(added: nn.Module, place: Place) -> Callable[..., Tensor]:
-    def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        change: Tensor = added(inputs[0])
-        if place.parts > 1:
-            width = change.shape[-1]
-            rest = (place.part * width, (place.parts - place.part - 1) * width)
-            change = nn.functional.pad(change, rest)
-        return output + change
-
-    return add
-
-
-def _applying(site: nn.Module) -> Callable[..., Tensor]:
-    def apply(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        adapted: Tensor = site(output)
-        return adapted
-
-    return apply
 
 
 def _embedded_folder() -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, attached
+from adapters.attach import attached
+from adapters.backbone import Backbone
 from adapters.bottleneck import INITIAL_STD, Bottleneck
 from adapters.errors import BackboneError
 from adapters.file import Adapter

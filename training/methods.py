@@ -26,7 +26,8 @@ import dataclasses
 
 from torch import nn
 
-from adapters.backbone import POOLER_PREFIX, Backbone, layers_of
+from adapters.attach import encoder_layers
+from adapters.backbone import POOLER_PREFIX, Backbone
 from adapters.bottleneck import Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, WordHead
 from adapters.header import site_sizes
@@ -123,7 +124,7 @@ def _change(backbone: Backbone, recipe: Recipe, pooling: Pooling) -> None:
     d, r = encoder.config.hidden_size, recipe.bottleneck
     if recipe.method == "houlsby":
         parent, _, name = backbone.family.places["attention_out"].module.rpartition(".")
-        for layer in layers_of(encoder):
+        for layer in encoder_layers(encoder):
             output = layer.get_submodule(parent)
             output.register_module(
                 name, nn.Sequential(output.get_submodule(name), Bottleneck(d, r))

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapters import backbone as backbones
-from adapters.backbone import Backbone, attached
+from adapters.attach import attached
+from adapters.backbone import Backbone
 from adapters.bottleneck import INITIAL_STD, Bottleneck, RoutedBottleneck
 from adapters.classifier import Classifier, Head, collate, from_adapter
 from adapters.errors import BackboneError

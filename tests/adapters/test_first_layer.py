@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.backbone import Backbone, attached
+from adapters.attach import attached
+from adapters.backbone import Backbone
 from adapters.bottleneck import Bottleneck
 from adapters.classifier import collate, from_adapter
 from adapters.convert import to_adapterhub

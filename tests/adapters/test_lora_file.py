@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, attached
+from adapters.attach import attached
+from adapters.backbone import Backbone
 from adapters.classifier import Head, collate, from_adapter, from_tensors, to_tensors
 from adapters.errors import BackboneMismatch, InvalidAdapter
 from adapters.file import Adapter, load, parse, read_summary, save, serialize

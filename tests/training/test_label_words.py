@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from adapters import backbone as backbones
-from adapters.backbone import attached
+from adapters.attach import attached
 from adapters.classifier import collate, from_adapter, from_tensors
 from adapters.file import Adapter, load
 from adapters.text import encode
