@@ -209,6 +209,7 @@ def _store(
         deleted=metrics.forget,
         fetched=metrics.fetch.observe,
         failed=metrics.store_errors.inc,
+        told=_log_bucket,
     )
     return store, Replication(
         store,
@@ -216,6 +217,13 @@ def _store(
         lease_seconds=settings.store_lease_seconds,
         wait_seconds=settings.wait_seconds,
     )
+
+
+def _log_bucket(error: StoreError | None) -> None:
+    if error is None:
+        log.info("the store's bucket can be read again")
+    else:
+        log.warning("the store's bucket cannot be read", error=str(error))
 
 
 def _recorded(done: int, of: int) -> None:

@@ -24,10 +24,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
 
-from adapters import disk
 from adapters.bucket.blobs import Blobs
-from adapters.bucket.changes import Change, Kind, State, unpacked
-from adapters.bucket.log import Log, clock, key_of
+from adapters.bucket.changes import Change, Kind, State
+from adapters.bucket.kept_state import KeptState
+from adapters.bucket.log import Log, key_of
 from adapters.bucket.objects import NotPermitted, Objects
 from adapters.cache import AdapterCache
 from adapters.entry import Entry, Version
@@ -45,9 +45,6 @@ from adapters.spec import BackboneRef
 DEFAULT_CACHE_BYTES = 512 << 20
 DEFAULT_COPIES_BYTES = 16 << 30
 DEFAULT_TIMEOUT = 5.0
-# To write the state to the disk takes as long as the store is large. It may take one second in so
-# many.
-KEPT_FOR_ONE_IN = 20
 
 
 class BucketStore:
@@ -58,7 +55,8 @@ class BucketStore:
     `refresh`, which a thread calls again and again once `follow` was called.
 
     `check`, `cache_bytes` and `read_only` are `Store`'s. `deleted` is called with each task that
-    goes, `fetched` with the seconds of each file that comes, `failed` at each error of the bucket.
+    goes, `fetched` with the seconds of each file that comes, `failed` at each error of the bucket,
+    `told` with the error when it can be read no more, and with None when it can be read again.
     """
 
     def __init__(
@@ -75,6 +73,7 @@ class BucketStore:
         deleted: Callable[[str], None] = lambda _: None,
         fetched: Callable[[float], None] = lambda _: None,
         failed: Callable[[], None] = lambda: None,
+        told: Callable[[StoreError | None], None] = lambda _: None,
     ) -> None:
         """Open the prefix, or begin a store there for `backbone`; where the bucket does not answer,
         with the state that `folder` holds. Raises StoreError where there is neither, and for a
@@ -94,14 +93,14 @@ class BucketStore:
         self._thread: threading.Thread | None = None
         self._unverified = False
         self.reached = False
+        self._told = told
+        self._readable = False  # as was told last
         self._cache = AdapterCache(cache_bytes)
         self._log = Log(
             objects, f"{socket.gethostname()}/{os.getpid()}", 2 * timeout, self._applied
         )
         name = hashlib.sha256(self.url.encode()).hexdigest()[:12]
-        self._kept_state = folder / f"state-{name}.json"
-        self._keeping = threading.Lock()
-        self._kept_generation, self._keep_after = 0, 0.0
+        self._kept = KeptState(folder / f"state-{name}.json")
         try:
             self._blobs = Blobs(objects, folder, copies_bytes, fetched)
         except OSError as error:
@@ -127,8 +126,7 @@ class BucketStore:
         self._wanted.set()
         if self._thread is not None:
             self._thread.join()
-        self._keep_after = 0.0
-        self._keep_state()
+        self._kept.write(self._log.state, at_once=True)
         self._why_read_only = "it was closed"
 
     def __len__(self) -> int:
@@ -311,12 +309,18 @@ class BucketStore:
             if self._unverified:
                 self._verify()
             self._log.refresh()
-            self._keep_state()
-        except StoreError:
+            self._kept.write(self._log.state)
+        except StoreError as error:
             self.reached = False
             self._failed()
+            if self._readable:
+                self._readable = False
+                self._told(error)
             raise
         self.reached = True
+        if not self._readable:
+            self._readable = True
+            self._told(None)
 
     def follow(self, seconds: float) -> None:
         """Refresh every so many seconds from now on, until `close`."""
@@ -361,15 +365,15 @@ class BucketStore:
                 self._found()
             except NotPermitted as error:
                 self._why_read_only = str(error)
-        self._keep_state()
-        self.reached = True
+        self._kept.write(self._log.state)
+        self.reached = self._readable = True
 
     def _open_without_bucket(self, error: StoreUnreachable) -> None:
         try:
-            state = unpacked(self._kept_state.read_bytes(), f"the file {self._kept_state}")
+            state = self._kept.read()
         except OSError:
             raise StoreUnreachable(
-                f"{error}; and the folder {self._kept_state.parent} holds no earlier state of this"
+                f"{error}; and the folder {self._kept.path.parent} holds no earlier state of this"
                 " store to begin with"
             ) from None
         self._log.state, self._unverified = state, True
@@ -382,7 +386,7 @@ class BucketStore:
         founded = self._log.state.founded
         if first is None or founded is None or founded.nonce.encode() not in first:
             raise StoreError(
-                f"the bucket {self.url} has another log than the one that {self._kept_state} is a"
+                f"the bucket {self.url} has another log than the one that {self._kept.path} is a"
                 " state of; expected a restart, which reads the bucket's"
             )
         self._unverified = False
@@ -440,18 +444,6 @@ class BucketStore:
                 f" {error}"
             ) from None
 
-    def _keep_state(self) -> None:
-        """For a start without the bucket; what is not written now is written after a later poll. A
-        disk without room takes no part in serving."""
-        with self._keeping:
-            generation, began = self._log.state.generation, clock()
-            if generation == self._kept_generation or began < self._keep_after:
-                return
-            with contextlib.suppress(OSError):
-                disk.write_atomically(self._kept_state, self._log.state.packed())
-                self._kept_generation = generation
-            self._keep_after = clock() + KEPT_FOR_ONE_IN * (clock() - began)
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         if self._why_read_only is not None:
@@ -468,4 +460,4 @@ class BucketStore:
             self._failed()
             raise
         finally:
-            self._keep_state()
+            self._kept.write(self._log.state)

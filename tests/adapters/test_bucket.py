@@ -3,6 +3,7 @@ one bucket are promised."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ def test_the_state_is_kept_for_a_part_of_the_time(
             now, written = now + 1, written + 1
 
     monkeypatch.setattr(disk, "write_atomically", slow)
-    monkeypatch.setattr("adapters.bucket.store.clock", lambda: now)
+    monkeypatch.setattr("adapters.bucket.kept_state.clock", lambda: now)
     bucket = Faulty()
     with BucketStore(bucket, tmp_path, backbone=BACKBONE) as store:
         before = written
@@ -258,6 +259,18 @@ def replica(bucket: Faulty, tmp_path: Path) -> Iterator[Replica]:
 
 def gone(*_: str) -> None:
     raise StoreUnreachable("nobody answers")
+
+
+def test_a_lost_bucket_is_told_once(bucket: Faulty, replica: Replica) -> None:
+    """However many polls fail, it is told once, and once more when the bucket is there again."""
+    told: list[str | None] = []
+    store = replica(told=lambda error: told.append(error and str(error)))
+    for before, state in ((gone, ["nobody answers"]), (bucket.before, ["nobody answers", None])):
+        bucket.before = before
+        for _ in range(3):
+            with contextlib.suppress(StoreUnreachable):
+                store.refresh()
+        assert told == state
 
 
 def test_a_poll_sees_what_was_written_before(replica: Replica, files: list[bytes]) -> None:
