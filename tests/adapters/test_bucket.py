@@ -187,6 +187,8 @@ def test_the_contract_of_a_store(opened: Open, files: list[bytes], mrpc: bytes) 
     store = opened()
     assert store.entries() == before
     assert bytes(store.read("sst2", a)) == files[0]
+    with store.open("sst2", a) as file:
+        assert file.read() == files[0]
     assert store.get("sst2").digest == a.digest
     assert store.cached(a.digest)
     assert store.held(a.digest) is store.get("sst2")
