@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
     if service.replication is not None:
-        app.add_middleware(Generations, replication=service.replication)
+        app.add_middleware(Generations, replication=service.replication, guard=guard)
     app.add_middleware(
         BodyLimit,
         max_body_bytes=settings.max_body_bytes,

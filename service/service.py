@@ -112,6 +112,7 @@ class Service:
         finally:
             self.stopping = True
             await self.batcher.close()
+            self.writers.shutdown(wait=False, cancel_futures=True)
             if self.replication is not None:
                 await asyncio.to_thread(self.replication.stop)
             if self.tracing is not None:

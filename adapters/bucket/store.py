@@ -460,6 +460,12 @@ class BucketStore:
                 f"the store {self.url} is read-only: {self._why_read_only}; expected a bucket that"
                 " this process may write to"
             )
+        if self._thread is not None and not self.reached:
+            # who follows the log knows when that has changed, and writes would wait for it in vain
+            raise StoreUnreachable(
+                f"the bucket {self.url} gave no answer when it was last read; expected one before a"
+                " write"
+            )
         try:
             if self._unverified:
                 self._verify()
