@@ -31,8 +31,9 @@ MAX_LABELS_CHARACTERS = 65_536
 MAX_NAME_CHARACTERS = 1024
 MAX_TRAINING_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
-# C0 and C1 controls, DEL, and the line and paragraph separators.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# C0 and C1 controls, DEL, the line and paragraph separators, and what embeds, overrides or isolates
+# a direction of text (UAX #9): it would turn round what a page or a log shows beside it.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # The same, but a note or a template may have several lines.
 _CONTROL_BUT_LINES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 

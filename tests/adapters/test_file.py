@@ -361,7 +361,7 @@ SPECS: list[tuple[str, Any, str]] = [
     ),
     *(
         ("labels", ["a", f"b{control}"], "'b.*' holds a control character; expected printable")
-        for control in ("\x1b[31m", "\n", "\x00", "\x7f", "\x85", "\u2028")
+        for control in ("\x1b[31m", "\n", "\x00", "\x7f", "\x85", "\u2028", "\u202e", "\u2067")
     ),
     ("backbone.name", "a\x1b]0;b\x07", "holds a control character; expected printable text"),
     ("backbone.name", "a" * 1025, "backbone.name is .* at most 1024 characters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from training.errors import NonFiniteLoss, TrainingError
 from training.evaluate import predict, scores
 from training.fit import fit
 from training.methods import build
+from training.probe import probe_texts
 from training.progress import Progress
 from training.train import Trained, measure, train
 
@@ -271,6 +273,18 @@ def test_rows_that_are_cut_are_told(bert: Backbone) -> None:
     assert "were cut" in sentence
 
 
+def test_a_length_beyond_the_backbone_s_is_told(bert: Backbone) -> None:
+    """A `--max-length` that the backbone cannot take is told, with the one that is used."""
+    told: list[str] = []
+    measured = measure(
+        bert, SINGLE, SINGLE, dataclasses.replace(QUICK, max_length=4096), say=told.append
+    )
+    assert measured.done.step == measured.done.steps
+    assert told == [
+        f"--max-length is 4096, but the backbone takes {bert.max_length} tokens at most"
+    ]
+
+
 def test_numbers_far_from_one_are_told(bert: Backbone) -> None:
     """Numbers too large to be learned as they are are told."""
     far = Dataset("regression", ("score",), SINGLE.texts, [1e5 * i for i in range(32)])
@@ -290,6 +304,15 @@ def test_a_file_holds_no_text_of_the_data(bert: Backbone) -> None:
     assert not texts & set(trained.spec.probe.inputs)
     given = train("toy", bert, SINGLE, SINGLE, QUICK, probe=[("my own text",)])
     assert given.spec.probe.inputs == (("my own text",),)
+
+
+def test_a_probe_that_no_file_could_hold_is_refused(tmp_path: Path) -> None:
+    """Texts for the probe that are long in characters, though perhaps short in tokens, are refused
+    before the training, not at its end."""
+    file = tmp_path / "probe.jsonl"
+    file.write_text(json.dumps({"text": "x" * 1_100_000}) + "\n")
+    with pytest.raises(TrainingError, match="have 1100000 characters; expected at most 64000"):
+        probe_texts(file, text_pair=False)
 
 
 def test_what_a_file_cannot_say_is_refused_before_the_first_step(bert: Backbone) -> None:
