@@ -51,6 +51,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/data \
     ADAMIX_HOST=0.0.0.0 \
     ADAMIX_STORE=/data/store \
+    ADAMIX_CACHE=/data/cache \
     ADAMIX_SEED=/app/store
 WORKDIR /app
 # A number, so that Kubernetes' runAsNonRoot can tell.

@@ -36,6 +36,10 @@ NOT_RUN = {
     ". .venv/bin/activate": "the tests have an environment already",
     "pip install": "installs; CI's own targets do the same",
     "docker compose up": "containers: deploy/check.sh looks at what it starts",
+    "echo ADAMIX_ADMIN_KEY=": "for the line that follows it",
+    "docker compose --profile scale up": "containers: tests/test_kubernetes.py reads the profile",
+    "curl 'localhost:8080/": "Envoy: tests/service/test_balancer.py has one",
+    "kubectl ": "a cluster: tests/test_kubernetes.py builds the manifests",
     "python -m benchmarks.gpu": (
         "a GPU; tests/benchmarks/test_gpu_benchmark.py runs it on a CPU at sizes that measure"
         " nothing"

@@ -297,7 +297,8 @@ def test_digests_are_pinned_once_all_are_known(tmp_path: Path) -> None:
             f"python:3.11-slim@{digest}"
         ]
         images = re.findall(r"^    image: (\S+:\S+)$", after[1], re.M)
-        assert [image.partition("@")[2] for image in images] == [digest, digest]
+        assert len(images) == 4
+        assert {image.partition("@")[2] for image in images} == {digest}
         undone = [text.replace(f"@{digest}", "") for text in after]
         assert undone == before
 
@@ -308,7 +309,7 @@ def test_every_base_image_can_be_pinned() -> None:
     stages = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.M)
     assert stages == ["${PYTHON_IMAGE}"] * 2
     images = re.findall(r"^ *image: (\S+)", (ROOT / "compose.yaml").read_text(), re.M)
-    assert [image for image in images if ":" not in image] == ["adamix-serve"]
+    assert {image for image in images if ":" not in image} == {"adamix-serve"}
 
 
 def test_the_sbom_holds_each_package_with_its_digests(tmp_path: Path) -> None:
