@@ -93,6 +93,7 @@ class BucketStore:
         self._next_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._unverified = False
+        self._silent = False  # the bucket, when it was read last
         self.reached = False
         self._told = told
         self._readable = False  # as was told last
@@ -320,12 +321,14 @@ class BucketStore:
             self._log.refresh()
             self._kept.write(self._log.state)
         except StoreError as error:
+            self._silent = isinstance(error, StoreUnreachable)
             self.reached = False
             self._failed()
             if self._readable:
                 self._readable = False
                 self._told(error)
             raise
+        self._silent = False
         self.reached = True
         if not self._readable:
             self._readable = True
@@ -460,7 +463,7 @@ class BucketStore:
                 f"the store {self.url} is read-only: {self._why_read_only}; expected a bucket that"
                 " this process may write to"
             )
-        if self._thread is not None and not self.reached:
+        if self._thread is not None and self._silent:
             # who follows the log knows when that has changed, and writes would wait for it in vain
             raise StoreUnreachable(
                 f"the bucket {self.url} gave no answer when it was last read; expected one before a"

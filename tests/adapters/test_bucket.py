@@ -614,6 +614,10 @@ def test_a_change_of_a_newer_format(bucket: Faulty, replica: Replica, files: lis
     assert store.generation == 2
     assert not store.reached
     assert store.get("sst2").digest == parse(files[0]).digest
+    store.follow(0.01)
+    assert store.soon().exception(20) is not None
+    with pytest.raises(StoreError, match="has format 2"):  # not that the bucket gives no answer
+        store.put(parse(files[1]))
 
 
 def test_two_backbones_on_one_prefix(replica: Replica) -> None:
