@@ -213,6 +213,8 @@ class BucketStore:
         """Read a version's file and check its sha256. Raises DamagedAdapter, StoreUnreachable, or
         as `find` if it was deleted meanwhile."""
         self.find(task, version.digest)
+        if not self._blobs.path(version.digest).exists():
+            self._check_answers()
         try:
             return self._blobs.read(version.digest)
         except StoreUnreachable:
@@ -456,6 +458,15 @@ class BucketStore:
                 f" {error}"
             ) from None
 
+    def _check_answers(self) -> None:
+        """Raises StoreUnreachable where the thread that follows the log got no answer last: it will
+        notice the next one, for which all who ask would wait in vain."""
+        if self._thread is not None and self._silent:
+            raise StoreUnreachable(
+                f"the bucket {self.url} gave no answer when it was read last; expected one: try"
+                " again in a second"
+            )
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         if self._why_read_only is not None:
@@ -463,12 +474,7 @@ class BucketStore:
                 f"the store {self.url} is read-only: {self._why_read_only}; expected a bucket that"
                 " this process may write to"
             )
-        if self._thread is not None and self._silent:
-            # who follows the log knows when that has changed, and writes would wait for it in vain
-            raise StoreUnreachable(
-                f"the bucket {self.url} gave no answer when it was last read; expected one before a"
-                " write"
-            )
+        self._check_answers()
         try:
             if self._unverified:
                 self._verify()

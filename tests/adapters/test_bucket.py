@@ -317,12 +317,38 @@ def test_a_write_to_a_lost_bucket_is_refused_at_once(tmp_path: Path, files: list
         bucket.before = gone
         until(lambda: not store.reached)
         bucket.after = lambda name, _key: calls.append(name)
-        with pytest.raises(StoreUnreachable, match="gave no answer when it was last read"):
+        with pytest.raises(StoreUnreachable, match="gave no answer when it was read last"):
             store.put(parse(files[0]))
         assert calls == []
         bucket.before = lambda *_: None
         until(lambda: store.reached)
         store.put(parse(files[0]))
+
+
+def test_a_file_of_a_lost_bucket_is_refused_at_once(
+    bucket: Faulty, replica: Replica, files: list[bytes]
+) -> None:
+    """A store that could not read its log last does not try to fetch a file that it has no copy
+    of; one that it has a copy of is read."""
+    first, second = (parse(data) for data in files[:2])
+    here = replica()
+    here.put(first)
+    replica().put(second)
+    here.refresh()
+    here.follow(0.01)
+    asked: list[str] = []
+
+    def lost(name: str, key: str) -> None:
+        if key.startswith("blobs/"):
+            asked.append(key)
+        gone(name, key)
+
+    bucket.before = lost
+    until(lambda: not here.reached)
+    with pytest.raises(StoreUnreachable, match="gave no answer when it was read last"):
+        here.get("sst2", second.digest)
+    assert asked == []
+    assert here.get("sst2", first.digest).digest == first.digest
 
 
 def test_a_lost_bucket_is_told_once(bucket: Faulty, replica: Replica) -> None:

@@ -152,15 +152,18 @@ def test_without_the_bucket(
     how: str,
     s3: S3,
     bert_folder: Path,
+    bert: Backbone,
     cache: Path,
     clients: list[httpx2.Client],
     files: list[bytes],
 ) -> None:
-    """P4: while the bucket is stopped or killed, each replica predicts and is ready, but not fresh,
-    and refuses writes; one that begins then serves what its disk holds; once the bucket is back,
-    writes hold again."""
+    """P4: while the bucket is stopped or killed, each replica predicts, lists what it has and is
+    ready, but not fresh, and refuses writes; one that begins then serves what its disk holds; once
+    the bucket is back, writes hold again."""
     upload(clients[0], files[0])
     assert [version(predict(client)) for client in clients]
+    # the others know of it, and have no copy
+    upload(clients[0], random_adapter(bert, "elsewhere", ["no", "yes"])[2])
     with replica(s3, bert_folder, cache / "late"):
         pass
     if how == "stopped":
@@ -173,6 +176,9 @@ def test_without_the_bucket(
             assert predict(client).status_code == 200
             assert client.get("/ready").status_code == 200
             assert client.get("/fresh").json()["error_type"] == "Stale"
+            listed = client.get("/adapters")
+            assert listed.status_code == 200, listed.text
+            assert "sst2" in {each["task"] for each in listed.json()}
             answer = predict(client, **{"X-Adamix-Generation": "99999"})
             assert answer.json()["error_type"] == "BehindGeneration"
             answer = client.post("/adapters", files={"file": files[1]})
@@ -182,7 +188,7 @@ def test_without_the_bucket(
             assert sample(client, "adamix_store_errors_total") > 0
         if how == "killed":
             with replica(s3, bert_folder, cache / "late") as late, late.client() as client:
-                assert client.get("/ready").json()["tasks"] == 1
+                assert client.get("/ready").json()["tasks"] == 2
                 assert client.get("/fresh").status_code == 503
     finally:
         if how == "stopped":

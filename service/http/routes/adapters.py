@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from adapters.entry import Entry
-from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
+from adapters.errors import DamagedAdapter, StoreUnreachable, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
 from service.http import examples
 from service.http.body import parse_body, read_body
@@ -125,9 +125,9 @@ def list_adapters(
     entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
     found: list[AdapterInfo] = []
     for entry in entries[offset : None if limit is None else offset + limit]:
-        # One that was deleted meanwhile, or is damaged on disk, is left out; a request for it says
-        # why.
-        with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter):
+        # One that was deleted meanwhile, is damaged on disk, or is in a bucket that does not answer
+        # is left out; a request for it says why.
+        with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter, StoreUnreachable):
             found.append(listed(service, entry) if details else info(service, entry))
     return as_json(found, {"X-Total-Count": str(len(entries))})
 
