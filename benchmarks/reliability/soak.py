@@ -105,7 +105,7 @@ def soak(
             store = Path(folder) / f"store-{workers}"
             with service(store, name, start, workers=workers) as server:
                 part = Part(workers)
-                run = _Run(server, tasks, part, findings, random.Random(workers))
+                run = Run(server, tasks, part, findings, random.Random(workers))
                 uvloop.run(run.run(60 * minutes / 2, requests // 2, swaps // 2))
                 findings.check_log(server)
             parts.append(part)
@@ -118,7 +118,7 @@ def soak(
     }
 
 
-class _Run:
+class Run:
     """Callers and a swapper at one server."""
 
     def __init__(
@@ -128,7 +128,9 @@ class _Run:
         part: Part,
         findings: Findings,
         chance: random.Random,
+        connections: int = CONNECTIONS,
     ) -> None:
+        self._connections = connections
         self._server, self._part, self._findings, self._chance = server, part, findings, chance
         self._served = [Served(task, [task.versions[0]], set()) for task in tasks]
         self._over = False
@@ -142,8 +144,8 @@ class _Run:
         asks = [self._ask() for _ in range(2000)]
         started = time.monotonic()
         callers = [
-            asyncio.create_task(self._call(itertools.cycle(asks[i::CONNECTIONS]), requests))
-            for i in range(CONNECTIONS)
+            asyncio.create_task(self._call(itertools.cycle(asks[i :: self._connections]), requests))
+            for i in range(self._connections)
         ]
         swapping = asyncio.create_task(self._swap(writer, started, seconds, requests, swaps))
         sampling = asyncio.create_task(self._sample(started, seconds, requests))
