@@ -55,7 +55,7 @@ def replicas(
                 uvloop.run(_killed(run, several, seconds, swaps, kills, chance))
             answered = [each.answered() for each in several]
             for each in several:
-                findings.check_log(each)  # type: ignore[arg-type]  # it has `said`
+                findings.check_log(each)
     return {
         "backbone": "two layers of 32" if backbone == TINY else backbone,
         "replicas": REPLICAS,

@@ -11,14 +11,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 import psutil
 import uvloop
 
-from benchmarks.http.server import Server, Start, service, started
+from benchmarks.http.server import Start, service, started
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task, Version
 from benchmarks.reliability.client import Answer, Connection, NoAnswer, request, upload
@@ -118,12 +118,21 @@ def soak(
     }
 
 
+class Asked(Protocol):
+    """What is asked: one server, or several behind one address."""
+
+    @property
+    def url(self) -> str: ...
+
+    def processes(self) -> list[psutil.Process]: ...
+
+
 class Run:
     """Callers and a swapper at one server."""
 
     def __init__(
         self,
-        server: Server,
+        server: Asked,
         tasks: list[Task],
         part: Part,
         findings: Findings,
@@ -309,7 +318,7 @@ def _asked(
     return Ask(request("POST", f"/predict?{query}", adapters.body(inputs)), wanted, several)
 
 
-def measured(server: Server, seconds: float, requests: int) -> Sample:
+def measured(server: Asked, seconds: float, requests: int) -> Sample:
     """What the server's processes hold."""
     sample = Sample(seconds, requests, 0, 0, 0, 0)
     for process in server.processes():

@@ -229,7 +229,8 @@ class LogModel(RuleBasedStateMachine):
     @rule()
     def outage(self) -> None:
         """Long enough for the outcome of a write to stay unknown."""
-        self.server.write_faults.extend(["lost", *["gone"] * 20])
+        self.server.write_faults.append("lost")
+        self.server.write_faults.extend(["gone"] * 20)
 
     @rule()
     def heal(self) -> None:
