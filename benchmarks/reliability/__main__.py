@@ -122,7 +122,7 @@ def overload(
 def replicas(
     minutes: Annotated[float, typer.Option(help="Of requests.")] = 8,
     swaps: Annotated[int, typer.Option(help="Of active versions, evenly over it.")] = 100,
-    kills: Annotated[int, typer.Option(help="Of a replica, evenly over it.")] = 8,
+    kills: Annotated[int, typer.Option(help="Of a replica, evenly over it.")] = 12,
     backbone: Named = TINY,
     seed: Seed = 0,
     out: Out = None,
