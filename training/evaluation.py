@@ -15,10 +15,10 @@ from adapters.text import encode
 from training import advice
 from training.data import Columns, Dataset, read_labelled
 from training.errors import DataError, TrainingError
-from training.evaluate import predict
 from training.hardware import device_of
 from training.judgement import Judgement, judge
 from training.processes import current
+from training.scoring import predict
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.disk import write_atomically
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import scores
+from training.scoring import scores
 
 BINS = 10  # of probabilities, equally wide
 WORST = 20

@@ -21,14 +21,14 @@ from training.command_line import check_output
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import main_metric
 from training.folder import Folders
 from training.jsonl import append, check_appendable, recorded
+from training.one_run import Measured, Trained, check_servable, measure, train
 from training.probe import probe_texts
 from training.processes import current
 from training.progress import Progress
 from training.record import record
-from training.train import Measured, Trained, check_servable, measure, train
+from training.scoring import main_metric
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from training.checkpoint import Checkpoints
 from training.config import SERVABLE, SERVABLE_NAMES, Recipe
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import predict, predict_unmerged, scores
 from training.fit import fit
 from training.hardware import hardware
 from training.head_first import fit_head
 from training.methods import build, trained_parameters
 from training.probe import probe_of
 from training.progress import Progress
+from training.scoring import predict, predict_unmerged, scores
 from training.warm_start import begin_as
 
 FAR = 10  # STS-B's scores go to 5
