@@ -23,8 +23,11 @@ from training.command_line import (
     LabelColumn,
     LabelSeparator,
     PairColumn,
+    Predictions,
+    Report,
     TextColumn,
     TrainsByDefault,
+    check_outputs,
     explaining_what_lacks,
 )
 from training.errors import TrainingError
@@ -108,6 +111,8 @@ def main(
             ),
         ),
     ] = None,
+    report: Report = None,
+    predictions: Predictions = None,
     run_dir: Annotated[
         Path | None,
         _results(
@@ -219,7 +224,12 @@ def main(
                 "--resume stands without --run-dir; expected the folder to go on in"
             )
         metric = metric or (known.metric if known else None)
-        runs = Runs(task, out, scores, metric, folders, begun, probe)
+        runs = Runs(task, out, scores, metric, folders, begun, probe, report, predictions)
+        if processes.main:
+            check_outputs(
+                {"--report": report, "--predictions": predictions},
+                (train, dev, out, probe, scores, choices["init"]),
+            )
         runs.check(recipe, numbers)
         # Of several processes only the main one may say anything: what the others would, `join` has
         # silenced.

@@ -16,12 +16,13 @@ from training.command_line import (
     LabelColumn,
     LabelSeparator,
     PairColumn,
+    Predictions,
+    Report,
     TextColumn,
-    check_output,
+    check_outputs,
     explaining_what_lacks,
 )
 from training.data import Columns
-from training.errors import TrainingError
 
 _results = functools.partial(typer.Option, rich_help_panel="Results")
 _data = functools.partial(typer.Option, rich_help_panel=DATA)
@@ -35,20 +36,8 @@ def evaluate(
     label_column: LabelColumn = "label",
     label_separator: LabelSeparator = "|",
     positive: Annotated[str | None, _results(help="The label whose F1 is reported.")] = None,
-    report: Annotated[
-        Path | None,
-        _results(
-            metavar="FILE",
-            help=(
-                "A page (.html): each label's scores, confusion matrix, calibration, the worst"
-                " errors."
-            ),
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        _results(metavar="FILE", help="A table (.csv) with the answer to each row."),
-    ] = None,
+    report: Report = None,
+    predictions: Predictions = None,
     as_json: Annotated[bool, _results("--json", help="Print all of it as JSON.")] = False,
     backbone: Annotated[
         str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")
@@ -74,7 +63,7 @@ def evaluate(
         from training.report import write_report
 
     try:
-        _check_outputs(report, predictions, inputs=(adapter, dev))
+        check_outputs({"--report": report, "--predictions": predictions}, (adapter, dev))
         columns = Columns(text_column, pair_column, label_column, label_separator)
         found = evaluated(adapter, dev, columns, backbone, device, positive)
         judged = found.judgement
@@ -94,22 +83,17 @@ def evaluate(
             write_predictions(predictions, found.dataset, found.logits)
             typer.echo(f"{predictions}: {judged.rows} answers", err=as_json)
         if report is not None:
-            write_report(report, judged, found.adapter, str(dev), found.hints)
+            spec = found.adapter.spec
+            write_report(
+                report,
+                spec.task,
+                judged,
+                str(dev),
+                found.hints,
+                found.adapter,
+                spec.training.get("recipe", {}),
+            )
             typer.echo(f"{report}: open it in a browser", err=as_json)
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-
-
-def _check_outputs(report: Path | None, predictions: Path | None, inputs: tuple[Path, ...]) -> None:
-    taken = {path.resolve() for path in inputs}
-    for option, path in (("--report", report), ("--predictions", predictions)):
-        if path is None:
-            continue
-        check_output(option, path)
-        if path.resolve() in taken:
-            raise TrainingError(
-                f"{option} is {path}, which this command needs for something else; expected"
-                " another file"
-            )
-        taken.add(path.resolve())
