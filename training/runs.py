@@ -20,7 +20,7 @@ from adapters.text import TextInput
 from training import advice, few_shot, progress
 from training.command_line import check_output
 from training.config import Recipe
-from training.curves import curve
+from training.curves import Curve, curve
 from training.data import Dataset
 from training.errors import TrainingError
 from training.folder import Folders
@@ -33,6 +33,7 @@ from training.progress import Progress
 from training.record import record
 from training.report import write_report
 from training.scoring import main_metric
+from training.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Runs:
         for recipe in recipes:
             done = self._one(backbone, sets, recipe, subset, probe)
             measured = done.measured
-            if measured.done.step != measured.done.steps:
+            if not measured.finished:
                 # Ctrl-C is meant for the whole command, and half a run is no result
                 self._look_into(done, sets[1], recipe, [])
                 return lines
@@ -173,19 +174,31 @@ class Runs:
                     self.warm_start,
                     probe,
                     typer.echo,
+                    self.metric,
                 )
                 measured = trained.measured
             else:
                 trained = None
                 measured = measure(
-                    backbone, *sets, recipe, report, checkpoints, self.warm_start, typer.echo
+                    backbone,
+                    *sets,
+                    recipe,
+                    report,
+                    checkpoints,
+                    self.warm_start,
+                    typer.echo,
+                    self.metric,
                 )
             if metrics is not None:
+                for epoch in measured.selection.history if measured.selection else ():
+                    metrics.held_out(epoch.step, epoch.scores)
                 metrics.scores(measured.done.step, recipe.evaluate, measured.scores)
         done = measured.done
         if done.step != done.steps:
-            kept = "; --resume goes on" if folder is not None else ""
+            kept = "; --resume goes on" if folder is not None and not measured.finished else ""
             typer.echo(f"stopped early, after {done.step} of {done.steps} steps{kept}")
+        if measured.selection is not None:
+            typer.echo(_told(measured.selection))
         shown = "  ".join(f"{metric} {value:.4f}" for metric, value in measured.scores.items())
         typer.echo(f"dev ({len(sets[1].texts)} rows, {_judged(recipe)}): {shown}")
         adapter = None
@@ -218,7 +231,7 @@ class Runs:
                 hints,
                 done.adapter,
                 dataclasses.asdict(recipe),
-                [each for each in [curve("Training loss", done.points)] if each is not None],
+                _curves(done),
             )
             typer.echo(f"{self.report}: open it in a browser")
 
@@ -232,6 +245,26 @@ class _Done:
     adapter: Adapter | None
     losses: list[float]
     points: list[tuple[int, float]]
+
+
+def _curves(done: _Done) -> list[Curve]:
+    found = [curve("Training loss", done.points)]
+    selection = done.measured.selection
+    if selection is not None:
+        points = [(each.step, each.scores[selection.metric]) for each in selection.history]
+        found.append(curve(f"{selection.metric} on the held-out rows", points))
+    return [each for each in found if each is not None]
+
+
+def _told(selection: Selection) -> str:
+    best, metric = selection.best, selection.metric
+    if best is None:
+        return "no epoch was whole, so none was selected"
+    last = selection.history[-1]
+    return (
+        f"selected epoch {best.epoch}: {metric} {best.scores[metric]:.4f} on the held-out rows"
+        f" (epoch {last.epoch}, the last: {last.scores[metric]:.4f})"
+    )
 
 
 def read_seeds(text: str) -> list[int]:
