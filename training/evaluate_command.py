@@ -59,8 +59,6 @@ def evaluate(
     """
     with explaining_what_lacks():
         from training.evaluation import evaluated
-        from training.judgement import write_predictions
-        from training.report import write_report
 
     try:
         check_outputs({"--report": report, "--predictions": predictions}, (adapter, dev))
@@ -80,19 +78,10 @@ def evaluate(
             for hint in found.hints:
                 typer.echo(f"hint: {hint}")
         if predictions is not None:
-            write_predictions(predictions, found.dataset, found.logits)
+            found.predictions(predictions)
             typer.echo(f"{predictions}: {judged.rows} answers", err=as_json)
         if report is not None:
-            spec = found.adapter.spec
-            write_report(
-                report,
-                spec.task,
-                judged,
-                str(dev),
-                found.hints,
-                found.adapter,
-                spec.training.get("recipe", {}),
-            )
+            found.report(report)
             typer.echo(f"{report}: open it in a browser", err=as_json)
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)

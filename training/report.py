@@ -1,4 +1,4 @@
-"""A judgement as a page: one HTML file that needs no network."""
+"""A judgement, or a comparison of runs, as a page: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jinja2
 from adapters.card import card
 from adapters.disk import write_atomically
 from adapters.file import Adapter
+from training.comparison import Comparison, shown
 from training.config import Recipe
 from training.curves import HEIGHT, WIDTH, Curve
 from training.errors import TrainingError
@@ -51,6 +52,25 @@ def write_report(
         curves=curves,
         size=(WIDTH, HEIGHT),
     )
+    _write(path, page)
+
+
+def write_comparison(path: Path, found: Comparison) -> None:
+    """Raises TrainingError."""
+    ends = [end for group in found.groups for end in group.interval or ()]
+    values = [value for group in found.groups for value in group.scores[found.metric]]
+    low, high = min(values + ends), max(values + ends)
+    page = TEMPLATES.get_template("comparison.html").render(
+        found=found,
+        low=low,
+        high=high,
+        place=lambda value: round(240 * (value - low) / (high - low or 1.0), 1),
+        shown=shown,
+    )
+    _write(path, page)
+
+
+def _write(path: Path, page: str) -> None:
     try:
         write_atomically(path, page.encode())
     except OSError as error:

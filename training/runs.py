@@ -56,8 +56,7 @@ class Runs:
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
         """Find out before the training, not after it, what could not be written. Raises
         TrainingError."""
-        if not re.fullmatch(TASK_PATTERN, self.task):
-            raise TrainingError(f"task is {self.task!r}; expected a name of {TASK_PATTERN}")
+        check_task(self.task)
         if not current().main:
             # the main one looks after the files; this one would find those that it has just made
             return
@@ -265,6 +264,12 @@ def _told(selection: Selection) -> str:
         f"selected epoch {best.epoch}: {metric} {best.scores[metric]:.4f} on the held-out rows"
         f" (epoch {last.epoch}, the last: {last.scores[metric]:.4f})"
     )
+
+
+def check_task(task: str) -> None:
+    """Raise TrainingError for what is no task's name."""
+    if not re.fullmatch(TASK_PATTERN, task):
+        raise TrainingError(f"task is {task!r}; expected a name of {TASK_PATTERN}")
 
 
 def read_seeds(text: str) -> list[int]:
