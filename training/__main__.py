@@ -30,6 +30,7 @@ from training.command_line import (
     check_outputs,
     explaining_what_lacks,
 )
+from training.compare_command import compare
 from training.errors import TrainingError
 from training.evaluate_command import evaluate
 from training.options import as_in_the_paper, with_recipe
@@ -47,6 +48,7 @@ _steps = functools.partial(typer.Option, rich_help_panel=config.STEPS)
 _machine = functools.partial(typer.Option, rich_help_panel=config.MACHINE)
 
 app.command("evaluate", epilog=EXIT_CODES)(evaluate)
+app.command("compare", epilog=EXIT_CODES)(compare)
 
 
 @app.command(TRAIN, epilog=EXIT_CODES)
@@ -187,6 +189,10 @@ def main(
     An adapter file on labelled rows:
 
         python -m training evaluate tickets.safetensors --dev dev.csv
+
+    Runs side by side:
+
+        python -m training compare runs/*
     """
     # here, since torch and transformers take seconds to import, which help and completion do not
     # wait for
