@@ -29,7 +29,13 @@ _data = functools.partial(typer.Option, rich_help_panel=DATA)
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADAPTER",
+            help="An adapter file; with `--url`, a task of that service, or TASK@VERSION.",
+        ),
+    ],
     dev: Annotated[Path, _data(metavar="FILE", help="Labelled rows: .jsonl, .csv or .tsv.")],
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
@@ -42,6 +48,14 @@ def evaluate(
     backbone: Annotated[
         str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")
     ] = "embedded",
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A running service that answers instead of this process."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar="ADAMIX_API_KEY", help="The service's key, if any."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
@@ -56,14 +70,23 @@ def evaluate(
 
         python -m training evaluate tickets.safetensors --dev dev.csv \\
             --report report.html --predictions predictions.csv
+
+    What the clients of a running service get:
+
+        python -m training evaluate tickets --dev dev.csv \\
+            --url http://localhost:8000
     """
     with explaining_what_lacks():
         from training.evaluation import evaluated
+        from training.served import evaluated_by_service
 
     try:
-        check_outputs({"--report": report, "--predictions": predictions}, (adapter, dev))
+        check_outputs({"--report": report, "--predictions": predictions}, (Path(adapter), dev))
         columns = Columns(text_column, pair_column, label_column, label_separator)
-        found = evaluated(adapter, dev, columns, backbone, device, positive)
+        if url is not None:
+            found = evaluated_by_service(adapter, url, key, dev, columns, positive)
+        else:
+            found = evaluated(Path(adapter), dev, columns, backbone, device, positive)
         judged = found.judgement
         if as_json:
             typer.echo(json.dumps({"version": found.adapter.digest, **dataclasses.asdict(judged)}))
