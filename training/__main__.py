@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -161,6 +161,16 @@ def main(
             help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.",
         ),
     ] = None,
+    search: Annotated[
+        Literal["small"] | None,
+        _steps(
+            metavar="NAME",
+            help=(
+                "`small`: try a few learning rates, then twice the epochs, on rows held out of the"
+                " training rows, before the training."
+            ),
+        ),
+    ] = None,
     device: Annotated[
         str | None, _machine(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
@@ -203,6 +213,7 @@ def main(
         from training.hardware import device_of
         from training.processes import join, speaks_for_machine
         from training.runs import Runs, read_seeds
+        from training.search import Search
 
     try:
         processes = join()
@@ -245,10 +256,14 @@ def main(
             else contextlib.nullcontext()
         ):
             sets, subset = _sets(task, train, dev, glue_dir, columns, problem_type)
-            recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
             target = device_of(device, processes)
             model = backbones.load(backbone)
             model.encoder.to(target)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
+            if search is not None:
+                file = None if folders is None else folders.search
+                found = Search(model, sets[0], metric, begun, file)
+                recipe = found.small(recipe)
+            recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
             lines = runs.run(model, sets, recipes, subset)
         if as_json:
             typer.echo("\n".join(json.dumps(line) for line in lines), nl=bool(lines))
