@@ -86,7 +86,7 @@ def running(
 
 
 def service(
-    store: Path, backbone: str, start: Start = started, **settings: object
+    store: Path | str, backbone: str, start: Start = started, **settings: object
 ) -> contextlib.AbstractContextManager[Server]:
     """This repository's service on a store, with `settings` (names as in ADAMIX_…)."""
     given = {f"ADAMIX_{name.upper()}": str(value) for name, value in settings.items()}
@@ -108,10 +108,10 @@ def front_end(
     )
 
 
-def _settings(store: Path, backbone: str, log_level: str) -> dict[str, str]:
+def _settings(store: Path | str, backbone: str, log_level: str) -> dict[str, str]:
     settings = {
         "STORE": str(store),
-        "SEED": str(store / "none"),
+        "SEED": "none",
         "BACKBONE": backbone,
         "LOG_LEVEL": log_level,
         "MAX_WAIT_SECONDS": "100",  # what is measured is how long answers take, not what is refused

@@ -5,6 +5,7 @@
     python -m benchmarks.reliability disk                 # full, read-only, lying, removed, shared
     python -m benchmarks.reliability hostile              # files and requests that lie
     python -m benchmarks.reliability overload             # three times what it can do
+    python -m benchmarks.reliability replicas             # three on one bucket, behind Envoy
     python -m benchmarks.reliability page                 # the figures → docs/reliability.md
 
 Each starts real server processes, prints a table, writes JSON, and ends with exit code 1 and a
@@ -25,6 +26,7 @@ from benchmarks.reliability import disk as disks
 from benchmarks.reliability import hostile as attacks
 from benchmarks.reliability import overload as overloads
 from benchmarks.reliability import page as pages
+from benchmarks.reliability import replicas as several
 from benchmarks.reliability import soak as soaks
 from benchmarks.reliability.adapters import TINY
 from benchmarks.reliability.forks import forks
@@ -114,6 +116,22 @@ def overload(
     findings = Findings()
     figures = overloads.overload(backbone, 60 * minutes, findings)
     finish("overload", figures, overloads.rows(figures), findings, out)
+
+
+@app.command()
+def replicas(
+    minutes: Annotated[float, typer.Option(help="Of requests.")] = 8,
+    swaps: Annotated[int, typer.Option(help="Of active versions, evenly over it.")] = 100,
+    kills: Annotated[int, typer.Option(help="Of a replica, evenly over it.")] = 12,
+    backbone: Named = TINY,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Three replicas on one bucket behind Envoy: kill -9 of one after the other while versions are
+    swapped, each answer checked."""
+    findings = Findings()
+    figures = several.replicas(backbone, 60 * minutes, swaps, kills, findings, seed)
+    finish("replicas", figures, several.rows(figures), findings, out)
 
 
 @app.command()

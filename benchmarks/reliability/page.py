@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.http.server import ROOT
+from benchmarks.reliability import replicas
 from benchmarks.reliability.report import RESULTS
 
 PAGE = ROOT / "docs/reliability.md"
@@ -183,6 +184,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "disk": disk,
     "hostile": hostile,
     "overload": overload,
+    "replicas": replicas.rows,
 }
 
 

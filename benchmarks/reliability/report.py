@@ -10,20 +10,25 @@ from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.http.server import Server
 from training.hardware import hardware
 
 RESULTS = Path("benchmarks/results/reliability")
 MOST_SENTENCES = 20  # of one kind that are kept; all are counted
 # What a log must not hold, whatever was sent.
 TRACES = ("Traceback (most recent call last)", "internal error", "exception was never retrieved")
+
+
+class Logged(Protocol):
+    """A server with a log."""
+
+    def said(self) -> str: ...
 
 
 class Findings:
@@ -44,7 +49,7 @@ class Findings:
         if not true:
             self.wrong(kind, sentence)
 
-    def check_log(self, server: Server) -> None:
+    def check_log(self, server: Logged) -> None:
         """Count each traceback in a server's log."""
         for line in server.said().splitlines():
             if any(trace in line for trace in TRACES):

@@ -11,14 +11,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 import psutil
 import uvloop
 
-from benchmarks.http.server import Server, Start, service, started
+from benchmarks.http.server import Start, service, started
 from benchmarks.reliability import adapters
 from benchmarks.reliability.adapters import TINY, Task, Version
 from benchmarks.reliability.client import Answer, Connection, NoAnswer, request, upload
@@ -105,7 +105,7 @@ def soak(
             store = Path(folder) / f"store-{workers}"
             with service(store, name, start, workers=workers) as server:
                 part = Part(workers)
-                run = _Run(server, tasks, part, findings, random.Random(workers))
+                run = Run(server, tasks, part, findings, random.Random(workers))
                 uvloop.run(run.run(60 * minutes / 2, requests // 2, swaps // 2))
                 findings.check_log(server)
             parts.append(part)
@@ -118,17 +118,28 @@ def soak(
     }
 
 
-class _Run:
+class Asked(Protocol):
+    """What is asked: one server, or several behind one address."""
+
+    @property
+    def url(self) -> str: ...
+
+    def processes(self) -> list[psutil.Process]: ...
+
+
+class Run:
     """Callers and a swapper at one server."""
 
     def __init__(
         self,
-        server: Server,
+        server: Asked,
         tasks: list[Task],
         part: Part,
         findings: Findings,
         chance: random.Random,
+        connections: int = CONNECTIONS,
     ) -> None:
+        self._connections = connections
         self._server, self._part, self._findings, self._chance = server, part, findings, chance
         self._served = [Served(task, [task.versions[0]], set()) for task in tasks]
         self._over = False
@@ -142,8 +153,8 @@ class _Run:
         asks = [self._ask() for _ in range(2000)]
         started = time.monotonic()
         callers = [
-            asyncio.create_task(self._call(itertools.cycle(asks[i::CONNECTIONS]), requests))
-            for i in range(CONNECTIONS)
+            asyncio.create_task(self._call(itertools.cycle(asks[i :: self._connections]), requests))
+            for i in range(self._connections)
         ]
         swapping = asyncio.create_task(self._swap(writer, started, seconds, requests, swaps))
         sampling = asyncio.create_task(self._sample(started, seconds, requests))
@@ -307,7 +318,7 @@ def _asked(
     return Ask(request("POST", f"/predict?{query}", adapters.body(inputs)), wanted, several)
 
 
-def measured(server: Server, seconds: float, requests: int) -> Sample:
+def measured(server: Asked, seconds: float, requests: int) -> Sample:
     """What the server's processes hold."""
     sample = Sample(seconds, requests, 0, 0, 0, 0)
     for process in server.processes():
