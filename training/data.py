@@ -168,7 +168,10 @@ def _text(
     row: dict[str, Any], name: str, path: Source, number: int, unusable: list[tuple[int, str]]
 ) -> str:
     if name not in row:
-        raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
+        raise DataError(
+            f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}"
+            " (--text-column and --pair-column name others)"
+        )
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{path}, line {number}, column {name!r}, is {text!r}; expected a text")
@@ -181,7 +184,10 @@ def _text(
 
 def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
     if name not in row:
-        raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
+        raise DataError(
+            f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}"
+            " (--label-column names another)"
+        )
     label = row[name]
     if isinstance(label, list):
         label = [part.strip() if isinstance(part, str) else part for part in label]
