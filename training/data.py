@@ -229,8 +229,8 @@ def _infer(path: Source, labels: list[Any], columns: Columns) -> ProblemType:
     ):
         row = next(i for i, label in enumerate(labels) if "," in str(label))
         raise DataError(
-            f"{path}, row {row + 1}, column {columns.label!r}, is {labels[row]!r}; expected a decimal"
-            " point in a number"
+            f"{path}, row {row + 1}, column {columns.label!r}, is {labels[row]!r}; expected a"
+            " decimal point in a number"
         )
     if not missing and any(number is not None and number % 1 for number in numbers):
         return "regression"
