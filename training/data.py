@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ MAX_LABEL_CHARACTERS = 256  # a thousand of them still fit a file's header
 MAX_CLASSES = 1000  # the adapter format's limit
 NO_NUMBERS = {"", "nan", "na", "n/a", "null", "none"}  # how tables write that a number is missing
 SHOWN_LINES = 5
+NUMBER_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?")  # else "1,5" would be a class
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ def _text(
     row: dict[str, Any], name: str, path: Source, number: int, unusable: list[tuple[int, str]]
 ) -> str:
     if name not in row:
-        raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
+        raise DataError(
+            f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}"
+            " (--text-column and --pair-column name others)"
+        )
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{path}, line {number}, column {name!r}, is {text!r}; expected a text")
@@ -181,7 +186,10 @@ def _text(
 
 def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
     if name not in row:
-        raise DataError(f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}")
+        raise DataError(
+            f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}"
+            " (--label-column names another)"
+        )
     label = row[name]
     if isinstance(label, list):
         label = [part.strip() if isinstance(part, str) else part for part in label]
@@ -215,6 +223,14 @@ def _infer(path: Source, labels: list[Any], columns: Columns) -> ProblemType:
         raise DataError(
             f"{path}, row {missing[0] + 1}, column {columns.label!r}, is {labels[missing[0]]!r}"
             " among numbers; expected a number in every row"
+        )
+    if any("," in str(label) for label in labels) and all(
+        NUMBER_WITH_COMMA.fullmatch(str(label)) for label in labels
+    ):
+        row = next(i for i, label in enumerate(labels) if "," in str(label))
+        raise DataError(
+            f"{path}, row {row + 1}, column {columns.label!r}, is {labels[row]!r}; expected a"
+            " decimal point in a number"
         )
     if not missing and any(number is not None and number % 1 for number in numbers):
         return "regression"

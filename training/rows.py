@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from training.errors import DataError
 
@@ -64,11 +64,13 @@ def _json_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
 
 def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
     quoted = path.suffix.lower() == ".csv"
-    dialect: dict[str, Any] = (
-        {"delimiter": ","} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    )
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", newline="") as file:
+        dialect: dict[str, Any] = (
+            {"delimiter": _delimiter(file)}
+            if quoted
+            else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        )
         reader = csv.DictReader(file, strict=quoted, **dialect)
         try:
             header = list(reader.fieldnames or [])
@@ -90,6 +92,14 @@ def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
             raise DataError(
                 f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}"
             ) from None
+
+
+def _delimiter(file: TextIO) -> str:
+    """A comma; or what spreadsheets of many countries write in its place, where the header has no
+    comma but that."""
+    header = file.readline()
+    file.seek(0)
+    return ";" if ";" in header and "," not in header else ","
 
 
 def _not_utf8(path: Path) -> str:

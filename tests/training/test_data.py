@@ -199,7 +199,12 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
         "line 1, has no column 'text'; it has 'sentence', 'label'",
     ),
     ("d.jsonl", '{"text": "a", "gold": 1}', "line 1, has no column 'label'; it has 'text', 'gold'"),
-    ("d.csv", "text;label\na;1\n", "line 2, has no column 'text'; it has 'text;label'"),
+    ("d.csv", "text|label\na|1\n", "line 2, has no column 'text'; it has 'text|label'"),
+    (
+        "d.csv",
+        "text;label\na;1\nb;1,5\n",
+        "row 2, column 'label', is '1,5'; expected a decimal point in a number",
+    ),
     ("d.csv", "text,label\na,1\nb\n", "line 3, does not have the header's 2 columns"),
     ("d.csv", "text,label\na,1\nb,2,3\n", "line 3, does not have the header's 2 columns"),
     ("d.csv", 'text,label\n"a,1\n', "is not CSV: unexpected end of data"),

@@ -140,6 +140,9 @@ CSV = 'text,label\n"it is good, very good",a\n"it is\nbad",b\n"the ""film""",a\n
 TSV = 'first\tsecond\ty\n"it is good\tbad"\ta\nnot "good\tthe film\tb\n'
 KINDS: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
     "csv": ("d.csv", CSV, [], {"labels": ("a", "b"), "problem_type": "single_label_classification", "text_pair": False}),
+    "csv with semicolons": (
+        "d.csv", CSV.replace(",label", ";label").replace('",', '";'), [], {"labels": ("a", "b"), "text_pair": False},
+    ),
     "tsv of pairs": (
         "d.tsv", TSV, ["--text-column", "first", "--pair-column", "second", "--label-column", "y"],
         {"labels": ("a", "b"), "text_pair": True},
