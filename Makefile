@@ -14,8 +14,12 @@ help: ## Show this list
 serve: $(VENV)/serve.done ## Serve on http://127.0.0.1:8000 with the embedded backbone and the shipped adapters
 	@$(BIN)/python -m service
 
-test: $(VENV)/dev.done ## Run the tests (about seven minutes on two cores)
-	@$(BIN)/python -m pytest
+# Two processes, so that one test's waiting is another's work. What fails beside others is tried again
+# alone: a test that needs a quiet machine is then told from a fault of the product.
+test: $(VENV)/dev.done ## Run the tests (about a quarter of an hour on two cores)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
+		echo "again, alone, what failed:"; \
+		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
 	@$(BIN)/python -m pytest tests/browser

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from adapters import disk
 from adapters.cache import AdapterCache
@@ -208,10 +208,7 @@ class Store:
                 del data[file.readinto(data) :]
                 data += file.read()
         except OSError as error:
-            self.find(task, version.digest)  # deleted just now: say that, not that it is damaged
-            raise DamagedAdapter(
-                f"version {version.short} of task {task!r} cannot be read: {error.strerror}"
-            ) from None
+            raise self._not_read(task, version, error) from None
         found = hashlib.sha256(data).hexdigest()
         if found != version.digest:
             reason = f"its sha256 is {found[:12]}…; expected {version.short}…"
@@ -219,6 +216,15 @@ class Store:
                 f"version {version.short} of task {task!r} is damaged on disk: {reason}"
             )
         return data
+
+    def open(self, task: str, version: Version) -> BinaryIO:
+        """Open a version's file to be read, after a look through all of it. It can be read to its
+        end, though it is deleted meanwhile. Raises as `read`."""
+        self.read(task, version)
+        try:
+            return self.path(task, version.digest).open("rb")
+        except OSError as error:
+            raise self._not_read(task, version, error) from None
 
     def held(self, digest: str) -> Adapter | None:
         """Return the parsed adapter if it is in memory."""
@@ -446,6 +452,14 @@ class Store:
             self._cache.drop(version.digest)
         with contextlib.suppress(OSError):  # the next start, or the next upload, completes it
             clear(folder)
+
+    def _not_read(self, task: str, version: Version, error: OSError) -> DamagedAdapter:
+        """What to raise for a file that cannot be read. Raises as `find` where it was deleted just
+        now."""
+        self.find(task, version.digest)
+        return DamagedAdapter(
+            f"version {version.short} of task {task!r} cannot be read: {error.strerror}"
+        )
 
     @contextlib.contextmanager
     def _writing(self, task: str | None = None) -> Iterator[Undo]:

@@ -1,4 +1,4 @@
-"""Send an adapter file to a running server."""
+"""Send an adapter file to a running server; connect to one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import ipaddress
 import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -27,24 +29,14 @@ def upload(
     Uses the proxy that the environment names, except for a server on this machine. No message
     holds the key or a password. Raises CannotUpload.
     """
+    with connected(url, key) as client:
+        answer = client.post(
+            "/adapters",
+            files={"file": (name, bytes(data))},
+            data={"activate": "true" if activate else "false"},
+        )
     target = _parsed(url)
-    shown_url = _without_user(target) if target.userinfo else url
-    headers = _authorization(key)
-    proxy = _proxy(target)
-    try:
-        with _client(target, proxy) as client:
-            answer = client.post(
-                f"{url.rstrip('/')}/adapters",
-                files={"file": (name, bytes(data))},
-                data={"activate": "true" if activate else "false"},
-                headers=headers,
-            )
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        by = "" if proxy is None else f" by the proxy of {proxy}"
-        doubt = f"; {_certificates()}" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
-        raise CannotUpload(
-            f"{shown_url} cannot be reached{by}: {shortened(error)}{doubt}"
-        ) from None
+    shown_url = without_user(target) if target.userinfo else url
     said = _json(answer)
     if answer.status_code not in (200, 201):
         reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
@@ -57,6 +49,27 @@ def upload(
             " the address of an adamix-serve"
         )
     return answer.status_code == 201
+
+
+@contextmanager
+def connected(url: str, key: str | None) -> Iterator[httpx2.Client]:
+    """A client of a server, whose paths are below `url`, with the proxy that the environment names.
+    Raises CannotUpload, also for what fails within the context."""
+    target = _parsed(url)
+    shown_url = without_user(target) if target.userinfo else url
+    headers = _authorization(key)
+    proxy = _proxy(target)
+    try:
+        with _client(target, proxy) as client:
+            client.base_url = target
+            client.headers.update(headers)
+            yield client
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        by = "" if proxy is None else f" by the proxy of {proxy}"
+        doubt = f"; {_certificates()}" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+        raise CannotUpload(
+            f"{shown_url} cannot be reached{by}: {shortened(error)}{doubt}"
+        ) from None
 
 
 def _json(answer: httpx2.Response) -> Any:
@@ -86,7 +99,7 @@ class _Proxy:
     def __str__(self) -> str:
         """Without a password."""
         try:
-            return f"{self.variable} ({_without_user(httpx2.URL(self.url))})"
+            return f"{self.variable} ({without_user(httpx2.URL(self.url))})"
         except httpx2.InvalidURL:
             return self.variable
 
@@ -165,5 +178,6 @@ def _certificates() -> str:
     return "SSL_CERT_FILE is unset, so that this machine's certificates are taken"
 
 
-def _without_user(url: httpx2.URL) -> str:
+def without_user(url: httpx2.URL) -> str:
+    """A server's address as it may be shown: without a password."""
     return str(url.copy_with(username="", password=""))

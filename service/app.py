@@ -37,6 +37,7 @@ from service.engine.memory import within_memory
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
+from service.http.downloads import DownloadRoom
 from service.http.generations import Generations
 from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = app.state.predictor = service
     app.state.guard, app.state.root_path = guard, settings.root_path
     app.state.uploads = UploadRoom(settings.max_upload_bytes)
+    app.state.downloads = DownloadRoom()
     app.router.redirect_slashes = False  # PlainPaths takes a last slash away
     answers.install(app)
     # Not by include_router: that would match every request twice.
@@ -99,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (v2, adapters, storage, health, page, docs):
         app.include_router(routes.router)
     if service.replication is not None:
-        app.add_middleware(Generations, replication=service.replication)
+        app.add_middleware(Generations, replication=service.replication, guard=guard)
     app.add_middleware(
         BodyLimit,
         max_body_bytes=settings.max_body_bytes,

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import structlog
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
     from service.telemetry.tracing import Tracing
 
 Tier = Literal["device", "host", "disk"]
+T = TypeVar("T")
+
+WRITERS = 8  # writes at once; those of one store are made one after the other all the same
 
 log = structlog.get_logger("service")
 
@@ -92,6 +96,10 @@ class Service:
     tracing: Tracing | None
     replication: Replication | None = None  # where the store is in a bucket
     stopping: bool = False
+    # of their own, so that writes that wait for a disk or a bucket hold up nothing else
+    writers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
+    )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -104,6 +112,7 @@ class Service:
         finally:
             self.stopping = True
             await self.batcher.close()
+            self.writers.shutdown(wait=False, cancel_futures=True)
             if self.replication is not None:
                 await asyncio.to_thread(self.replication.stop)
             if self.tracing is not None:
@@ -125,6 +134,10 @@ class Service:
         can be reached."""
         if self.replication is not None:
             await self.replication.see()
+
+    async def write(self, job: Callable[[], T]) -> T:
+        """Write to the store, in a thread. Raises what `job` raises."""
+        return await asyncio.get_running_loop().run_in_executor(self.writers, job)
 
     @property
     def dtype(self) -> str:

@@ -24,6 +24,7 @@ COMMANDS = [
     ("adamix-serve",),
     ("adamix",),
     ("adamix-train", "evaluate"),
+    ("adamix-train", "compare"),
     *(("adamix", command) for command in ("inspect", "validate", "push", "convert", "export")),
 ]
 

@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,10 +23,14 @@ from training.command_line import (
     LabelColumn,
     LabelSeparator,
     PairColumn,
+    Predictions,
+    Report,
     TextColumn,
     TrainsByDefault,
+    check_outputs,
     explaining_what_lacks,
 )
+from training.compare_command import compare
 from training.errors import TrainingError
 from training.evaluate_command import evaluate
 from training.options import as_in_the_paper, with_recipe
@@ -44,6 +48,7 @@ _steps = functools.partial(typer.Option, rich_help_panel=config.STEPS)
 _machine = functools.partial(typer.Option, rich_help_panel=config.MACHINE)
 
 app.command("evaluate", epilog=EXIT_CODES)(evaluate)
+app.command("compare", epilog=EXIT_CODES)(compare)
 
 
 @app.command(TRAIN, epilog=EXIT_CODES)
@@ -108,6 +113,8 @@ def main(
             ),
         ),
     ] = None,
+    report: Report = None,
+    predictions: Predictions = None,
     run_dir: Annotated[
         Path | None,
         _results(
@@ -154,6 +161,16 @@ def main(
             help="One run a seed, such as `0,1,2,3,4`: mean and standard deviation.",
         ),
     ] = None,
+    search: Annotated[
+        Literal["small"] | None,
+        _steps(
+            metavar="NAME",
+            help=(
+                "`small`: try a few learning rates, then twice the epochs, on rows held out of the"
+                " training rows, before the training."
+            ),
+        ),
+    ] = None,
     device: Annotated[
         str | None, _machine(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
@@ -182,6 +199,10 @@ def main(
     An adapter file on labelled rows:
 
         python -m training evaluate tickets.safetensors --dev dev.csv
+
+    Runs side by side:
+
+        python -m training compare runs/*
     """
     # here, since torch and transformers take seconds to import, which help and completion do not
     # wait for
@@ -192,6 +213,7 @@ def main(
         from training.hardware import device_of
         from training.processes import join, speaks_for_machine
         from training.runs import Runs, read_seeds
+        from training.search import Search
 
     try:
         processes = join()
@@ -219,7 +241,12 @@ def main(
                 "--resume stands without --run-dir; expected the folder to go on in"
             )
         metric = metric or (known.metric if known else None)
-        runs = Runs(task, out, scores, metric, folders, begun, probe)
+        runs = Runs(task, out, scores, metric, folders, begun, probe, report, predictions)
+        if processes.main:
+            check_outputs(
+                {"--report": report, "--predictions": predictions},
+                (train, dev, out, probe, scores, choices["init"]),
+            )
         runs.check(recipe, numbers)
         # Of several processes only the main one may say anything: what the others would, `join` has
         # silenced.
@@ -229,10 +256,14 @@ def main(
             else contextlib.nullcontext()
         ):
             sets, subset = _sets(task, train, dev, glue_dir, columns, problem_type)
-            recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
             target = device_of(device, processes)
             model = backbones.load(backbone)
             model.encoder.to(target)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
+            if search is not None:
+                file = None if folders is None else folders.search
+                found = Search(model, sets[0], metric, begun, file)
+                recipe = found.small(recipe)
+            recipes = [dataclasses.replace(recipe, seed=number) for number in numbers]
             lines = runs.run(model, sets, recipes, subset)
         if as_json:
             typer.echo("\n".join(json.dumps(line) for line in lines), nl=bool(lines))

@@ -18,7 +18,10 @@ JUDGED_STEPS = 20  # of fewer, the loss says nothing
 FELL = 0.9  # the loss of the last fifth, in parts of that of the first
 JUDGED_ROWS = 10  # of fewer dev rows, the predictions say nothing
 NO_CORRELATION = 0.1
-REMEDY = "try more epochs or another --learning-rate, and look whether the labels are right"
+REMEDY = (
+    "try more epochs or another --learning-rate, as --search small does, and look whether the"
+    " labels are right"
+)
 
 
 def of_training(recipe: Recipe, steps: int, losses: Sequence[float]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from training.config import RESULTS
 from training.errors import TrainingError
 
 EXIT_CODES = """**Exit codes:** 0, done, or ended early by Ctrl-C with what there was written; 2,
@@ -30,6 +31,19 @@ LabelSeparator = Annotated[
         help="Between the labels of a multi-label row in CSV or TSV.",
         rich_help_panel=DATA,
     ),
+]
+_results = functools.partial(typer.Option, metavar="FILE", rich_help_panel=RESULTS)
+Report = Annotated[
+    Path | None,
+    _results(
+        help=(
+            "A page (.html): scores, each label's scores, confusion matrix, calibration, the worst"
+            " errors, settings; of a training also its learning curves."
+        )
+    ),
+]
+Predictions = Annotated[
+    Path | None, _results(help="A table (.csv) with the answer to each dev row.")
 ]
 
 
@@ -56,6 +70,22 @@ def explaining_what_lacks() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(2) from None
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: tuple[Path | None, ...]) -> None:
+    """Raise TrainingError where a file could not be written, or would take the place of another
+    that the command reads or writes. `outputs` are by their options."""
+    taken = {path.resolve() for path in inputs if path is not None}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_output(option, path)
+        if path.resolve() in taken:
+            raise TrainingError(
+                f"{option} is {path}, which this command needs for something else; expected"
+                " another file"
+            )
+        taken.add(path.resolve())
 
 
 def check_output(option: str, path: Path) -> None:

@@ -25,6 +25,7 @@ LORA_SITES: tuple[LoraSite, ...] = get_args(LoraSite)
 Routing = Literal["batch", "rows"]
 SecondPass = Literal["random", "mean"]
 TaskLoss = Literal["first", "both"]
+Selected = Literal["last", "best"]
 Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
 FileDtype = Literal["float16", "bfloat16", "float32"]
@@ -146,6 +147,23 @@ class Recipe:
         bool, Option(ADAPTER, "Fit the head by logistic regression before anything is trained.")
     ] = False
     epochs: Annotated[int, Option(STEPS, bounds=(1, 10_000))] = 10
+    select: Annotated[
+        Selected,
+        Option(
+            STEPS,
+            "The `last` epoch's weights, or those of the `best` on rows held out of the training"
+            " rows: a tenth, but 100 where that is less, at most a third.",
+            "NAME",
+        ),
+    ] = "last"
+    patience: Annotated[
+        int | None,
+        Option(
+            STEPS,
+            "With `--select best`: end after this many epochs that are no better.",
+            bounds=(1, 10_000),
+        ),
+    ] = None
     batch_size: Annotated[int, Option(STEPS, "Rows in a mini-batch.", bounds=(1, 65_536))] = 32
     learning_rate: Annotated[
         float,
@@ -243,6 +261,10 @@ class Recipe:
         self._check_passes()
         self._check_servable_choices()
         self._check_prompt()
+        if self.patience is not None and self.select != "best":
+            raise TrainingError(
+                f"patience is {self.patience}, but select is {self.select!r}; expected best with it"
+            )
 
     def _check_bounds(self) -> None:
         for name, option in OPTIONS.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import InvalidText
-from adapters.spec import ProblemType
+from adapters.spec import AdapterSpec, ProblemType
 from adapters.text import TextInput, check_encodable
 from training.errors import DataError
 from training.rows import read_rows
@@ -70,17 +70,15 @@ def read(
     )
 
 
-def read_labelled(
-    path: Path, columns: Columns, problem_type: ProblemType, labels: tuple[str, ...]
-) -> Dataset:
-    """Read one file of a task whose labels are known. Raises DataError."""
-    texts, found = _examples(path, read_rows(path, columns.needed), columns)
-    return Dataset(
-        problem_type,
-        labels,
-        texts,
-        _targets(path, found, columns, problem_type, labels, "the adapter"),
-    )
+def labelled(source: Source, rows: Rows, columns: Columns, spec: AdapterSpec) -> Dataset:
+    """Rows of the task that an adapter is of, with its labels. Raises DataError."""
+    texts, found = _examples(source, rows, columns)
+    if (len(texts[0]) == 2) != spec.text_pair:
+        wanted = "pairs of texts" if spec.text_pair else "single texts"
+        here = "single texts" if spec.text_pair else "pairs of texts"
+        raise DataError(f"{source} holds {here}; expected {wanted}, as task {spec.task!r} takes")
+    targets = _targets(source, found, columns, spec.problem_type, spec.labels, "the adapter")
+    return Dataset(spec.problem_type, spec.labels, texts, targets)
 
 
 def assemble(

@@ -16,43 +16,46 @@ from training.command_line import (
     LabelColumn,
     LabelSeparator,
     PairColumn,
+    Predictions,
+    Report,
     TextColumn,
-    check_output,
+    check_outputs,
     explaining_what_lacks,
 )
 from training.data import Columns
-from training.errors import TrainingError
 
 _results = functools.partial(typer.Option, rich_help_panel="Results")
 _data = functools.partial(typer.Option, rich_help_panel=DATA)
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADAPTER",
+            help="An adapter file; with `--url`, a task of that service, or TASK@VERSION.",
+        ),
+    ],
     dev: Annotated[Path, _data(metavar="FILE", help="Labelled rows: .jsonl, .csv or .tsv.")],
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
     label_separator: LabelSeparator = "|",
     positive: Annotated[str | None, _results(help="The label whose F1 is reported.")] = None,
-    report: Annotated[
-        Path | None,
-        _results(
-            metavar="FILE",
-            help=(
-                "A page (.html): each label's scores, confusion matrix, calibration, the worst"
-                " errors."
-            ),
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        _results(metavar="FILE", help="A table (.csv) with the answer to each row."),
-    ] = None,
+    report: Report = None,
+    predictions: Predictions = None,
     as_json: Annotated[bool, _results("--json", help="Print all of it as JSON.")] = False,
     backbone: Annotated[
         str, typer.Option(help="`embedded`, a folder, or a Hugging Face id.")
     ] = "embedded",
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A running service that answers instead of this process."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar="ADAMIX_API_KEY", help="The service's key, if any."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
@@ -67,16 +70,23 @@ def evaluate(
 
         python -m training evaluate tickets.safetensors --dev dev.csv \\
             --report report.html --predictions predictions.csv
+
+    What the clients of a running service get:
+
+        python -m training evaluate tickets --dev dev.csv \\
+            --url http://localhost:8000
     """
     with explaining_what_lacks():
         from training.evaluation import evaluated
-        from training.judgement import write_predictions
-        from training.report import write_report
+        from training.served import evaluated_by_service
 
     try:
-        _check_outputs(report, predictions, inputs=(adapter, dev))
+        check_outputs({"--report": report, "--predictions": predictions}, (Path(adapter), dev))
         columns = Columns(text_column, pair_column, label_column, label_separator)
-        found = evaluated(adapter, dev, columns, backbone, device, positive)
+        if url is not None:
+            found = evaluated_by_service(adapter, url, key, dev, columns, positive)
+        else:
+            found = evaluated(Path(adapter), dev, columns, backbone, device, positive)
         judged = found.judgement
         if as_json:
             typer.echo(json.dumps({"version": found.adapter.digest, **dataclasses.asdict(judged)}))
@@ -91,25 +101,11 @@ def evaluate(
             for hint in found.hints:
                 typer.echo(f"hint: {hint}")
         if predictions is not None:
-            write_predictions(predictions, found.dataset, found.logits)
+            found.predictions(predictions)
             typer.echo(f"{predictions}: {judged.rows} answers", err=as_json)
         if report is not None:
-            write_report(report, judged, found.adapter, str(dev), found.hints)
+            found.report(report)
             typer.echo(f"{report}: open it in a browser", err=as_json)
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-
-
-def _check_outputs(report: Path | None, predictions: Path | None, inputs: tuple[Path, ...]) -> None:
-    taken = {path.resolve() for path in inputs}
-    for option, path in (("--report", report), ("--predictions", predictions)):
-        if path is None:
-            continue
-        check_output(option, path)
-        if path.resolve() in taken:
-            raise TrainingError(
-                f"{option} is {path}, which this command needs for something else; expected"
-                " another file"
-            )
-        taken.add(path.resolve())

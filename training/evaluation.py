@@ -1,7 +1,9 @@
-"""An adapter file on labelled rows, by the reference model."""
+"""An adapter on labelled rows, by the reference model."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +15,56 @@ from adapters.file import Adapter, load
 from adapters.replay import replay
 from adapters.text import encode
 from training import advice
-from training.data import Columns, Dataset, read_labelled
-from training.errors import DataError, TrainingError
-from training.evaluate import predict
+from training.curves import Curve
+from training.data import Columns, Dataset, labelled
+from training.errors import TrainingError
 from training.hardware import device_of
-from training.judgement import Judgement, judge
+from training.judgement import Judgement, judge, write_predictions
 from training.processes import current
+from training.report import write_report
+from training.rows import read_rows
+from training.scoring import predict
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """`logits` `[N, C]` are those of the `dataset`'s rows."""
+    """`logits` `[N, C]` are those of the rows of `dataset`, which `source` names. Right after a
+    training, `curves` are its learning curves."""
 
     adapter: Adapter
+    source: str
     dataset: Dataset
     logits: Tensor
     judgement: Judgement
     hints: list[str]
+    curves: Sequence[Curve] = ()
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self.judgement.scores
+
+    def report(self, path: Path | str) -> None:
+        """Write a page (.html) that needs no network. Raises TrainingError."""
+        spec = self.adapter.spec
+        recipe = spec.training.get("recipe", {})
+        write_report(
+            Path(path),
+            spec.task,
+            self.judgement,
+            self.source,
+            self.hints,
+            self.adapter,
+            recipe if isinstance(recipe, dict) else {},
+            self.curves,
+        )
+
+    def predictions(self, path: Path | str) -> None:
+        """Write a table (.csv) with the answer to each row. Raises TrainingError."""
+        write_predictions(Path(path), self.dataset, self.logits)
+
+    def with_training(self, hints: list[str], curves: Sequence[Curve]) -> Evaluated:
+        """The same with what the training itself says."""
+        return dataclasses.replace(self, hints=[*hints, *self.hints], curves=curves)
 
 
 def evaluated(
@@ -42,30 +77,38 @@ def evaluated(
 ) -> Evaluated:
     """Raises AdaMixError: for a file that is no adapter, or none of this backbone, or rows that do
     not go with it."""
-    try:
-        adapter = load(file)
-    except OSError as error:
-        raise TrainingError(f"{file} cannot be read: {error.strerror}") from None
+    adapter = read_adapter(file)
     spec = adapter.spec
-    dataset = read_labelled(data, columns, spec.problem_type, spec.labels)
-    if dataset.text_pair != spec.text_pair:
-        found, wanted = (
-            "pairs of texts" if pairs else "single texts"
-            for pairs in (dataset.text_pair, spec.text_pair)
-        )
-        raise DataError(f"{data} holds {found}; expected {wanted}, as task {spec.task!r} takes")
+    dataset = labelled(data, read_rows(data, columns.needed), columns, spec)
     model = backbones.load(backbone)
     replay(adapter, model)
     model.encoder.to(device_of(device, current()))  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
     prompt = model.prompt(spec.template, spec.max_length)
     rows = encode(model.tokenizer, dataset.texts, spec.max_length, prompt)
-    logits = predict(from_adapter(model, adapter), rows)
-    judgement = judge(dataset, logits, positive)
-    hints = advice.of_predictions(dataset, logits, judgement.scores)
+    found = judged(
+        adapter, str(data), dataset, predict(from_adapter(model, adapter), rows), positive
+    )
     cut = sum(row.full_length > len(row.ids) for row in rows)
     if cut:
-        hints.append(
+        found.hints.append(
             f"{cut} of {len(rows)} rows are longer than {spec.max_length} tokens and were cut; a"
             " service refuses such a text unless it is asked to truncate it"
         )
-    return Evaluated(adapter, dataset, logits, judgement, hints)
+    return found
+
+
+def judged(
+    adapter: Adapter, source: str, dataset: Dataset, logits: Tensor, positive: str | None
+) -> Evaluated:
+    """What the logits of a set's rows say, wherever they were computed. Raises TrainingError."""
+    judgement = judge(dataset, logits, positive)
+    hints = advice.of_predictions(dataset, logits, judgement.scores)
+    return Evaluated(adapter, source, dataset, logits, judgement, hints)
+
+
+def read_adapter(file: Path) -> Adapter:
+    """Raises InvalidAdapter or TrainingError."""
+    try:
+        return load(file)
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be read: {error.strerror}") from None

@@ -26,6 +26,7 @@ from training.loss import step_loss, target_tensor
 from training.processes import Processes, current
 from training.progress import Progress
 from training.routing import Pass, Router
+from training.selection import Selection
 
 # a bucket's rows are sorted within this many batches: enough for even lengths, few enough to
 # shuffle
@@ -39,14 +40,17 @@ def fit(
     recipe: Recipe,
     report: Callable[[Progress], None],
     checkpoint: Checkpoint | None = None,
+    selection: Selection | None = None,
 ) -> Progress:
     """Train in place whatever of `model` requires gradients, the encoder's dropout on.
 
     The first Ctrl-C ends it early. With a `checkpoint`, it goes on from what that holds, and stores
-    into it now and then, at an early end and at the end. Raises NonFiniteLoss or CheckpointError.
+    into it now and then, at an early end and at the end. With a `selection`, which judges every
+    epoch and may end the training, the model has the weights of the best at the end. Raises
+    NonFiniteLoss or CheckpointError.
     """
     rng = random.Random(recipe.seed)
-    trainer = _Trainer.of(model, data, rows, recipe)
+    trainer = _Trainer.of(model, data, rows, recipe, selection)
     processes, progress = trainer.processes, trainer.begin(checkpoint)
     began, started = progress.step, time.monotonic() - progress.seconds
     with _interruptible() as interrupted, _training_mode(model), trainer.dropout_context():
@@ -54,18 +58,26 @@ def fit(
             routes = trainer.router.draw(rng, len(indices))
             if number <= began:  # done before the checkpoint: only its draws are repeated
                 continue
+            if trainer.exhausted:  # so was the run that is gone on with
+                break
             rate = float(trainer.schedule.get_last_lr()[0])
             loss = trainer.step(number, indices, routes)
             tokens = progress.tokens + sum(len(rows[i].ids) for i in indices)
             seconds = time.monotonic() - started
             progress = Progress(number, trainer.steps, loss, tokens, seconds, rate)
             report(progress)
-            stopping = processes.sum(interrupted()) > 0 or number == trainer.steps
+            if selection is not None and number % trainer.steps_per_epoch == 0:
+                selection.judge(model, number // trainer.steps_per_epoch, number)
+                model.train()  # judging put it into eval mode
+            asked = processes.sum(interrupted() or trainer.exhausted) > 0
+            stopping = asked or number == trainer.steps
             due = stopping or (checkpoint is not None and number % checkpoint.every == 0)
             if checkpoint is not None and processes.main and due:
                 checkpoint.store(model, trainer.state, progress)
             if stopping:
                 break
+    if selection is not None:
+        selection.restore(model)
     return progress
 
 
@@ -84,9 +96,17 @@ class _Trainer:
     router: Router
     processes: Processes
     dropout: CpuDropout | None
+    selection: Selection | None
 
     @classmethod
-    def of(cls, model: Classifier, data: Dataset, rows: list[Tokens], recipe: Recipe) -> _Trainer:
+    def of(
+        cls,
+        model: Classifier,
+        data: Dataset,
+        rows: list[Tokens],
+        recipe: Recipe,
+        selection: Selection | None,
+    ) -> _Trainer:
         parameters = [p for p in model.parameters() if p.requires_grad]
         steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
         optimizer = _optimizer(parameters, recipe)
@@ -106,12 +126,22 @@ class _Trainer:
             router=Router(model.sites, recipe),
             processes=processes,
             dropout=CpuDropout(processes.seed(recipe.seed)) if on_cpu else None,
+            selection=selection,
         )
 
     @property
     def state(self) -> dict[str, Stateful]:
         """What a checkpoint keeps beside the weights."""
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
+        chosen = {} if self.selection is None else {"selection": self.selection}
+        return {"optimizer": self.optimizer, "schedule": self.schedule, **chosen}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.steps // self.recipe.epochs
+
+    @property
+    def exhausted(self) -> bool:
+        return self.selection is not None and self.selection.exhausted
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,6 @@
 """The folder of a run: all that it was, and all that it takes to go on.
 
+search.jsonl           what --search has tried
 config.json            the command, the whole recipe, and what makes the run this one
 environment.json       versions and hardware, an entry for each start
 metrics.jsonl          a line a step, then the dev scores; the same in TensorBoard's
@@ -31,7 +32,14 @@ from training.hardware import hardware
 from training.metrics import Metrics
 from training.processes import current
 
-FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint", "adapter.safetensors")
+FILES = (
+    "search.jsonl",
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoint",
+    "adapter.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,11 @@ class Folders:
     checkpoint_every: int
     resume: bool
 
+    @property
+    def search(self) -> Path:
+        """What `--search` has tried, for the runs of all seeds."""
+        return self.root / "search.jsonl"
+
     def of(self, seed: int) -> Folder:
         path = self.root / f"seed-{seed}" if self.by_seed else self.root
         return Folder(path, Checkpoints(path / "checkpoint", self.checkpoint_every))
@@ -53,6 +66,8 @@ class Folders:
         nor missed."""
         folders = [self.of(seed).path for seed in seeds]
         found = [folder for folder in folders if any((folder / name).exists() for name in FILES)]
+        if not found and self.search.exists():  # of seeds whose trainings have not begun
+            found = [self.root]
         if found and not self.resume:
             raise CheckpointError(
                 f"{found[0]} holds a run already; expected --resume, or another folder"

@@ -20,8 +20,8 @@ from adapters.backbone import Backbone
 from adapters.classifier import Classifier, Head
 from adapters.text import Tokens
 from training.data import Dataset
-from training.evaluate import predict
 from training.loss import target_tensor
+from training.scoring import predict
 
 STEPS = 1000  # of the solver; it warns where they do not suffice
 

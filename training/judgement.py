@@ -16,9 +16,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from adapters.disk import write_atomically
+from adapters.spec import ProblemType
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import scores
+from training.scoring import scores
 
 BINS = 10  # of probabilities, equally wide
 WORST = 20
@@ -116,9 +117,9 @@ def write_predictions(path: Path, dataset: Dataset, logits: Tensor) -> None:
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow([*texts, "label", "predicted", *columns])
-    probabilities = probabilities_of(dataset, logits).tolist()
+    values = probabilities(dataset.problem_type, logits).tolist()
     for i, text in enumerate(dataset.texts):
-        shown = [] if regression else [f"{value:.6f}" for value in probabilities[i]]
+        shown = [] if regression else [f"{value:.6f}" for value in values[i]]
         writer.writerow([*text, _expected(dataset, i), _answered(dataset, logits[i]), *shown])
     try:
         write_atomically(path, table.getvalue().encode())
@@ -126,11 +127,11 @@ def write_predictions(path: Path, dataset: Dataset, logits: Tensor) -> None:
         raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def probabilities_of(dataset: Dataset, logits: Tensor) -> Tensor:
+def probabilities(problem_type: ProblemType, logits: Tensor) -> Tensor:
     """`[N, C]`: of a row's labels together 1, or each label's own; a number as it is."""
-    if dataset.problem_type == "regression":
+    if problem_type == "regression":
         return logits
-    if dataset.problem_type == "multi_label_classification":
+    if problem_type == "multi_label_classification":
         return logits.sigmoid()
     return logits.softmax(dim=-1)
 

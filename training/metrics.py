@@ -48,6 +48,18 @@ class Metrics:
         if not recorded(self._lines, {"step": step, **words, **numbers}):
             self._write(step, words, numbers)
 
+    def held_out(self, step: int, scores: dict[str, float]) -> None:
+        """What the run scored on the rows held out of training, after `step`."""
+        numbers = {f"held_out/{name}": value for name, value in scores.items()}
+        if not recorded(self._lines, {"step": step, **numbers}):
+            self._write(step, {}, numbers)
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of all steps so far, also of those before a resume."""
+        lines = self._lines.read_bytes().splitlines() if self._lines.exists() else []
+        found = [json.loads(line) for line in lines]
+        return [(line["step"], line["loss"]) for line in found if "loss" in line]
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()

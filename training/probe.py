@@ -11,7 +11,7 @@ from adapters.convert.probe import neutral_probe, read_probe
 from adapters.spec import Probe
 from adapters.text import TextInput, encode
 from training.errors import TrainingError
-from training.evaluate import predict
+from training.scoring import predict
 
 MAX_CHARACTERS = 64_000  # of all texts: a file's header holds a million bytes
 

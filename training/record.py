@@ -7,7 +7,7 @@ from typing import Any
 
 from training.config import Recipe
 from training.hardware import hardware
-from training.train import Measured
+from training.one_run import Measured
 
 
 def record(

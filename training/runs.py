@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import statistics
 from dataclasses import dataclass
@@ -19,23 +20,28 @@ from adapters.text import TextInput
 from training import advice, few_shot, progress
 from training.command_line import check_output
 from training.config import Recipe
+from training.curves import Curve, curve
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import main_metric
 from training.folder import Folders
 from training.jsonl import append, check_appendable, recorded
+from training.judgement import judge, write_predictions
+from training.one_run import Measured, Trained, check_servable, measure, train
 from training.probe import probe_texts
 from training.processes import current
 from training.progress import Progress
 from training.record import record
-from training.train import Measured, Trained, check_servable, measure, train
+from training.report import write_report
+from training.scoring import main_metric
+from training.selection import Selection
 
 
 @dataclass(frozen=True)
 class Runs:
     """Where the results go: `out` an adapter file, `scores` a file of JSON lines, `folders`
-    everything of each run. They begin as `warm_start`, if there is one. `probe` has the texts of
-    the adapter's probe, which are else neutral ones."""
+    everything of each run, `report` a page and `predictions` a table of the one run. They begin as
+    `warm_start`, if there is one. `probe` has the texts of the adapter's probe, which are else
+    neutral ones."""
 
     task: str
     out: Path | None
@@ -44,23 +50,29 @@ class Runs:
     folders: Folders | None
     warm_start: Adapter | None = None
     probe: Path | None = None
+    report: Path | None = None
+    predictions: Path | None = None
 
     def check(self, recipe: Recipe, seeds: list[int]) -> None:
         """Find out before the training, not after it, what could not be written. Raises
         TrainingError."""
-        if not re.fullmatch(TASK_PATTERN, self.task):
-            raise TrainingError(f"task is {self.task!r}; expected a name of {TASK_PATTERN}")
+        check_task(self.task)
         if not current().main:
             # the main one looks after the files; this one would find those that it has just made
             return
         if self.out is not None:
             check_servable(recipe)
-            if len(seeds) > 1:
-                raise TrainingError(
-                    f"there are {len(seeds)} seeds, but --out takes one adapter; expected one seed"
-                    " or no --out"
-                )
             check_output("--out", self.out)
+        for option, path, what in (
+            ("--out", self.out, "adapter"),
+            ("--report", self.report, "run"),
+            ("--predictions", self.predictions, "run"),
+        ):
+            if path is not None and len(seeds) > 1:
+                raise TrainingError(
+                    f"there are {len(seeds)} seeds, but {option} takes one {what}; expected one"
+                    f" seed or no {option}"
+                )
         if self.scores is not None:
             check_appendable(self.scores)
         if self.folders is not None:
@@ -86,15 +98,17 @@ class Runs:
         lines: list[dict[str, Any]] = []
         hints: dict[str, None] = {}  # each once, though the seeds' runs may share them
         for recipe in recipes:
-            losses: list[float] = []
-            measured, version = self._one(backbone, sets, recipe, subset, probe, losses)
-            if measured.done.step != measured.done.steps:
-                return lines  # Ctrl-C is meant for the whole command, and half a run is no result
-            if losses:  # else a finished run was judged again
-                hints |= dict.fromkeys(
-                    advice.of_training(recipe, measured.done.steps, losses)
-                    + advice.of_predictions(sets[1], measured.logits, measured.scores)
-                )
+            done = self._one(backbone, sets, recipe, subset, probe)
+            measured = done.measured
+            if not measured.finished:
+                # Ctrl-C is meant for the whole command, and half a run is no result
+                self._look_into(done, sets[1], recipe, [])
+                return lines
+            found = advice.of_predictions(sets[1], measured.logits, measured.scores)
+            if done.losses:  # else a finished run was judged again
+                found = advice.of_training(recipe, measured.done.steps, done.losses) + found
+                hints |= dict.fromkeys(found)
+            version = None if done.adapter is None else done.adapter.version
             line = record(self.task, metric, recipe, measured, len(sets[1].texts), backbone.name)
             lines.append({**line, "subset": subset, "version": version})
             resumed = self.folders is not None and self.folders.resume
@@ -104,6 +118,7 @@ class Runs:
                 and not (resumed and recorded(self.scores, lines[-1]))
             ):
                 append(self.scores, lines[-1])
+            self._look_into(done, sets[1], recipe, found)
         if len(lines) > 1:
             results = [line["metrics"] for line in lines]
             typer.echo(f"mean and standard deviation of {len(results)} seeds: {_spread(results)}")
@@ -118,10 +133,7 @@ class Runs:
         recipe: Recipe,
         subset: str,
         probe: tuple[TextInput, ...],
-        losses: list[float],
-    ) -> tuple[Measured, str | None]:
-        """The run, and the version of the adapter that it wrote. The losses of its steps are added
-        to `losses`."""
+    ) -> _Done:
         labels, rows = sets[0].labels, recipe.few_shot or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
         typer.echo(
@@ -138,6 +150,7 @@ class Runs:
             else None
         )
         checkpoints = folder.checkpoints if folder is not None else None
+        losses: list[float] = []
         with (
             progress.shown() as show,
             contextlib.closing(metrics) if metrics else contextlib.nullcontext(),
@@ -160,26 +173,103 @@ class Runs:
                     self.warm_start,
                     probe,
                     typer.echo,
+                    self.metric,
                 )
                 measured = trained.measured
             else:
                 trained = None
                 measured = measure(
-                    backbone, *sets, recipe, report, checkpoints, self.warm_start, typer.echo
+                    backbone,
+                    *sets,
+                    recipe,
+                    report,
+                    checkpoints,
+                    self.warm_start,
+                    typer.echo,
+                    self.metric,
                 )
             if metrics is not None:
+                for epoch in measured.selection.history if measured.selection else ():
+                    metrics.held_out(epoch.step, epoch.scores)
                 metrics.scores(measured.done.step, recipe.evaluate, measured.scores)
         done = measured.done
         if done.step != done.steps:
-            kept = "; --resume goes on" if folder is not None else ""
+            kept = "; --resume goes on" if folder is not None and not measured.finished else ""
             typer.echo(f"stopped early, after {done.step} of {done.steps} steps{kept}")
+        if measured.selection is not None:
+            typer.echo(_told(measured.selection))
         shown = "  ".join(f"{metric} {value:.4f}" for metric, value in measured.scores.items())
         typer.echo(f"dev ({len(sets[1].texts)} rows, {_judged(recipe)}): {shown}")
-        version = None
+        adapter = None
         if trained is not None and current().main:
             for out in outs:
-                version = _write(out, trained)
-        return measured, version
+                adapter = _write(out, trained)
+        begin = done.step - len(losses)
+        points = (
+            metrics.losses()
+            if metrics is not None
+            else [(begin + i, loss) for i, loss in enumerate(losses, 1)]
+        )
+        return _Done(measured, adapter, losses, points)
+
+    def _look_into(self, done: _Done, dev_set: Dataset, recipe: Recipe, hints: list[str]) -> None:
+        """Write the report and the predictions: last, so that a page that cannot be written loses
+        nothing else. Raises TrainingError."""
+        if not current().main:
+            return
+        measured = done.measured
+        if self.predictions is not None:
+            write_predictions(self.predictions, dev_set, measured.logits)
+            typer.echo(f"{self.predictions}: {len(dev_set.texts)} answers")
+        if self.report is not None:
+            write_report(
+                self.report,
+                self.task,
+                judge(dev_set, measured.logits, recipe.positive),
+                "the dev set",
+                hints,
+                done.adapter,
+                dataclasses.asdict(recipe),
+                _curves(done),
+            )
+            typer.echo(f"{self.report}: open it in a browser")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One run: what it measured, the adapter that it wrote, the losses of the steps that it made,
+    and (step, loss) of all its steps, also those before a resume."""
+
+    measured: Measured
+    adapter: Adapter | None
+    losses: list[float]
+    points: list[tuple[int, float]]
+
+
+def _curves(done: _Done) -> list[Curve]:
+    found = [curve("Training loss", done.points)]
+    selection = done.measured.selection
+    if selection is not None:
+        points = [(each.step, each.scores[selection.metric]) for each in selection.history]
+        found.append(curve(f"{selection.metric} on the held-out rows", points))
+    return [each for each in found if each is not None]
+
+
+def _told(selection: Selection) -> str:
+    best, metric = selection.best, selection.metric
+    if best is None:
+        return "no epoch was whole, so none was selected"
+    last = selection.history[-1]
+    return (
+        f"selected epoch {best.epoch}: {metric} {best.scores[metric]:.4f} on the held-out rows"
+        f" (epoch {last.epoch}, the last: {last.scores[metric]:.4f})"
+    )
+
+
+def check_task(task: str) -> None:
+    """Raise TrainingError for what is no task's name."""
+    if not re.fullmatch(TASK_PATTERN, task):
+        raise TrainingError(f"task is {task!r}; expected a name of {TASK_PATTERN}")
 
 
 def read_seeds(text: str) -> list[int]:
@@ -236,7 +326,7 @@ def _spread(results: list[dict[str, float]]) -> str:
     return "  ".join(parts)
 
 
-def _write(out: Path, trained: Trained) -> str:
+def _write(out: Path, trained: Trained) -> Adapter:
     try:
         adapter = _there(out, trained) or save(out, trained.spec, trained.tensors)
     except OSError as error:
@@ -245,7 +335,7 @@ def _write(out: Path, trained: Trained) -> str:
         f"{out}: version {adapter.version}, {adapter.bytes:,} bytes, {adapter.parameters:,}"
         " parameters"
     )
-    return adapter.version
+    return adapter
 
 
 def _there(out: Path, trained: Trained) -> Adapter | None:

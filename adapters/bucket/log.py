@@ -11,9 +11,10 @@ when that one is not there yet: all that was committed before the poll began is 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from adapters.bucket.changes import Change, State, decoded, encoded, unpacked
@@ -52,6 +53,7 @@ class Log:
         self._applied = applied
         self._lock = threading.RLock()
         self._began: float | None = None
+        self._failure: tuple[float, StoreUnreachable] | None = None  # of the last poll that failed
 
     @property
     def age(self) -> float:
@@ -79,12 +81,16 @@ class Log:
     def refresh(self) -> bool:
         """One complete poll; whether there was a change. Raises StoreUnreachable, or StoreError for
         a change that this version cannot read: then the state stays as it was before that one."""
-        with self._lock:
+        with self._turn():
             before = self.state.generation
             while True:
                 began = clock()
                 key = key_of(self.state.generation + 1)
-                data = self._objects.read(key)
+                try:
+                    data = self._objects.read(key)
+                except StoreUnreachable as error:
+                    self._failure = clock(), error
+                    raise
                 if data is None:
                     self._began = began
                     return self.state.generation > before
@@ -96,7 +102,7 @@ class Log:
 
         Raises StoreUnreachable where nothing was written, WriteUnknown where that is unknown.
         """
-        with self._lock:
+        with self._turn():
             while True:
                 self.refresh()
                 change = decide(self.state)
@@ -108,6 +114,16 @@ class Log:
                     if self.state.generation % SNAPSHOT_EVERY == 0:
                         self._keep_snapshot()
                     return True
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the others. Where the bucket gave one of them no answer meanwhile, raise what it
+        raised: each would wait for the whole time limit, one after the other."""
+        asked = clock()
+        with self._lock:
+            if self._failure is not None and self._failure[0] > asked:
+                raise StoreUnreachable(str(self._failure[1]))
+            yield
 
     def _won(self, key: str, change: Change) -> bool:
         """Whether the generation is this change's. One write after the other of the same content

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from adapters.bucket.blobs import Blobs
 from adapters.bucket.changes import Change, Kind, State
@@ -216,6 +217,14 @@ class BucketStore:
         except StoreUnreachable:
             self._failed()
             raise
+
+    def open(self, task: str, version: Version) -> BinaryIO:
+        """Open a version's file to be read, as `Store.open`. Raises as `read`."""
+        data = self.read(task, version)
+        try:
+            return self._blobs.path(version.digest).open("rb")
+        except OSError:  # no copy could be kept
+            return io.BytesIO(data)
 
     def held(self, digest: str) -> Adapter | None:
         """Return the parsed adapter if it is in memory."""
@@ -450,6 +459,12 @@ class BucketStore:
             raise StoreError(
                 f"the store {self.url} is read-only: {self._why_read_only}; expected a bucket that"
                 " this process may write to"
+            )
+        if self._thread is not None and not self.reached:
+            # who follows the log knows when that has changed, and writes would wait for it in vain
+            raise StoreUnreachable(
+                f"the bucket {self.url} gave no answer when it was last read; expected one before a"
+                " write"
             )
         try:
             if self._unverified:

@@ -85,12 +85,35 @@ def bert_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
 
 
 def roberta_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
-    """Take the head of `RobertaForSequenceClassification`: dense, tanh, dense over the first token.
-    Raises CannotConvert."""
+    """Take the head of `RobertaForSequenceClassification` or `MPNetForSequenceClassification`:
+    dense, tanh, dense over the first token. Raises CannotConvert."""
     return {
         **linear(weights, "head.dense", "classifier.dense"),
         **linear(weights, "head.out", "classifier.out_proj"),
     }, "cls"
+
+
+def modernbert_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pooling]:
+    """Take the head of `ModernBertForSequenceClassification`: dense, GELU, LayerNorm, dense, over
+    the first token if the config does not say the mean. Biases that it does not have are 0. Raises
+    CannotConvert."""
+    if "head.dense.weight" not in weights:
+        raise CannotConvert(
+            "the weights have no 'head.dense.weight': the hidden layer of ModernBERT's classifier"
+            " stays in the base model, where an adapter file cannot say it; expected"
+            " modules_to_save with 'head' and 'classifier'"
+        )
+    head: dict[str, Tensor] = {}
+    for ours, theirs in (
+        ("head.dense", "head.dense"),
+        ("head.norm", "head.norm"),
+        ("head.out", "classifier"),
+    ):
+        weight = take(weights, f"{theirs}.weight", 1 if ours == "head.norm" else 2).float()
+        has_bias = f"{theirs}.bias" in weights
+        bias = take(weights, f"{theirs}.bias").float() if has_bias else torch.zeros(len(weight))
+        head |= {f"{ours}.weight": weight, f"{ours}.bias": bias}
+    return head, "cls"
 
 
 def linear(weights: dict[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:

@@ -1,5 +1,4 @@
-"""Give our names to PEFT's LoRA, and to the head of a `…ForSequenceClassification` of BERT's and
-RoBERTa's families.
+"""Give our names to PEFT's LoRA, and to the head of a `…ForSequenceClassification`.
 
 Which modules a folder's configuration names depends on the base model, so a folder is read in two
 steps: alone (`adapters.convert.peft_folder`), and on its backbone."""
@@ -22,6 +21,7 @@ from adapters.convert.foreign import (
     bert_head,
     check_model_type,
     linear,
+    modernbert_head,
     problem_type,
     roberta_head,
 )
@@ -30,11 +30,10 @@ from adapters.convert.peft_folder import WEIGHTS, WRITER, Folder
 from adapters.convert.peft_modules import PeftModules
 from adapters.convert.weights import refuse_rest, take
 from adapters.errors import CannotConvert
-from adapters.lora import MODULES
+from adapters.families.family import Place
+from adapters.families.registry import family_of
 from adapters.spec import INNER_SITES, MAX_RANK, LoraSite, Pooling, ProblemType, shown
 
-SITES: Mapping[str, LoraSite] = {module: site for site, module in MODULES.items()}
-LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 LORA = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 POOLER = "pooler.dense"
 NUMBER = re.compile("[0-9]{1,9}")
@@ -43,29 +42,46 @@ UNNAMED = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
-class Family:
-    """What a base model's encoder is called in a folder's tensors, and its head."""
+class Classifier:
+    """The classifiers of transformers that give their encoder the same name, and their head."""
 
     model_types: tuple[str, ...]
     head: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], Pooling]]
     head_modules: tuple[str, ...]
 
 
-FAMILIES: Mapping[str, Family] = {
-    "bert": Family(("bert",), bert_head, ("classifier", f"bert.{POOLER}")),
-    "roberta": Family(
-        ("roberta", "xlm-roberta", "camembert"),
-        roberta_head,
-        ("classifier", "classifier.dense", "classifier.out_proj"),
-    ),
+_DENSE_HEAD = ("classifier", "classifier.dense", "classifier.out_proj")
+CLASSIFIERS: Mapping[str, Classifier] = {
+    "bert": Classifier(("bert",), bert_head, ("classifier", f"bert.{POOLER}")),
+    "roberta": Classifier(("roberta", "xlm-roberta", "camembert"), roberta_head, _DENSE_HEAD),
+    "mpnet": Classifier(("mpnet",), roberta_head, _DENSE_HEAD),
+    "model": Classifier(("modernbert",), modernbert_head, ("classifier", "head.dense")),
 }
+
+
+class Layers:
+    """Where a backbone's layers have the sites of an adapter file, by names of modules."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        family = family_of(backbone.config)
+        self.places: Mapping[LoraSite, Place] = family.places
+        self._pattern = re.compile(rf"{re.escape(family.layers)}\.(\d+)\.(.+)")
+
+    def sites(self, module: str) -> tuple[int, list[tuple[LoraSite, Place]]]:
+        """The number of the module's layer, and the sites that are at this module: none where it is
+        in no layer."""
+        found = self._pattern.fullmatch(module)
+        if found is None:
+            return 0, []
+        places = self.places.items()
+        return int(found[1]), [(site, at) for site, at in places if at.module == found[2]]
 
 
 def fit(folder: Folder, backbone: Backbone) -> Foreign:
     """Look up the folder's modules in its base model, and give them our names. Raises
     CannotConvert."""
-    family, config = FAMILIES[folder.prefix], folder.config
-    check_model_type(family.model_types, backbone)
+    classifier, config = CLASSIFIERS[folder.prefix], folder.config
+    check_model_type(classifier.model_types, backbone)
     weights = dict(folder.weights)
     pairs = _pairs(weights, folder.prefix, backbone)
     names = _names(folder.prefix, backbone)
@@ -73,7 +89,10 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
     _check_targets(folder.prefix, pairs, names, modules, backbone)
     scales = {name: modules.scale(f"{folder.prefix}.{name}") for name in pairs}
     form, tensors = _layers(pairs, scales, backbone)
-    head, pooling = family.head(weights)
+    head, pooling = classifier.head(weights)
+    if "head.norm.weight" in head:
+        form["normed_head"] = True
+        pooling = family_of(backbone.config).pooling(backbone.config, False)
     pooler = _pooler(weights, folder.prefix, pairs.get(POOLER), scales.get(POOLER, 1.0), backbone)
     if pooler:
         head, pooling = {**pooler, **head}, "cls"
@@ -89,7 +108,7 @@ def fit(folder: Folder, backbone: Backbone) -> Foreign:
         form=form,
         pooling=pooling,
         problem_type=kind,
-        model_types=family.model_types,
+        model_types=classifier.model_types,
         labels=labels,
         provenance={
             "converted_from": "PEFT adapter",
@@ -122,14 +141,18 @@ def _pairs(
             f"{WEIGHTS} holds adapters by names ({shown_names}); expected the one adapter that"
             f" {WRITER} writes, without a name"
         )
-    modules = dict(backbone.encoder.named_modules())
+    modules, layers = dict(backbone.encoder.named_modules()), Layers(backbone)
     for module, pair in sides.items():
-        _check_pair(module, pair, modules.get(module), backbone)
+        _check_pair(module, pair, modules.get(module), backbone, layers)
     return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
 
 
 def _check_pair(
-    name: str, pair: Mapping[str, Tensor], module: nn.Module | None, backbone: Backbone
+    name: str,
+    pair: Mapping[str, Tensor],
+    module: nn.Module | None,
+    backbone: Backbone,
+    layers: Layers,
 ) -> None:
     for side, other in ("AB", "BA"):
         if side not in pair:
@@ -141,7 +164,7 @@ def _check_pair(
             f"{WEIGHTS} has LoRA at {shown(name)}; backbone {backbone.name!r} of"
             f" {backbone.reference.num_layers} layers has no such module"
         )
-    _check_place(name, module)
+    _check_place(name, module, layers)
     a, b = pair["A"], pair["B"]
     outputs, inputs = module.weight.shape  # type: ignore[misc]  # of a linear module
     if (a.shape[1], b.shape[0]) != (inputs, outputs):
@@ -151,10 +174,9 @@ def _check_pair(
         )
 
 
-def _check_place(name: str, module: nn.Module) -> None:
+def _check_place(name: str, module: nn.Module, layers: Layers) -> None:
     """Refuse a module that is no site of an adapter file."""
-    found = LAYER.fullmatch(name)
-    if name != POOLER and not (found and found[2] in SITES):
+    if name != POOLER and not layers.sites(name)[1]:
         what = "embeddings" if name.startswith("embeddings.") else f"a {type(module).__name__}"
         raise CannotConvert(
             f"LoRA is at {shown(name)}, {what}; expected it at the linear modules of layers or at"
@@ -169,7 +191,7 @@ def _names(prefix: str, backbone: Backbone) -> dict[str, bool]:
         for name, module in backbone.encoder.named_modules()
         if name and (prefix == "bert" or not name.startswith("pooler"))
     }
-    return names | dict.fromkeys(FAMILIES[prefix].head_modules, True)
+    return names | dict.fromkeys(CLASSIFIERS[prefix].head_modules, True)
 
 
 def _check_targets(
@@ -181,7 +203,7 @@ def _check_targets(
 ) -> None:
     """Check that the tensors are those that the configuration names, with its ranks: PEFT itself
     starts the others at random."""
-    modules = dict(backbone.encoder.named_modules())
+    modules, layers = dict(backbone.encoder.named_modules()), Layers(backbone)
     unmatched = configured.unmatched(names)
     if unmatched is not None:
         raise CannotConvert(
@@ -192,7 +214,7 @@ def _check_targets(
         name = whole.removeprefix(f"{prefix}.")
         if configured.targets(whole, linear=is_linear):
             if name in modules:
-                _check_place(name, modules[name])
+                _check_place(name, modules[name], layers)
             if name not in pairs:
                 raise CannotConvert(
                     f"{WEIGHTS} has no LoRA at {shown(name)}, which target_modules name in backbone"
@@ -216,36 +238,43 @@ def _check_targets(
 def _layers(
     pairs: Mapping[str, tuple[Tensor, Tensor]], scales: Mapping[str, float], backbone: Backbone
 ) -> tuple[dict[str, JsonValue], dict[str, Tensor]]:
-    """Return the spec's keys and the tensors of the layers' LoRA. The scale is the most frequent
-    one; what another differs from it is multiplied into B. Raises CannotConvert."""
-    sites: dict[LoraSite, dict[int, str]] = defaultdict(dict)
+    """Return the spec's keys and the tensors of the layers' LoRA. A module of several sites, such
+    as ModernBERT's `Wqkv`, gives each of them its A and the site's rows of its B. The scale is the
+    most frequent one; what another differs from it is multiplied into B. Raises CannotConvert."""
+    layers = Layers(backbone)
+    sites: dict[LoraSite, dict[int, tuple[str, Place]]] = defaultdict(dict)
     for name in pairs:
-        if (found := LAYER.fullmatch(name)) is not None:
-            sites[SITES[found[2]]][int(found[1])] = name
+        number, found = layers.sites(name)
+        for site, place in found:
+            sites[site][number] = name, place
     if not sites:
+        modules = dict.fromkeys(place.module for place in layers.places.values())
         raise CannotConvert(
-            f"{WEIGHTS} has LoRA in no layer; expected it at one of {', '.join(SITES)}"
+            f"{WEIGHTS} has LoRA in no layer; expected it at one of {', '.join(modules)}"
         )
-    in_layers = [name for layers in sites.values() for name in layers.values()]
+    in_layers = [name for named in sites.values() for name, _ in named.values()]
     scale = Counter(scales[name] for name in in_layers).most_common(1)[0][0]
-    first = min(layer for layers in sites.values() for layer in layers)
+    first = min(number for named in sites.values() for number in named)
     tensors: dict[str, Tensor] = {}
-    for site in (site for site in MODULES if site in sites):
-        layers = {
-            layer: (pairs[name][0], pairs[name][1] * (scales[name] / scale))
-            for layer, name in sites[site].items()
+    ranks: dict[str, JsonValue] = {}
+    for site in (site for site in layers.places if site in sites):
+        named = {
+            number: (pairs[name][0], _part(pairs[name][1] * (scales[name] / scale), place))
+            for number, (name, place) in sites[site].items()
         }
-        tensors |= _stacked(site, layers, range(first, backbone.reference.num_layers))
-    form: dict[str, JsonValue] = {
-        "kind": "lora",
-        "ranks": {site: tensors[f"lora.{site}.a"].shape[1] for site in MODULES if site in sites},
-        "scale": scale,
-    }
+        tensors |= _stacked(site, named, range(first, backbone.reference.num_layers))
+        ranks[site] = tensors[f"lora.{site}.a"].shape[1]
+    form: dict[str, JsonValue] = {"kind": "lora", "ranks": ranks, "scale": scale}
     if first:
         form["first_layer"] = first
     if any(site in INNER_SITES for site in sites):
         form["intermediate_size"] = backbone.config.intermediate_size
     return form, tensors
+
+
+def _part(b: Tensor, place: Place) -> Tensor:
+    """The rows of a module's B `[outputs, r]` that are one site's."""
+    return b.chunk(place.parts)[place.part]
 
 
 def _stacked(

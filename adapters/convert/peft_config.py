@@ -44,7 +44,7 @@ WITHOUT_EFFECT = {
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core"),
     *("qalora_group_size", "ensure_weight_tying"),
 }
-HEAD = re.compile(r"(.*\.)?(classifier|score|pooler)(\..*)?")
+HEAD = re.compile(r"(.*\.)?(classifier|score|pooler|head)(\..*)?")
 
 MAX_ENTRIES = 1000  # of a list or a mapping: there is one for each module at most
 # Far below any that is of use: it divided by a rank is not zero.
@@ -156,7 +156,8 @@ def parse(fields: Mapping[str, Any]) -> PeftConfig:
             what = "embeddings" if "embed" in saved else "a part of the encoder"
             raise CannotConvert(
                 f"{CONFIG} has {shown(saved)} in modules_to_save, a trained copy of {what}, and"
-                " all tasks share one frozen encoder; expected only classifier, score and pooler"
+                " all tasks share one frozen encoder; expected only classifier, score, pooler and"
+                " head"
             )
     return config
 

@@ -21,14 +21,12 @@ WRITER = "PEFT's save_pretrained"
 WEIGHTS, PICKLE, CARD = "adapter_model.safetensors", "adapter_model.bin", "README.md"
 MODEL_CONFIG = "config.json"
 PREFIX = "base_model.model."
-ENCODERS = ("bert", "roberta")  # what base models call their encoder
+ENCODERS = ("bert", "roberta", "mpnet", "model")  # what base models call their encoder
 # What other families call theirs, and why their classifiers are not read.
 OTHERS = {
     "electra": "an ELECTRA classifier, whose head has a GELU that an adapter file cannot say",
     "deberta": "a DeBERTa classifier, whose head has a GELU that an adapter file cannot say",
     "distilbert": "a DistilBERT classifier, whose head has a ReLU that an adapter file cannot say",
-    "mpnet": "an MPNet classifier, whose modules are not read yet",
-    "model": "a classifier such as ModernBERT's, whose hidden layer stays in the base model",
 }
 # Trainer's own folders, which hold earlier states of the same adapter.
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -138,6 +136,7 @@ def _prefix(weights: Mapping[str, Tensor]) -> str:
         found = " and ".join(shown(name) for name in prefixes[:4]) or "no module"
         raise CannotConvert(
             f"{WEIGHTS} has LoRA at {found}; expected it at the modules of"
-            f" {' or '.join(map(repr, ENCODERS))}, as BERT's and RoBERTa's families call them"
+            f" {' or '.join(map(repr, ENCODERS))}, as classifiers of BERT, RoBERTa, MPNet and"
+            " ModernBERT call their encoder"
         )
     return prefixes[0]

@@ -19,20 +19,29 @@ from adapters.convert.peft import POOLER
 from adapters.convert.peft_config import CONFIG
 from adapters.convert.peft_folder import CARD, PREFIX, WEIGHTS
 from adapters.errors import CannotConvert
+from adapters.families.registry import FAMILIES
 from adapters.file import Adapter
-from adapters.lora import MODULES
 from adapters.spec import AdapterSpec, LoraSite
 
 VERSION = "0.21.2"  # the version whose layout is written
-PREFIXES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+PREFIXES = {
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "mpnet": "mpnet",
+}
 # The heads of `…ForSequenceClassification`: (prefix, pooling, with a dense layer) → our names and
 # theirs. BERT's own pooler is a dense layer over the first token.
 HEADS: Mapping[tuple[str, str, bool], dict[str, str]] = {
     ("bert", "pooler", False): {"head.out": "classifier"},
     ("bert", "cls", True): {"head.dense": f"bert.{POOLER}", "head.out": "classifier"},
-    ("roberta", "cls", True): {
-        "head.dense": "classifier.dense",
-        "head.out": "classifier.out_proj",
+    **{
+        (prefix, "cls", True): {
+            "head.dense": "classifier.dense",
+            "head.out": "classifier.out_proj",
+        }
+        for prefix in ("roberta", "mpnet")
     },
 }
 
@@ -90,7 +99,7 @@ def _config(spec: AdapterSpec, saved: list[str]) -> dict[str, Any]:
     ranks, scale = spec.ranks, spec.scale
     assert ranks is not None
     assert scale is not None, "`write` refuses other kinds"
-    layers = range(spec.first_layer, spec.backbone.num_layers)
+    layers, modules = range(spec.first_layer, spec.backbone.num_layers), _modules(spec)
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {site: rank for site, rank in ranks.items() if rank != r}
     name, _, revision = _base_model(spec).partition("@")
@@ -104,10 +113,13 @@ def _config(spec: AdapterSpec, saved: list[str]) -> dict[str, Any]:
         "bias": "none",
         "r": r,
         "lora_alpha": scale * r,
-        "rank_pattern": {_pattern(site): rank for site, rank in others.items()},
-        "alpha_pattern": {_pattern(site): scale * rank for site, rank in others.items()},
+        "rank_pattern": {_pattern(modules[site]): rank for site, rank in others.items()},
+        "alpha_pattern": {_pattern(modules[site]): scale * rank for site, rank in others.items()},
         "target_modules": [
-            target for site in MODULES if site in ranks for target in _targets(site, layers)
+            target
+            for site, module in modules.items()
+            if site in ranks
+            for target in _targets(site, module, layers)
         ],
         "layers_to_transform": list(layers) if spec.first_layer else None,
         "modules_to_save": saved,
@@ -119,21 +131,28 @@ def _base_model(spec: AdapterSpec) -> str:
     return EMBEDDED_ID if spec.backbone.name == EMBEDDED else spec.backbone.name
 
 
-def _targets(site: LoraSite, layers: range) -> list[str]:
+def _modules(spec: AdapterSpec) -> dict[LoraSite, str]:
+    """Each site's module in a layer."""
+    places = FAMILIES[spec.backbone.model_type].places
+    return {site: place.module for site, place in places.items()}
+
+
+def _targets(site: LoraSite, module: str, layers: range) -> list[str]:
     """The ends of the names of a site's modules. `output.dense` would be the attention's, too."""
     if site == "down":
-        return [f"layer.{i}.{MODULES[site]}" for i in layers]
-    return [MODULES[site]]
+        return [f"layer.{i}.{module}" for i in layers]
+    return [module]
 
 
-def _pattern(site: LoraSite) -> str:
+def _pattern(module: str) -> str:
     """The same as one regular expression, which PEFT holds against the ends of names."""
-    return rf"layer\.\d+\.{re.escape(MODULES[site])}"
+    return rf"layer\.\d+\.{re.escape(module)}"
 
 
 def _sites(spec: AdapterSpec, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    modules = _modules(spec)
     return {
-        f"{prefix}.{spec.first_layer + i}.{MODULES[site]}.lora_{side}.weight": layer
+        f"{prefix}.{spec.first_layer + i}.{modules[site]}.lora_{side}.weight": layer
         for site in spec.ranks or ()
         for side in "AB"
         for i, layer in enumerate(tensors[f"lora.{site}.{side.lower()}"])

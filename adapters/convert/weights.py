@@ -54,18 +54,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return read_weights(path)
 
 
-def take(weights: dict[str, Tensor], name: str) -> Tensor:
-    """Remove a matrix (`….weight`) or a vector from `weights` and return it. What is left at the
-    end is what nobody knows. Raises CannotConvert."""
+def take(weights: dict[str, Tensor], name: str, dimensions: int | None = None) -> Tensor:
+    """Remove a tensor from `weights` and return it: a matrix if it is named `….weight`, else a
+    vector, where `dimensions` do not say otherwise. What is left at the end is what nobody knows.
+    Raises CannotConvert."""
     if name not in weights:
         raise CannotConvert(f"the tensor {shown(name)} is missing; expected it to be there")
     tensor = weights.pop(name)
-    dimensions = 2 if name.endswith(".weight") else 1
+    if dimensions is None:
+        dimensions = 2 if name.endswith(".weight") else 1
     if not tensor.is_floating_point() or tensor.ndim != dimensions:
         found = f"{tensor.dtype} of shape {list(tensor.shape)}"
         raise CannotConvert(
             f"the tensor {shown(name)} is {found}; expected floating point of {dimensions}"
-            " dimensions"
+            f" dimension{'s' * (dimensions > 1)}"
         )
     return tensor
 

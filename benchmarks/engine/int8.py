@@ -38,7 +38,7 @@ from service.engine.linear import Prepacked
 from service.engine.quantized import Quantized
 from service.engine.row import Row
 from service.engine.slots import Slots
-from training import evaluate, tasks
+from training import scoring, tasks
 from training.data import Columns, Dataset
 from training.hardware import hardware
 from training.tasks import TASKS
@@ -141,7 +141,7 @@ def _answers(
 
 
 def _score(task: str, dataset: Dataset, logits: Tensor) -> dict[str, float]:
-    return evaluate.scores(dataset, logits, TASKS[task].positive)
+    return scoring.scores(dataset, logits, TASKS[task].positive)
 
 
 def _agreement(one: Tensor, other: Tensor) -> float:

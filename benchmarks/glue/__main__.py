@@ -36,10 +36,10 @@ from benchmarks.glue.data import sets_of
 from benchmarks.glue.protocol import METHODS, RATES, SEARCH_TASKS, STAGES, Cell, Stage
 from benchmarks.glue.pseudovalues import pseudo_values
 from training.hardware import device_of
+from training.one_run import measure
 from training.processes import current
 from training.record import record
 from training.tasks import TASKS
-from training.train import measure
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__

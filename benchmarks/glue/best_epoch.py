@@ -11,17 +11,17 @@ from adapters.merge import merge
 from adapters.text import encode
 from training.config import SERVABLE, Recipe
 from training.data import Dataset
-from training.evaluate import predict, scores
 from training.fit import fit
 from training.methods import build
 from training.progress import Progress
+from training.scoring import predict, scores
 
 
 def by_epoch(
     backbone: Backbone, train: Dataset, dev: Dataset, recipe: Recipe, metric: str
 ) -> list[float]:
-    """The dev score after each epoch of the run that `training.train.measure` makes; a mixture's is
-    that of its merged adapter."""
+    """The dev score after each epoch of the run that `training.one_run.measure` makes; a mixture's
+    is that of its merged adapter."""
     torch.manual_seed(recipe.seed)
     rows, dev_rows = (encode(backbone.tokenizer, s.texts, recipe.max_length) for s in (train, dev))
     model = build(backbone, len(train.labels), recipe)

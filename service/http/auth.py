@@ -7,7 +7,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service.http.wrong_keys import WrongKeys
 from service.loopback import is_loopback
-from service.refusals import ForeignHost, ForeignPage, MissingKey
+from service.refusals import ForeignHost, ForeignPage, MissingKey, TooManyWrongKeys
 
 API_KEY = "the API key (ADAMIX_API_KEY)"
 ADMIN_KEY = "the admin key (ADAMIX_ADMIN_KEY)"
@@ -91,17 +91,28 @@ class Guard:
         if self._api_key is not None:
             self._check_key(request, {self._api_key: API_KEY})
 
+    def knows(self, request: HTTPConnection) -> bool:
+        """Whether a request bears one of the keys, or reads need none. Counts nothing, and tells an
+        address that has tried many keys nothing."""
+        if self._api_key is None:
+            return True
+        try:
+            self._wrong_keys.check(_address(request))
+        except TooManyWrongKeys:
+            return False
+        keys = [key for key in (self._api_key, self._admin_key) if key is not None]
+        return _is_one_of(_token(request), keys)
+
     def _check_key(self, request: HTTPConnection, keys: Mapping[str, str]) -> None:
-        address = request.client.host if request.client is not None else ""
+        address = _address(request)
         self._wrong_keys.check(address)
         expected = " or ".join(keys.values())
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
+        token = _token(request)
+        if not token:
             raise MissingKey(
                 f"this request bears no key; expected {expected} as 'Authorization: Bearer …'"
             )
-        if not any(hmac.compare_digest(token.encode(), key.encode()) for key in keys):
+        if not _is_one_of(token, keys):
             self._wrong_keys.count(address, token)
             raise MissingKey(f"this request bears a wrong key; expected {expected}")
 
@@ -111,6 +122,20 @@ class Guard:
         except ValueError:  # such as "["
             return False
         return is_loopback(name) or name in (self._hosts or ())
+
+
+def _address(request: HTTPConnection) -> str:
+    return request.client.host if request.client is not None else ""
+
+
+def _token(request: HTTPConnection) -> str:
+    """The bearer token; empty if there is none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _is_one_of(token: str, keys: Iterable[str]) -> bool:
+    return any(hmac.compare_digest(token.encode(), key.encode()) for key in keys)
 
 
 def kept_admin_key(store: Path) -> tuple[str, Path, bool]:

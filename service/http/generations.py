@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.requests import HTTPConnection
+
 from adapters.errors import AdaMixError
 from adapters.spec import shown
 from service.http.answers import refused
+from service.http.auth import Guard
 from service.http.middleware import (
     GENERATION,
     PROBES,
@@ -16,7 +19,6 @@ from service.http.middleware import (
     Receive,
     Scope,
     Send,
-    header,
     may_write,
 )
 from service.refusals import InvalidRequest
@@ -28,15 +30,16 @@ MAX_DIGITS = 20
 class Generations:
     """Reads X-Adamix-Generation of a request, and answers it for a write."""
 
-    def __init__(self, app: App, replication: Replication) -> None:
-        self._app, self._replication = app, replication
+    def __init__(self, app: App, replication: Replication, guard: Guard) -> None:
+        self._app, self._replication, self._guard = app, replication, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         try:
-            await self._replication.see(_asked(header(scope, GENERATION)))
+            if self._guard.knows(HTTPConnection(scope)):  # else the route refuses it
+                await self._replication.see(_asked(scope))
         except AdaMixError as error:
             await refused(error)(scope, receive, send)
             return
@@ -53,9 +56,11 @@ class Generations:
         await self._app(scope, receive, acknowledge if may_write(scope) else send)
 
 
-def _asked(value: str | None) -> int:
-    if value is None:
+def _asked(scope: Scope) -> int:
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == GENERATION]
+    if not values:
         return 0
+    value = ", ".join(values)  # what several mean (RFC 9110, 5.2): no number
     if not (value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS):
         raise InvalidRequest(
             f"X-Adamix-Generation is {shown(value)}; expected the number that a write answered"

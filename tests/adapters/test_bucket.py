@@ -39,6 +39,7 @@ from adapters.file import Adapter, load, parse
 from adapters.spec import BackboneRef
 from adapters.store import Store
 from tests.buckets import S3, rclone, seaweedfs
+from tests.service.conftest import until
 from tests.tiny import random_adapter
 
 BACKBONE = BackboneRef(
@@ -187,6 +188,8 @@ def test_the_contract_of_a_store(opened: Open, files: list[bytes], mrpc: bytes) 
     store = opened()
     assert store.entries() == before
     assert bytes(store.read("sst2", a)) == files[0]
+    with store.open("sst2", a) as file:
+        assert file.read() == files[0]
     assert store.get("sst2").digest == a.digest
     assert store.cached(a.digest)
     assert store.held(a.digest) is store.get("sst2")
@@ -259,6 +262,67 @@ def replica(bucket: Faulty, tmp_path: Path) -> Iterator[Replica]:
 
 def gone(*_: str) -> None:
     raise StoreUnreachable("nobody answers")
+
+
+def test_writes_that_wait_for_one_another_fail_together(
+    tmp_path: Path, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the bucket gives no answer to one write, those that waited for it meanwhile fail with
+    it: they do not wait for the time limit one after the other."""
+    bucket, reads = Faulty(), 0
+    adapter = parse(files[0])
+    with BucketStore(bucket, tmp_path, backbone=BACKBONE) as store:
+        store.put(adapter)
+        answers, ticks, refused = threading.Event(), itertools.count(), list[StoreError]()
+        now = 0
+
+        def clock() -> float:
+            nonlocal now
+            now = next(ticks)
+            return now
+
+        def hang(name: str, _key: str) -> None:
+            nonlocal reads
+            if name == "read":
+                reads += 1
+                answers.wait(20)
+                raise StoreUnreachable("no answer")
+
+        def write() -> None:
+            try:
+                store.activate("sst2", adapter.digest)
+            except StoreError as error:
+                refused.append(error)
+
+        monkeypatch.setattr("adapters.bucket.log.clock", clock)
+        bucket.before = hang
+        threads = [threading.Thread(target=write) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        until(lambda: now >= 5)  # the one that reads has looked at the clock twice, the others once
+        answers.set()
+        for thread in threads:
+            thread.join()
+        assert [type(error) for error in refused] == [StoreUnreachable] * 5
+        assert reads == 1
+        bucket.before = lambda *_: None
+        store.activate("sst2", adapter.digest)
+
+
+def test_a_write_to_a_lost_bucket_is_refused_at_once(tmp_path: Path, files: list[bytes]) -> None:
+    """A store that follows its log and could not read it last does not try to write."""
+    bucket, calls = Faulty(), list[str]()
+    with BucketStore(bucket, tmp_path, backbone=BACKBONE) as store:
+        store.follow(0.01)
+        bucket.before = gone
+        until(lambda: not store.reached)
+        bucket.after = lambda name, _key: calls.append(name)
+        with pytest.raises(StoreUnreachable, match="gave no answer when it was last read"):
+            store.put(parse(files[0]))
+        assert calls == []
+        bucket.before = lambda *_: None
+        until(lambda: store.reached)
+        store.put(parse(files[0]))
 
 
 def test_a_lost_bucket_is_told_once(bucket: Faulty, replica: Replica) -> None:

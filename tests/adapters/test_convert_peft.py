@@ -119,6 +119,56 @@ def test_parity(folder: Path, tmp_path: Path, form: dict[str, Any]) -> None:
     assert (expected - logits_of(model.unload(), folder)).abs().max() > 1e-2
 
 
+FURTHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("mpnet", {}, {"target_modules": ["q", "v"]}),
+    ("mpnet", {}, {"target_modules": "all-linear"}),
+    ("mpnet", {}, {"target_modules": ["o", "output.dense"], "layers_to_transform": [1]}),
+    *(
+        ("modernbert", {"classifier_pooling": pooling, **bias}, form)
+        for pooling, bias, form in (
+            ("cls", {}, {"target_modules": ["Wqkv"]}),
+            ("mean", {"classifier_bias": True, "norm_bias": True}, {"target_modules": ["Wi"]}),
+            (
+                "mean",
+                {},
+                {
+                    "target_modules": "all-linear",
+                    "rank_pattern": {"Wqkv": 2, "mlp.Wo": 5},
+                    "alpha_pattern": {"Wi": 3},
+                },
+            ),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "form"), FURTHER)
+def test_parity_of_further_families(
+    tmp_path: Path, family: str, changes: dict[str, Any], form: dict[str, Any]
+) -> None:
+    """MPNet's and ModernBERT's classifiers give peft's logits, too: a LoRA of a module that makes
+    queries, keys and values becomes one of each."""
+    base = tiny_backbone(tmp_path / "base", family, **changes)
+    saved = ["classifier", *(["head"] if family == "modernbert" else [])]
+    model = written(base, tmp_path / "peft", modules_to_save=saved, **form)
+    result = convert(tmp_path / "peft", tmp_path / "t.safetensors")
+    assert result.exit_code == 0, result.output
+    adapter = load(tmp_path / "t.safetensors")
+    expected = logits_of(model, base)
+    torch.testing.assert_close(engine_logits(adapter, base), expected, atol=1e-4, rtol=0)
+    assert (expected - logits_of(model.unload(), base)).abs().max() > 1e-2
+
+
+def test_modernbert_s_hidden_layer_is_needed(tmp_path: Path) -> None:
+    """A ModernBERT folder without the classifier's hidden layer is refused, and the sentence says
+    what to save."""
+    base = tiny_backbone(tmp_path / "base", "modernbert")
+    written(base, tmp_path / "peft", target_modules=["Wqkv"])
+    result = convert(tmp_path / "peft", tmp_path / "t.safetensors")
+    assert_refused(result, "expected modules_to_save with 'head' and 'classifier'")
+    assert not (tmp_path / "t.safetensors").exists()
+
+
 def test_a_trained_pooler(tmp_path: Path) -> None:
     """BERT's pooler, saved as a whole, becomes the dense layer of the head."""
     base = tiny_backbone(tmp_path / "base", "bert")
@@ -192,6 +242,11 @@ def test_other_backbones(tmp_path: Path) -> None:
     written(electra, tmp_path / "of-electra", target_modules=["query"])
     assert_refused(convert(tmp_path / "of-electra", out), "whose head has a GELU")
     assert not out.exists()
+
+
+def test_export_of_mpnet(tmp_path: Path) -> None:
+    """MPNet's modules have names of their own in an exported folder."""
+    test_export(tiny_backbone(tmp_path / "mpnet", "mpnet"), tmp_path, 0)
 
 
 @pytest.mark.parametrize("first_layer", [0, 1])

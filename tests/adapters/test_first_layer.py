@@ -23,7 +23,7 @@ from tests.training.test_training import QUICK, SINGLE
 from training.checkpoint import check_same
 from training.config import Recipe
 from training.errors import CheckpointError, TrainingError
-from training.train import train
+from training.one_run import train
 
 
 def test_a_file(bert: Backbone) -> None:

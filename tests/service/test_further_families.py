@@ -1,5 +1,5 @@
-"""DistilBERT, MPNet, ModernBERT and DeBERTa: the packed engine against transformers' own padded
-models, with adapters of both kinds."""
+"""DistilBERT, MPNet, ModernBERT, DeBERTa, and XLM-R of 24 layers: the packed engine against
+transformers' own padded models, with adapters of both kinds."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ REAL: Mapping[str, dict[str, Any]] = {
 # Other configs of the same family.
 VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, REAL.get(family, {})) for family in FURTHER},
+    "xlm-roberta, as deep as its large one": ("xlm-roberta", {"num_hidden_layers": 24}),
     "distilbert with relu": ("distilbert", {"activation": "relu"}),
     "distilbert with sinusoidal positions": ("distilbert", {"sinusoidal_pos_embds": True}),
     "mpnet with gelu_new": ("mpnet", {"hidden_act": "gelu_new"}),
@@ -60,7 +61,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def backbone_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
-    """A backbone of four layers by its variant, each built once."""
+    """A backbone by its variant, of four layers if that does not say otherwise, each built once."""
 
     @cache
     def build(variant: str) -> Backbone:

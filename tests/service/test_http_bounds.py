@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from adapters.file import parse
 from adapters.store import Store
 from service.http.uploads import UploadRoom
 from service.refusals import RequestTooSlow
+from tests.service.clock import on_a_clock, passes
 from tests.service.conftest import Server, running
 from tests.service.sockets import connected, first_answer, seen
 from tests.tiny import random_adapter
@@ -226,26 +227,6 @@ def test_an_upload_needs_no_temporary_file(
 ROOM = 10  # bytes
 PATIENCE = 5.0  # seconds of a test's own clock
 LEAST = 2  # bytes within them
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose time goes on only where a test says so."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-
-def passes(seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, Clock)
-    loop.now += seconds
-
-
-def on_a_clock(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=Clock) as runner:
-        runner.run(scenario())
 
 
 class Slow:

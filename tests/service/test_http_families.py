@@ -16,7 +16,7 @@ from tests.service.conftest import ADMIN_KEY, running
 from tests.tiny import FURTHER, tiny_masked_lm
 from tests.training.test_training import QUICK, SINGLE
 from training.config import Recipe
-from training.train import train
+from training.one_run import train
 
 TEXTS = [("it is a good film",), ("awful",), ("the plot was not very good and the film is bad",)]
 

@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "store_timeout_seconds": 2,
     "wait_seconds": 1,
 }
+KEY = "a-key-to-read"
 FILM = {"inputs": "it is a good film"}
 
 
@@ -127,6 +128,23 @@ def test_a_generation_is_never_answered_by_older_state(
         answer = predict(client, **{"X-Adamix-Generation": "newest"})
         assert answer.status_code == 422
         assert answer.json()["error"].startswith("X-Adamix-Generation is 'newest'; expected")
+        twice = [("X-Adamix-Generation", generation), ("X-Adamix-Generation", "99999")]
+        answer = client.post("/predict?task=sst2", json=FILM, headers=twice)
+        assert answer.status_code == 422
+
+
+def test_a_generation_needs_the_key(s3: S3, bert_folder: Path, cache: Path) -> None:
+    """A request without the key is refused before its generation is looked at: it neither waits nor
+    learns the newest one."""
+    with (
+        replica(s3, bert_folder, cache / "keyed", api_key=KEY, workers=2) as server,
+        server.client() as client,
+    ):
+        ahead = {"X-Adamix-Generation": "99999"}
+        for key, status in ((None, 401), ("wrong-key", 401), (KEY, 503)):
+            bearer = {} if key is None else {"Authorization": f"Bearer {key}"}
+            assert predict(client, **ahead, **bearer).status_code == status
+            assert client.get("/adapters", headers={**ahead, **bearer}).status_code == status
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

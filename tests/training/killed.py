@@ -12,8 +12,8 @@ from adapters.backbone import Backbone
 from tests.training.test_training import SINGLE
 from training.checkpoint import Checkpoints
 from training.config import Recipe
+from training.one_run import Measured, measure
 from training.progress import Progress
-from training.train import Measured, measure
 
 
 class Killed(Exception):

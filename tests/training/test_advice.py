@@ -15,7 +15,7 @@ from training.__main__ import app
 from training.advice import of_predictions, of_training
 from training.config import Recipe
 from training.data import Dataset
-from training.evaluate import scores
+from training.scoring import scores
 
 ROWS = [{"text": f"word {i % 3}", "label": ("no", "yes", "no")[i % 3]} for i in range(12)]
 

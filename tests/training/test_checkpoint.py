@@ -23,8 +23,8 @@ from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import ROWS, assert_refused, jsonl
 from training.__main__ import app
 from training.config import Recipe
+from training.one_run import measure
 from training.progress import Progress
-from training.train import measure
 
 
 def arguments(folder: Path, backbone: Path, *more: str) -> list[str]:

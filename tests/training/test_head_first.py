@@ -14,10 +14,10 @@ from adapters.classifier import Classifier, Head, collate
 from adapters.text import encode
 from tests.training.test_training import NUMBERS, PAIRS, QUICK, SEVERAL, SINGLE
 from training.data import Dataset
-from training.evaluate import predict, scores
 from training.head_first import fit_head
 from training.methods import build
-from training.train import measure
+from training.one_run import measure
+from training.scoring import predict, scores
 
 HEAD = dataclasses.replace(QUICK, method="head", head_first=True)
 

@@ -30,11 +30,11 @@ from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import assert_refused
 from training.config import Recipe
 from training.errors import TrainingError
-from training.evaluate import predict, predict_unmerged
 from training.fit import fit
 from training.methods import build
+from training.one_run import Trained, measure, train
 from training.routing import Router
-from training.train import Trained, measure, train
+from training.scoring import predict, predict_unmerged
 
 SHARING = [(False, True), (True, False), (False, False), (True, True)]
 CPU = torch.device("cpu")

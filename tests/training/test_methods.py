@@ -23,10 +23,10 @@ from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import ROWS, assert_refused, jsonl, without_hints
 from training.__main__ import app
 from training.config import Method, Recipe
-from training.evaluate import predict, predict_unmerged
 from training.fit import fit
 from training.methods import build
-from training.train import measure
+from training.one_run import measure
+from training.scoring import predict, predict_unmerged
 
 D, R, LAYERS = 32, 4, 2  # the tiny backbone's; the bottleneck and the rank of `run`
 ADAPTER = 2 * R * D + R + D

@@ -24,8 +24,8 @@ from training.config import Recipe
 from training.errors import TrainingError
 from training.loss import step_loss, target_tensor
 from training.methods import build
+from training.one_run import measure
 from training.routing import Router
-from training.train import measure
 
 ROWS = dataclasses.replace(QUICK, routing="rows", task_loss="both", epochs=2)
 RECIPES = [

@@ -23,11 +23,11 @@ from tests.tiny import FAMILIES, tiny_backbone
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import NonFiniteLoss, TrainingError
-from training.evaluate import predict, scores
 from training.fit import fit
 from training.methods import build
+from training.one_run import Trained, measure, train
 from training.progress import Progress
-from training.train import Trained, measure, train
+from training.scoring import predict, scores
 
 TEXTS = [
     f"{article} {noun} {verb} {word}"

@@ -19,7 +19,7 @@ from tests.training.test_training_cli import ROWS, arguments, jsonl
 from training.__main__ import app
 from training.config import Recipe
 from training.errors import TrainingError
-from training.train import train
+from training.one_run import train
 from training.warm_start import read
 
 STILL = dataclasses.replace(QUICK, learning_rate=1e-9, epochs=1, dtype="float32")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from adapters.entry import Entry
 from adapters.errors import DamagedAdapter, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
 from service.http import examples
 from service.http.body import parse_body, read_body
+from service.http.downloads import Download, DownloadRoom, Place
 from service.http.openapi import KEY_PROBLEMS, WRITE_PROBLEMS, answered, body_of, problems
 from service.http.routes import READ, WRITE, Task, Version, as_json, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
@@ -75,12 +77,12 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
         data, activate = await read_form(Request(request.scope, receive))
         adapter = await asyncio.to_thread(parse, data)
         await service.replay_probe(adapter)
-        version, new = await asyncio.to_thread(service.store.put, adapter, activate=activate)
+        version, new = await service.write(lambda: service.store.put(adapter, activate=activate))
     response.status_code = 201 if new else 200
     prefix = f"{request.app.state.root_path}/adapters/{adapter.spec.task}"
     response.headers["Location"] = f"{prefix}/versions/{version.short}/file"
     try:
-        return await asyncio.to_thread(_detail, service, adapter.spec.task)
+        return await service.write(lambda: _detail(service, adapter.spec.task))
     except (UnknownTask, UnknownVersion):
         # Another client has just deleted it: it was stored all the same.
         summaries = {version.digest: Summary(adapter.spec, adapter.parameters)}
@@ -145,6 +147,13 @@ def show(request: Request, task: Task) -> AdapterDetail:
     return _detail(service_of(request), task)
 
 
+async def _place(request: Request) -> AsyncIterator[Place]:
+    """A place for one download, until its answer is sent."""
+    room: DownloadRoom = request.app.state.downloads
+    async with room.place() as place:
+        yield place
+
+
 @router.get(
     "/{task}/versions/{version}/file",
     summary="Download a version",
@@ -160,15 +169,18 @@ def show(request: Request, task: Task) -> AdapterDetail:
     },
     dependencies=READ,
 )
-def download(request: Request, task: Task, version: Version) -> Response:
+async def download(
+    request: Request, task: Task, version: Version, place: Annotated[Place, Depends(_place)]
+) -> Response:
     """The adapter file itself, to the byte."""
     service = service_of(request)
     found = service.store.find(task, version)
-    # Read whole, not streamed from disk: a deletion meanwhile must not cut it short.
-    return Response(
-        bytes(service.store.read(task, found)),
-        media_type="application/octet-stream",
-        headers={
+    # What is open can be read to its end: a deletion meanwhile does not cut it short.
+    await place.open(lambda: service.store.open(task, found))
+    return Download(
+        place,
+        found.bytes,
+        {
             "ETag": f'"{found.digest}"',
             "Content-Disposition": f'attachment; filename="{task}-{found.short}.safetensors"',
         },
@@ -203,8 +215,12 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
     body = parse_body(
         await read_body(request), Activation, "an activation", "an object with 'version'"
     )
-    await asyncio.to_thread(service.store.activate, task, body.version)
-    return await asyncio.to_thread(_detail, service, task)
+
+    def activated() -> AdapterDetail:
+        service.store.activate(task, body.version)
+        return _detail(service, task)
+
+    return await service.write(activated)
 
 
 @router.delete(
@@ -217,7 +233,7 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
 async def delete_task(request: Request, task: Task) -> None:
     """Delete a task with all its versions; requests under way are answered."""
     service = service_of(request)
-    await asyncio.to_thread(service.store.delete_task, task)
+    await service.write(lambda: service.store.delete_task(task))
     service.metrics.forget(task)
 
 
@@ -236,7 +252,7 @@ async def delete_task(request: Request, task: Task) -> None:
 async def delete_version(request: Request, task: Task, version: Version) -> None:
     """Delete one version that is not active."""
     service = service_of(request)
-    await asyncio.to_thread(service.store.delete_version, task, version)
+    await service.write(lambda: service.store.delete_version(task, version))
     if task not in service.store:  # that was its last one
         service.metrics.forget(task)
 

@@ -26,13 +26,14 @@ from training.checkpoint import Checkpoints
 from training.config import SERVABLE, SERVABLE_NAMES, Recipe
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import predict, predict_unmerged, scores
 from training.fit import fit
 from training.hardware import hardware
 from training.head_first import fit_head
 from training.methods import build, trained_parameters
 from training.probe import probe_of
 from training.progress import Progress
+from training.scoring import main_metric, predict, predict_unmerged, scores
+from training.selection import Selection, split
 from training.warm_start import begin_as
 
 FAR = 10  # STS-B's scores go to 5
@@ -55,7 +56,7 @@ class Measured:
     `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `logits`
     `[N, C]` are the dev set's, `scores` theirs, by the recipe's `evaluate`. `parameters` are those
     beyond the frozen backbone's that inference needs, the head left out; `rows` are those trained
-    on.
+    on. `selection` has the scores of the epochs on held-out rows, with `select` best.
     """
 
     model: Classifier
@@ -65,6 +66,13 @@ class Measured:
     scores: dict[str, float]
     parameters: int
     rows: int
+    selection: Selection | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run made all its steps, or all that its `patience` allowed."""
+        exhausted = self.selection is not None and self.selection.exhausted
+        return self.done.step == self.done.steps or exhausted
 
 
 def train(
@@ -78,10 +86,12 @@ def train(
     warm_start: Adapter | None = None,
     probe: Sequence[TextInput] = (),
     say: Callable[[str], None] = lambda _: None,
+    metric: str | None = None,
 ) -> Trained:
     """One run, from examples to a merged adapter, which begins as `warm_start` if given.
     Ctrl-C ends the training early; what it has is merged all the same. The file's probe has the
-    texts of `probe`, or else neutral ones. `say` is given what the user should know.
+    texts of `probe`, or else neutral ones. `say` is given what the user should know. `metric` is
+    what `select` best goes by, by default the problem type's (`main_metric`).
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
@@ -125,7 +135,9 @@ def train(
         )
     except ValidationError as error:
         raise TrainingError(f"the adapter's file cannot say this: {first_problem(error)}") from None
-    measured = measure(backbone, train_set, dev_set, recipe, report, checkpoints, warm_start, say)
+    measured = measure(
+        backbone, train_set, dev_set, recipe, report, checkpoints, warm_start, say, metric
+    )
     judged = measured.judged
     spec = described(
         judged.pooling,
@@ -162,9 +174,11 @@ def measure(
     checkpoints: Checkpoints | None = None,
     warm_start: Adapter | None = None,
     say: Callable[[str], None] = lambda _: None,
+    metric: str | None = None,
 ) -> Measured:
     """Train by whatever method and score it on the dev set; a merged adapter is scored as its file
-    would hold it. `say` is given what the user should know of the data.
+    would hold it. `say` is given what the user should know of the data. `metric` is what `select`
+    best goes by.
 
     Raises TrainingError. The backbone is left as it was, to the bit.
     """
@@ -175,6 +189,10 @@ def measure(
         )
     if recipe.few_shot is not None:
         train_set = few_shot.draw(train_set, recipe.few_shot, recipe.seed)
+    held = None
+    if recipe.select == "best":
+        train_set, held = split(train_set, recipe.seed)
+        say(f"{len(held.texts)} rows are held out of training, to select the best epoch by")
     rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
     _say_what_is_cut(say, backbone, recipe, rows, dev_rows)
     if train_set.problem_type == "regression":
@@ -188,16 +206,13 @@ def measure(
     if recipe.head_first:
         fit_head(model, backbone, train_set, rows)
     checkpoint = checkpoints.of(backbone, train_set, recipe) if checkpoints is not None else None
-    done = fit(model, train_set, rows, recipe, report, checkpoint)
+    selection = None
+    if held is not None:
+        selection = _selection(model, backbone, held, recipe, metric, say)
+    done = fit(model, train_set, rows, recipe, report, checkpoint, selection)
 
-    judged = model
-    if recipe.method in SERVABLE:
-        tensors = to_tensors(merge(model.sites), model.head, getattr(torch, recipe.dtype))
-        judged = from_tensors(backbone, tensors, model.pooling, recipe.scale)
-    if recipe.evaluate == "merged":
-        logits = predict(judged, dev_rows)
-    else:
-        logits = predict_unmerged(model, dev_rows, recipe.evaluate, recipe.seed)
+    judged = _judged(model, backbone, recipe)
+    logits = _logits(model, judged, dev_rows, recipe)
     return Measured(
         model=model,
         judged=judged,
@@ -206,7 +221,41 @@ def measure(
         scores=scores(dev_set, logits, recipe.positive),
         parameters=trained_parameters(judged if recipe.evaluate == "merged" else model),
         rows=len(rows),
+        selection=selection,
     )
+
+
+def _selection(
+    model: Classifier,
+    backbone: Backbone,
+    held: Dataset,
+    recipe: Recipe,
+    metric: str | None,
+    say: Callable[[str], None],
+) -> Selection:
+    held_rows = _rows(backbone, held, recipe)
+
+    def judge() -> dict[str, float]:
+        logits = _logits(model, _judged(model, backbone, recipe), held_rows, recipe)
+        return scores(held, logits, recipe.positive)
+
+    by = main_metric(held.problem_type, recipe.positive, metric)
+    return Selection(judge, by, recipe.patience, say)
+
+
+def _judged(model: Classifier, backbone: Backbone, recipe: Recipe) -> Classifier:
+    """What the training is for, as a file would hold it."""
+    if recipe.method not in SERVABLE:
+        return model
+    tensors = to_tensors(merge(model.sites), model.head, getattr(torch, recipe.dtype))
+    return from_tensors(backbone, tensors, model.pooling, recipe.scale)
+
+
+def _logits(model: Classifier, judged: Classifier, rows: list[Tokens], recipe: Recipe) -> Tensor:
+    """`[N, C]`, by the recipe's `evaluate`."""
+    if recipe.evaluate == "merged":
+        return predict(judged, rows)
+    return predict_unmerged(model, rows, recipe.evaluate, recipe.seed)
 
 
 def _rows(backbone: Backbone, data: Dataset, recipe: Recipe) -> list[Tokens]:
@@ -256,9 +305,17 @@ def _provenance(recipe: Recipe, measured: Measured, dev_set: Dataset) -> dict[st
         "dev_rows": len(dev_set.texts),
         "steps": measured.done.step,
         "planned_steps": measured.done.steps,
+        **_chosen(measured),
         "dev_scores": measured.scores,
         "seconds": round(measured.done.seconds, 1),
         "hardware": hardware(measured.model.encoder.device),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
+
+
+def _chosen(measured: Measured) -> dict[str, Any]:
+    selection = measured.selection
+    if selection is None or selection.best is None:
+        return {}
+    return {"selected_epoch": selection.best.epoch, "held_out_scores": selection.best.scores}
