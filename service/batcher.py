@@ -226,7 +226,8 @@ class Batcher(Generic[R, T]):
         return tokens > self.batch_tokens and self._pace.seconds(tokens) > seconds
 
     def _refusal(self, ahead: float) -> QueueFull:
-        return QueueFull(max(1, math.ceil(self._pace.seconds(ahead))))
+        # rounded, so that the last bits of a sum do not make a second more
+        return QueueFull(max(1, math.ceil(round(self._pace.seconds(ahead), 6))))
 
     def _put(self, entry: _Entry[R, T]) -> None:
         queue = self._queues.get(entry.task)
