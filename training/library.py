@@ -73,6 +73,12 @@ class TrainedAdapter:
     def predict_proba(self, texts: Sequence[str | TextInput]) -> NDArray[np.float32]:
         """`[N, C]`: the probability of each label, in the order of `adapter.spec.labels`; for
         regression the number itself. Raises TrainingError."""
+        if isinstance(texts, str | Mapping) or hasattr(texts, "columns"):
+            found_type = "a text" if isinstance(texts, str) else f"a {type(texts).__name__}"
+            raise TrainingError(
+                f"the inputs are {found_type}; expected a list of texts, such as ['…'], or the"
+                " column of a data frame that has them"
+            )
         inputs = [_text(text, self.adapter.spec.text_pair) for text in texts]
         if not inputs:
             return np.zeros((0, len(self.adapter.spec.labels)), dtype=np.float32)
@@ -168,11 +174,12 @@ def _backbone(backbone: str | Backbone, device: str | None) -> Backbone:
 
 
 def _text(text: str | TextInput, pair: bool) -> TextInput:
-    found = (text,) if isinstance(text, str) else tuple(text)
-    if len(found) != 1 + pair:
+    found = (text,) if isinstance(text, str) else text
+    plain = isinstance(found, tuple | list) and all(isinstance(part, str) for part in found)
+    if not plain or len(found) != 1 + pair:
         wanted = "a pair of texts" if pair else "a text"
         raise TrainingError(f"an input is {text!r}; expected {wanted}, as this task takes")
-    return found  # type: ignore[return-value]  # one or two, as looked at above
+    return tuple(found)  # type: ignore[return-value]  # one or two, as looked at above
 
 
 def _part(name: str, data: Data, columns: Columns) -> Part:

@@ -83,6 +83,23 @@ def test_predictions(bert: Backbone) -> None:
     assert len(found.predict(pairs[0])) == len(TEXTS)
     with pytest.raises(TrainingError, match="an input is 'a'; expected a pair of texts"):
         found.predict(["a"])
+    with pytest.raises(TrainingError, match=r"an input is .*; expected a pair of texts"):
+        found.predict([{"text": "a", "text_pair": "b"}])  # type: ignore[list-item]
+
+
+def test_inputs_that_are_no_list_of_texts(bert: Backbone) -> None:
+    """One text is not taken for its letters, a data frame not for its names of columns, a mapping
+    not for its keys."""
+    adapter = train("t", ROWS, ROWS, backbone=bert, recipe=QUICK)
+    frame = pd.DataFrame(ROWS)
+    for inputs, found in (
+        (frame, "a DataFrame"),
+        ("a dull film", "a text"),
+        ({"text": "a"}, "a di"),
+    ):
+        with pytest.raises(TrainingError, match=f"the inputs are {found}.*; expected a list of"):
+            adapter.predict(inputs)  # type: ignore[arg-type]  # what users give
+    assert len(adapter.predict(frame["text"])) == len(ROWS)
 
 
 def test_a_saved_adapter(bert: Backbone, tmp_path: Path) -> None:
