@@ -14,15 +14,16 @@ help: ## Show this list
 serve: $(VENV)/serve.done ## Serve on http://127.0.0.1:8000 with the embedded backbone and the shipped adapters
 	@$(BIN)/python -m service
 
+AGAIN = { [ $$? -eq 1 ] && echo "again, alone, what failed:" && \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(1); }
+
 # Two processes, so that one test's waiting is another's work. What fails beside others is tried again
 # alone: a test that needs a quiet machine is then told from a fault of the product.
 test: $(VENV)/dev.done ## Run the tests (about a quarter of an hour on two cores)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
-		echo "again, alone, what failed:"; \
-		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || $(call AGAIN,tests)
 
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
-	@$(BIN)/python -m pytest tests/browser
+	@$(BIN)/python -m pytest tests/browser || $(call AGAIN,tests/browser)
 
 derived: $(VENV)/dev.done ## Write anew what derives from the code: tables of settings and of reliability, OpenAPI's examples
 	@$(BIN)/python -m docs.settings_table

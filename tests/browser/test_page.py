@@ -371,6 +371,7 @@ def test_nothing_sticks_out(open_tab: OpenTab, width: int) -> None:
     """On a phone and a tablet, with answers shown and versions open, nothing has to be scrolled
     sideways."""
     page = open_tab(width=width).page
+    expect(page.locator("#rows tr")).not_to_have_count(0)  # before, there is no task to predict
     page.get_by_role("button", name="Predict").click()
     expect(page.locator(".answer")).not_to_have_count(0)
     page.get_by_role("button", name="sst2", exact=True).click()
