@@ -11,7 +11,8 @@ from adapters.file import Adapter, Summary
 
 class AdapterStore(Protocol):
     """Versions of adapters by task. Safe to use from several threads. Both stores document each
-    method, with what it raises; `tests/adapters/test_bucket.py` holds both to one contract."""
+    method, with what it raises; `tests/adapters/test_store_contract.py` holds both to one
+    contract."""
 
     def __len__(self) -> int: ...
     def __contains__(self, task: str) -> bool: ...

@@ -64,8 +64,8 @@ NOT_RUN = {
         "a backbone with a masked-language-model head; tests/adapters/test_prompt.py makes small"
         " ones"
     ),
-    "python -m adapters copy": "a bucket; tests/adapters/test_bucket.py has one",
-    "python -m adapters gc": "a bucket; tests/adapters/test_bucket.py has one",
+    "python -m adapters copy": "a bucket; tests/adapters/test_store_contract.py has one",
+    "python -m adapters gc": "a bucket; tests/adapters/test_store_contract.py has one",
     "ADAMIX_STORE=s3:": "a bucket; tests/service/test_replicas.py has three replicas on one",
     "python -m training --train DATA/": "hours, with data sets that are not in the repository",
 }

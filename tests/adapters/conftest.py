@@ -1,14 +1,21 @@
-"""Adapter files of two tasks, and stores to put them into."""
+"""Adapter files of two tasks, and stores to put them into, in a folder and in a bucket."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.backbone import Backbone
+from adapters.bucket.store import BucketStore
 from adapters.store import Store
+from tests.adapters.faulty_bucket import BACKBONE, Faulty, Replica
 from tests.tiny import random_adapter
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +35,24 @@ def mrpc(bert: Backbone) -> bytes:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def bucket() -> Faulty:
+    return Faulty()
+
+
+@pytest.fixture
+def replica(bucket: Faulty, tmp_path: Path) -> Iterator[Replica]:
+    """Open one more replica on the bucket, with a disk of its own."""
+    replicas: list[BucketStore] = []
+
+    def another(disk: str | None = None, **options: Any) -> BucketStore:
+        folder = tmp_path / (disk or f"disk-{next(_numbers)}")
+        given = {"backbone": BACKBONE, "timeout": 0.05, **options}
+        replicas.append(BucketStore(given.pop("objects", bucket), folder, **given))
+        return replicas[-1]
+
+    yield another
+    for each in replicas:
+        each.close()

@@ -1,0 +1,47 @@
+"""A bucket in memory whose calls fail as a test says, and the backbone of the stores in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from obstore.store import MemoryStore
+
+from adapters.bucket.objects import Objects
+from adapters.bucket.store import BucketStore
+from adapters.errors import StoreUnreachable
+from adapters.spec import BackboneRef
+
+BACKBONE = BackboneRef(
+    name="tiny", model_type="bert", hidden_size=32, num_layers=2, fingerprint="a" * 64
+)
+
+
+class Faulty(Objects):
+    """A bucket in memory, whose calls fail as `faults` says: each of them is called before a call
+    with its name and key, and may raise; what it returns is called after it."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        super().__init__("memory:///", store or MemoryStore())
+        self.before: Callable[[str, str], None] = lambda *_: None
+        self.after: Callable[[str, str], None] = lambda *_: None
+
+    def read(self, key: str) -> bytes | None:
+        self.before("read", key)
+        return super().read(key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.before("create", key)
+        created = super().create(key, data)
+        self.after("create", key)
+        return created
+
+    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        self.before("write", key)
+        super().write(key, data)
+
+
+def gone(*_: str) -> None:
+    raise StoreUnreachable("nobody answers")
+
+
+Replica = Callable[..., BucketStore]

@@ -1,0 +1,206 @@
+"""A store in a folder and one in a bucket keep the same contract, and `copy` brings one into the
+other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from adapters.__main__ import app
+from adapters.adapter_store import AdapterStore
+from adapters.backbone import Backbone
+from adapters.bucket.objects import connect
+from adapters.bucket.store import BucketStore
+from adapters.errors import (
+    AmbiguousVersion,
+    BackboneMismatch,
+    NoActiveVersion,
+    StoreError,
+    UnknownTask,
+    UnknownVersion,
+    VersionIsActive,
+)
+from adapters.file import Adapter, load, parse
+from adapters.store import Store
+from tests.adapters.faulty_bucket import BACKBONE, Faulty
+from tests.buckets import S3, seaweedfs
+
+KINDS = ("folder", "memory", "seaweedfs")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+Open = Callable[..., AdapterStore]
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=KINDS)
+def opened(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Open]:
+    """Open one store of a kind, each time as another process would, after the last one closed."""
+    kind, last = request.param, list[AdapterStore]()
+    memory = Faulty()
+    if kind == "seaweedfs":
+        server = request.getfixturevalue("s3")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        objects = connect(server.url(f"contract-{next(_numbers)}"), 5)
+
+    def another(**options: Any) -> AdapterStore:
+        for store in last:
+            store.close()
+        last.clear()
+        store: AdapterStore
+        if kind == "folder":
+            store = Store(tmp_path / "store", **options)
+        else:
+            bucket = memory if kind == "memory" else objects
+            store = BucketStore(bucket, tmp_path / "cache", backbone=BACKBONE, **options)
+        last.append(store)
+        return store
+
+    yield another
+    for store in last:
+        store.close()
+
+
+def test_the_contract_of_a_store(opened: Open, files: list[bytes], mrpc: bytes) -> None:
+    """What is put, activated and deleted in a store of any kind is so at once and for the next
+    process; what is not there, or may not be done, is refused with the same errors."""
+    store = opened()
+    with pytest.raises(UnknownTask, match="there is no task 'sst2'; the store is empty"):
+        store.get("sst2")
+    a, new = store.put(parse(files[0]))
+    assert new
+    assert store.put(parse(files[0])) == (a, False)
+    b, _ = store.put(parse(files[1]))
+    c, _ = store.put(parse(files[2]), activate=False)
+    only, _ = store.put(parse(mrpc), activate=False)
+    assert store.find("sst2") == b
+    assert [entry.task for entry in store.entries()] == ["mrpc", "sst2"]
+    assert store.entry("sst2").versions == (a, b, c)
+    with pytest.raises(NoActiveVersion):
+        store.get("mrpc")
+    with pytest.raises(UnknownVersion, match="by 4 digits or more"):
+        store.find("sst2", "1")
+    with pytest.raises(UnknownVersion):
+        store.activate("sst2", "0123456789ab")
+    with pytest.raises(VersionIsActive):
+        store.delete_version("sst2", b.short)
+    assert store.activate("sst2", a.short) == a == store.find("sst2")
+    assert store.delete_version("sst2", b.digest) == b
+    before = store.entries()
+    store = opened()
+    assert store.entries() == before
+    assert bytes(store.read("sst2", a)) == files[0]
+    with store.open("sst2", a) as file:
+        assert file.read() == files[0]
+    assert store.get("sst2").digest == a.digest
+    assert store.cached(a.digest)
+    assert store.held(a.digest) is store.get("sst2")
+    assert store.summary("sst2", c.digest).spec == parse(files[2]).spec
+    assert store.summary("mrpc", only.digest).parameters == parse(mrpc).parameters
+    store.delete_version("mrpc", only.digest)
+    store.delete_task("sst2")
+    for missing in (lambda: store.delete_task("sst2"), lambda: store.find("mrpc")):
+        with pytest.raises(UnknownTask):
+            missing()
+    assert len(opened()) == 0
+    assert opened().put(parse(files[1]))[1]
+    assert "sst2" in opened()
+
+
+def test_what_a_check_refuses_is_not_stored(opened: Open, files: list[bytes]) -> None:
+    """What `check` raises of an adapter, a put raises, and nothing has changed."""
+
+    def check(_: Adapter) -> None:
+        raise BackboneMismatch("no")
+
+    with pytest.raises(BackboneMismatch):
+        opened(check=check).put(parse(files[0]))
+    assert len(opened()) == 0
+
+
+def test_a_store_that_was_opened_to_be_read(opened: Open, files: list[bytes]) -> None:
+    """A store opened read-only serves what is there, and says why it writes nothing."""
+    opened().put(parse(files[0]))
+    store = opened(read_only=True)
+    assert store.get("sst2").digest == parse(files[0]).digest
+    for write in (lambda: store.delete_task("sst2"), lambda: store.put(parse(files[1]))):
+        with pytest.raises(StoreError, match="is read-only: it was opened so"):
+            write()
+
+
+def test_versions_that_agree_in_12_digits(opened: Open) -> None:
+    """A prefix that fits two versions is refused in a store of any kind."""
+    store = opened()
+    a, b = (
+        store.put(load(Path(__file__).parent / f"twins-{name}.safetensors"))[0] for name in "ab"
+    )
+    with pytest.raises(AmbiguousVersion, match=f"{a.digest[:13]}, {b.digest[:13]}"):
+        store.get("twins", a.short)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s4://bucket/store"])
+def test_an_address_that_is_none(url: str) -> None:
+    """An address that no bucket can have is refused with what is expected."""
+    with pytest.raises(StoreError, match=r"cannot be opened: .*; expected s3://BUCKET/PREFIX"):
+        connect(url, 5)
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run `python -m adapters` with these: its exit code, and what it said on both streams."""
+    done = CliRunner().invoke(app, list(arguments))
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_copying_a_store(
+    s3: S3,
+    tmp_path: Path,
+    bert: Backbone,
+    files: list[bytes],
+    mrpc: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`copy` brings every version and the active ones from a folder into a bucket and back, and
+    twice is as once; `gc` then finds nothing that is old enough."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket, folder = s3.url("copied"), tmp_path / "store"
+    with Store(folder) as store:
+        versions = [store.put(parse(data))[0] for data in (*files, mrpc)]
+        store.activate("sst2", versions[0].digest)
+    for _ in range(2):
+        assert command("copy", str(folder), bucket) == (
+            *(0, f"copied 4 versions from {folder} to {bucket}\n"),
+            "",
+        )
+    assert command("copy", bucket, str(tmp_path / "back"))[0] == 0
+    with Store(tmp_path / "back") as back:
+        assert [entry.task for entry in back.entries()] == ["mrpc", "sst2"]
+        assert {v.digest for v in back.entry("sst2").versions} == {v.digest for v in versions[:3]}
+        assert back.find("sst2").digest == versions[0].digest
+    assert command("gc", bucket, "--older-than", "1") == (0, f"deleted 0 files of {bucket}\n", "")
+    with BucketStore(connect(bucket, 5), tmp_path / "cache", backbone=bert.reference) as served:
+        assert served.get("sst2").digest == versions[0].digest
+
+
+def test_commands_for_what_is_no_store(tmp_path: Path) -> None:
+    """`copy` of no folder and `gc` of a folder end with code 2 and a sentence."""
+    code, _, said = command("copy", str(tmp_path / "none"), "s3://bucket/store")
+    assert (code, said) == (2, f"error: there is no folder {tmp_path}/none; expected a store\n")
+    code, _, said = command("gc", str(tmp_path), "--older-than", "1")
+    assert code == 2
+    assert said == (
+        f"error: {tmp_path} is no bucket's address; expected one, such as s3://bucket/prefix\n"
+    )
