@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapters.backbone import Backbone
 from adapters.file import parse
 from adapters.store import Store
+from tests.service.front_ends import client_of, front_ends
 from tests.service.interpreter import interpreted
 from tests.tiny import TASKS, random_adapter
 
@@ -154,6 +155,24 @@ def server(filled_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def client(server: Server) -> Iterator[httpx2.Client]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def workers(filled_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same as the one process of `server`, with two front ends and a store of its own."""
+    store = tmp_path_factory.mktemp("workers") / "store"
+    shutil.copytree(filled_store, store)
+    with running(store, max_inputs=64, workers=2) as server:
+        yield server
+
+
+@pytest.fixture
+def clients(workers: Server) -> Iterator[list[httpx2.Client]]:
+    """A client of each front end of `workers`."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(client_of(workers, front_end)) for front_end in front_ends(workers)
+        ]
 
 
 @pytest.fixture(scope="module")
