@@ -37,13 +37,9 @@ def upload(
         )
     target = _parsed(url)
     shown_url = without_user(target) if target.userinfo else url
-    said = _json(answer)
     if answer.status_code not in (200, 201):
-        reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
-        raise CannotUpload(
-            f"{shown_url} answered {answer.status_code}: {legible(shortened(reason, 500))}"
-        )
-    if not _has(said, hashlib.sha256(data).hexdigest()):
+        raise CannotUpload(f"{shown_url} {refusal(answer)}")
+    if not _has(parsed_json(answer), hashlib.sha256(data).hexdigest()):
         raise CannotUpload(
             f"{shown_url} answered {answer.status_code}, but not with this file's version; expected"
             " the address of an adamix-serve"
@@ -72,12 +68,19 @@ def connected(url: str, key: str | None) -> Iterator[httpx2.Client]:
         ) from None
 
 
-def _json(answer: httpx2.Response) -> Any:
+def parsed_json(answer: httpx2.Response) -> Any:
     """What a server answered; None if that is no JSON."""
     try:
         return answer.json()
     except (ValueError, RecursionError):
         return None
+
+
+def refusal(answer: httpx2.Response) -> str:
+    """What a server refused with: the end of a sentence that begins with its address."""
+    said = parsed_json(answer)
+    reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
+    return f"answered {answer.status_code}: {legible(shortened(reason, 500))}"
 
 
 def _has(said: Any, digest: str) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
 
+from benchmarks.http.server import answers
 from tests.buckets import free_ports, program
 
 CONFIGURATION = Path(__file__).parent.parent / "deploy/kubernetes-many/envoy.yaml"
@@ -58,7 +58,7 @@ def envoy(replicas: Sequence[str], folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"{url}/envoy/ready"):
+        while not answers(f"{url}/envoy/ready"):
             assert time.monotonic() < deadline, "Envoy did not start"
             assert process.poll() is None, "Envoy ended"
             time.sleep(0.05)
@@ -66,11 +66,3 @@ def envoy(replicas: Sequence[str], folder: Path) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False

@@ -19,8 +19,8 @@ FELL = 0.9  # the loss of the last fifth, in parts of that of the first
 JUDGED_ROWS = 10  # of fewer dev rows, the predictions say nothing
 NO_CORRELATION = 0.1
 REMEDY = (
-    "try more epochs or another --learning-rate, as --search small does, and look whether the"
-    " labels are right"
+    "try more epochs, then another --learning-rate (--search small tries some), and look whether"
+    " the labels are right"
 )
 
 

@@ -161,7 +161,11 @@ def _warnings(runs: Sequence[Run], groups: list[Group]) -> list[str]:
         assert first.interval is not None
         assert second.interval is not None
         if first.interval[0] <= second.interval[1]:
-            said.append("the intervals of the first two overlap: their order may be chance")
+            few = min(len(group.seeds) for group in groups[:2])
+            said.append(
+                "the intervals of the first two overlap: their order may be chance"
+                + (f"; {few} seeds make wide intervals, five or more narrower ones" * (few < 5))
+            )
     for group in groups:
         if len(set(group.seeds)) < len(group.seeds):
             said.append(

@@ -52,6 +52,7 @@ class Dataset:
     labels: tuple[str, ...]
     texts: list[TextInput]
     targets: list[Any]
+    unread: tuple[str, ...] = ()  # columns of the first row that are none of the examples'
 
     @property
     def text_pair(self) -> bool:
@@ -74,13 +75,13 @@ def read(
 
 def labelled(source: Source, rows: Rows, columns: Columns, spec: AdapterSpec) -> Dataset:
     """Rows of the task that an adapter is of, with its labels. Raises DataError."""
-    texts, found = _examples(source, rows, columns)
+    texts, found, unread = _examples(source, rows, columns)
     if (len(texts[0]) == 2) != spec.text_pair:
         wanted = "pairs of texts" if spec.text_pair else "single texts"
         here = "single texts" if spec.text_pair else "pairs of texts"
         raise DataError(f"{source} holds {here}; expected {wanted}, as task {spec.task!r} takes")
     targets = _targets(source, found, columns, spec.problem_type, spec.labels, "the adapter")
-    return Dataset(spec.problem_type, spec.labels, texts, targets)
+    return Dataset(spec.problem_type, spec.labels, texts, targets, unread)
 
 
 def assemble(
@@ -88,8 +89,8 @@ def assemble(
 ) -> tuple[Dataset, Dataset]:
     """The same of rows from anywhere. Raises DataError."""
     (train, train_rows), (dev, dev_rows) = train_part, dev_part
-    train_texts, train_labels = _examples(train, train_rows, columns)
-    dev_texts, dev_labels = _examples(dev, dev_rows, columns)
+    train_texts, train_labels, unread = _examples(train, train_rows, columns)
+    dev_texts, dev_labels, _ = _examples(dev, dev_rows, columns)
     if len(train_texts[0]) != len(dev_texts[0]):
         raise DataError(
             f"{train} holds {_kind(train_texts)}, {dev} {_kind(dev_texts)}; expected the same"
@@ -103,7 +104,7 @@ def assemble(
 
     def made(path: Source, texts: list[TextInput], found: list[Any]) -> Dataset:
         targets = _targets(path, found, columns, problem_type, labels, str(train))
-        return Dataset(problem_type, labels, texts, targets)
+        return Dataset(problem_type, labels, texts, targets, unread)
 
     return made(train, train_texts, train_labels), made(dev, dev_texts, dev_labels)
 
@@ -132,8 +133,12 @@ def _targets(
     return [[index[n] for n in row] if several else index[row[0]] for row in rows]
 
 
-def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInput], list[Any]]:
+def _examples(
+    path: Source, rows: Rows, columns: Columns
+) -> tuple[list[TextInput], list[Any], tuple[str, ...]]:
+    """Texts, labels, and the columns that are neither."""
     texts: list[TextInput] = []
+    unread: tuple[str, ...] = ()
     labels: list[Any] = []
     unusable: list[tuple[int, str]] = []  # the lines whose text is empty, say, and why
     pair = columns.pair
@@ -141,6 +146,11 @@ def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInpu
         for number, row in rows:
             if not texts and pair is None and "text_pair" in row:
                 pair = "text_pair"
+            _check_columns(row, columns, pair, path, number)
+            if not texts:
+                unread = tuple(
+                    name for name in row if name not in (columns.text, pair, columns.label)
+                )
             text = tuple(
                 _text(row, name, path, number, unusable)
                 for name in (columns.text, pair)
@@ -163,17 +173,29 @@ def _examples(path: Source, rows: Rows, columns: Columns) -> tuple[list[TextInpu
         raise DataError(f"{path}, line {number}: {reason}{too}")
     if not texts:
         raise DataError(f"{path} holds no examples; expected at least one")
-    return texts, labels
+    return texts, labels, unread
+
+
+def _check_columns(
+    row: dict[str, Any], columns: Columns, pair: str | None, path: Source, number: int
+) -> None:
+    names = {"--text-column": columns.text, "--pair-column": pair, "--label-column": columns.label}
+    lacking = {
+        option: name for option, name in names.items() if name is not None and name not in row
+    }
+    if lacking:
+        several = len(lacking) > 1
+        raise DataError(
+            f"{path}, line {number}, has no column{'s' * several}"
+            f" {' and '.join(map(repr, lacking.values()))}; it has {_some(list(row))}"
+            f" ({' and '.join(lacking)} name{'' if several else 's'} another; in Python,"
+            " columns=Columns(…))"
+        )
 
 
 def _text(
     row: dict[str, Any], name: str, path: Source, number: int, unusable: list[tuple[int, str]]
 ) -> str:
-    if name not in row:
-        raise DataError(
-            f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}"
-            " (--text-column and --pair-column name others)"
-        )
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{path}, line {number}, column {name!r}, is {text!r}; expected a text")
@@ -185,11 +207,6 @@ def _text(
 
 
 def _label(row: dict[str, Any], name: str, path: Source, number: int) -> Any:
-    if name not in row:
-        raise DataError(
-            f"{path}, line {number}, has no column {name!r}; it has {_some(list(row))}"
-            " (--label-column names another)"
-        )
     label = row[name]
     if isinstance(label, list):
         label = [part.strip() if isinstance(part, str) else part for part in label]

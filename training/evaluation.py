@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from training.rows import read_rows
 from training.scoring import predict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluated:
     """`logits` `[N, C]` are those of the rows of `dataset`, which `source` names. Right after a
     training, `curves` are its learning curves."""
@@ -38,6 +38,9 @@ class Evaluated:
     judgement: Judgement
     hints: list[str]
     curves: Sequence[Curve] = ()
+
+    def __repr__(self) -> str:
+        return f"Evaluated({len(self.dataset.texts)} rows, {scores_line(self.scores)})"
 
     @property
     def scores(self) -> dict[str, float]:
@@ -104,6 +107,11 @@ def judged(
     judgement = judge(dataset, logits, positive)
     hints = advice.of_predictions(dataset, logits, judgement.scores)
     return Evaluated(adapter, source, dataset, logits, judgement, hints)
+
+
+def scores_line(scores: Mapping[str, float]) -> str:
+    """Scores in one line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def read_adapter(file: Path) -> Adapter:

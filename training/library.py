@@ -25,7 +25,7 @@ from training.config import Recipe
 from training.curves import curve
 from training.data import Columns, Part, assemble, labelled
 from training.errors import DataError, TrainingError
-from training.evaluation import Evaluated, judged, read_adapter
+from training.evaluation import Evaluated, judged, read_adapter, scores_line
 from training.hardware import device_of
 from training.judgement import probabilities
 from training.one_run import train as run_once
@@ -42,7 +42,7 @@ __all__ = ["Evaluated", "TrainedAdapter", "evaluate", "load", "train"]
 Data = Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedAdapter:
     """An adapter with its backbone. `dev` is what the training's dev set says of it; None of one
     that was loaded."""
@@ -50,6 +50,9 @@ class TrainedAdapter:
     adapter: Adapter
     backbone: Backbone
     dev: Evaluated | None = None
+
+    def __repr__(self) -> str:
+        return f"TrainedAdapter({self.adapter.spec.task!r}, {scores_line(self.scores)})"
 
     @property
     def scores(self) -> dict[str, float]:
@@ -118,7 +121,7 @@ def train(
 
     `rows` and `dev_rows` are paths of files, pandas data frames, `datasets.Dataset`s, iterables of
     mappings, or tuples of two lists, texts and labels. `report` is called after each step, `say`
-    with what the user should know. Raises AdaMixError.
+    with what the user should know of the data, and with the hints. Raises AdaMixError.
     """
     recipe, columns = recipe or Recipe(), columns or Columns()
     check_task(task)
@@ -128,6 +131,8 @@ def train(
         columns,
         problem_type,
     )
+    if sets[0].unread:
+        say(f"columns not read: {', '.join(map(repr, sets[0].unread))}")
     model = _backbone(backbone, device)
     points: list[tuple[int, float]] = []
 
@@ -139,6 +144,8 @@ def train(
     adapter = parse(serialize(done.spec, done.tensors))
     hints = advice.of_training(recipe, done.measured.done.steps, [loss for _, loss in points])
     dev = judged(adapter, "the dev set", sets[1], done.measured.logits, recipe.positive)
+    for hint in (*hints, *dev.hints):
+        say(f"hint: {hint}")
     drawn = curve("Training loss", points)
     curves = [] if drawn is None else [drawn]
     return TrainedAdapter(adapter, model, dev.with_training(hints, curves))

@@ -136,8 +136,10 @@ class Runs:
     ) -> _Done:
         labels, rows = sets[0].labels, recipe.few_shot or len(sets[0].texts)
         named = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+        unread = ", ".join(map(repr, sets[0].unread))
         typer.echo(
-            f"{self.task}: {rows} rows, {sets[0].problem_type}, labels {named};"
+            f"{self.task}: {rows} rows{unread and f' (columns not read: {unread})'},"
+            f" {sets[0].problem_type}, labels {named};"
             f" {backbone.encoder.device}"
         )
         folder = self.folders.of(recipe.seed) if self.folders is not None else None

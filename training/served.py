@@ -12,9 +12,8 @@ import torch
 
 from adapters.errors import CannotUpload, InvalidAdapter
 from adapters.file import Adapter, parse
-from adapters.spec import legible, shortened
 from adapters.text import TextInput
-from adapters.upload import connected, without_user
+from adapters.upload import connected, parsed_json, refusal, without_user
 from training.data import Columns, labelled
 from training.errors import TrainingError
 from training.evaluation import Evaluated, judged
@@ -46,7 +45,7 @@ def evaluated_by_service(
 def _adapter(client: httpx2.Client, task: str, version: str) -> Adapter:
     """The very file that answers: its version is pinned in what is asked then."""
     if not version:
-        said = _json(_asked(client, "GET", f"/adapters/{task}"))
+        said = parsed_json(_asked(client, "GET", f"/adapters/{task}"))
         active = said.get("version") if isinstance(said, dict) else None
         if not isinstance(active, str):
             raise TrainingError(
@@ -78,7 +77,7 @@ def _logits(
             "truncate": True,
             "parameters": {"function_to_apply": "none", "top_k": len(spec.labels)},
         }
-        said = _json(_asked(client, "POST", "/predict", params=at, json=body))
+        said = parsed_json(_asked(client, "POST", "/predict", params=at, json=body))
         try:
             found = [{each["label"]: float(each["score"]) for each in row} for row in said]
             rows = [[row[label] for label in spec.labels] for row in found]
@@ -102,11 +101,7 @@ def _asked(client: httpx2.Client, method: str, path: str, **more: Any) -> httpx2
         if answer.status_code not in BUSY or not left:
             break
         time.sleep(_seconds(answer.headers.get("Retry-After")))
-    said = _json(answer)
-    reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
-    raise TrainingError(
-        f"{_shown(client)} answered {answer.status_code}: {legible(shortened(reason, 500))}"
-    )
+    raise TrainingError(f"{_shown(client)} {refusal(answer)}")
 
 
 def _seconds(said: str | None) -> float:
@@ -120,10 +115,3 @@ def _seconds(said: str | None) -> float:
 def _shown(client: httpx2.Client) -> str:
     """The service's address, without a password."""
     return without_user(client.base_url).rstrip("/")
-
-
-def _json(answer: httpx2.Response) -> Any:
-    try:
-        return answer.json()
-    except (ValueError, RecursionError):
-        return None

@@ -66,7 +66,7 @@ def running(
         began = time.perf_counter()
         process = start([part.replace("{port}", port) for part in command], environment, log)
         try:
-            while not _answers(url + ready):
+            while not answers(url + ready):
                 if _ended(process) or time.perf_counter() > began + START_SECONDS:
                     log.seek(0)
                     raise RuntimeError(
@@ -144,7 +144,8 @@ def _ended(process: psutil.Process) -> bool:
         return True
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)

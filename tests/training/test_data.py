@@ -199,7 +199,12 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
         "line 1, has no column 'text'; it has 'sentence', 'label'",
     ),
     ("d.jsonl", '{"text": "a", "gold": 1}', "line 1, has no column 'label'; it has 'text', 'gold'"),
-    ("d.csv", "text|label\na|1\n", "line 2, has no column 'text'; it has 'text|label'"),
+    (
+        "d.csv",
+        "text|label\na|1\n",
+        "line 2, has no columns 'text' and 'label'; it has 'text|label' (--text-column and"
+        " --label-column name another",
+    ),
     (
         "d.csv",
         "text;label\na;1\nb;1,5\n",

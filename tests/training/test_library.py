@@ -87,6 +87,18 @@ def test_predictions(bert: Backbone) -> None:
         found.predict([{"text": "a", "text_pair": "b"}])  # type: ignore[list-item]
 
 
+def test_what_is_said(bert: Backbone) -> None:
+    """Columns that are not read and the hints are said; an adapter and what it scored are shown in
+    a line."""
+    said: list[str] = []
+    rows = [{**row, "id": i} for i, row in enumerate(ROWS)]
+    adapter = train("t", rows, rows, backbone=bert, recipe=QUICK, say=said.append)
+    assert said[0] == "columns not read: 'id'"
+    assert any(line.startswith("hint: 4 steps are few") for line in said)
+    assert repr(adapter).startswith("TrainedAdapter('t', accuracy ")
+    assert repr(evaluate(adapter, ROWS)).startswith("Evaluated(8 rows, accuracy ")
+
+
 def test_inputs_that_are_no_list_of_texts(bert: Backbone) -> None:
     """One text is not taken for its letters, a data frame not for its names of columns, a mapping
     not for its keys."""
