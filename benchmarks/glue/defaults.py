@@ -49,18 +49,14 @@ def grid(rows: int) -> dict[str, dict[str, Any]]:
         {"epochs": epochs, "batch_size": size, "learning_rate": 3e-3},
         {"epochs": epochs, "batch_size": size, "learning_rate": 1e-3},
         {"epochs": epochs, "batch_size": 2 * size, "learning_rate": 3e-3},
-        {"epochs": 2 * epochs, "batch_size": size, "learning_rate": 1e-3},
         {"epochs": 2 * epochs, "batch_size": 2 * size, "learning_rate": 3e-3},
-        {"epochs": epochs, "batch_size": size, "learning_rate": 3e-3, "head_first": True},
     ]
     return {said(each): {**CORRECTED, **each} for each in tried} | {"former": FORMER}
 
 
 def said(choices: dict[str, Any]) -> str:
     """A recipe's name."""
-    first = " head-first" if choices.get("head_first") else ""
-    rate = f"{choices['learning_rate']:g}"
-    return f"{choices['epochs']} epochs of {choices['batch_size']} at {rate}{first}"
+    return f"{choices['epochs']} epochs of {choices['batch_size']} at {choices['learning_rate']:g}"
 
 
 @dataclass(frozen=True)
