@@ -40,12 +40,17 @@ def test_from_training_to_answers(family: str, tmp_path: Path) -> None:
     backbone = backbones.load(str(folder))
     words = dict(zip(SINGLE.labels, ("good", "the"), strict=True))
     recipes: dict[str, dict[str, Any]] = {method: {"method": method} for method in SERVABLE}
+    recipes["adamix"]["experts"] = 2
     recipes["lora"] |= {"rank": 4, "bottleneck": Recipe.bottleneck}
-    recipes["updates"] = {"adaptation": "lora", "rank": 4, "bottleneck": Recipe.bottleneck}
-    recipes["prompt"] = {"prompt": "{text} It was {mask}.", "label_words": words}
+    recipes["updates"] = {**recipes["lora"], "method": "adamix", "adaptation": "lora", "experts": 2}
+    recipes["prompt"] = {
+        "experts": 2,
+        "prompt": "{text} It was {mask}.",
+        "label_words": words,
+    }
     files = {}
     for task, changes in recipes.items():
-        recipe = dataclasses.replace(QUICK, epochs=1, experts=2, **changes)
+        recipe = dataclasses.replace(QUICK, **changes)
         trained = train(task, backbone, SINGLE, SINGLE, recipe)
         files[task] = serialize(trained.spec, trained.tensors)
     bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
