@@ -77,7 +77,7 @@ class WithCharacterMap(DebertaV2Tokenizer):
             ]
             if self.do_lower_case:
                 steps.insert(0, normalizers.Lowercase())
-            self._tokenizer.normalizer = normalizers.Sequence(steps)
+            self.backend_tokenizer.normalizer = normalizers.Sequence(steps)
 
 
 def _same(linear: nn.Linear) -> nn.Linear:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import convert_slow_tokenizer
+from transformers.convert_slow_tokenizer import DebertaV2Converter
 
 from adapters.backbone import load
 from adapters.errors import BackboneError
@@ -55,7 +55,7 @@ def test_a_tokenizer_json_of_transformers_4(folders: dict[str, Path], tmp_path: 
         split_by_punct=False,
         convert_tokens_to_ids={"[CLS]": 1, "[SEP]": 2}.get,
     )
-    made = convert_slow_tokenizer.DebertaV2Converter(slow).converted()
+    made = DebertaV2Converter(slow).converted()
     made.add_special_tokens(["[MASK]"])
     made.save(str(folder / "tokenizer.json"))
     (folder / "spm.model").unlink()
