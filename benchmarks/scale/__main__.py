@@ -1,9 +1,9 @@
 """A hundred replicas with a hundred thousand adapters, by simulation: docs/scale.md.
 
-    python -m benchmarks.scale                          # all scenarios: about ten minutes of one core
-    python -m benchmarks.scale --quick                  # a small cluster, in seconds
-    python -m benchmarks.scale measure --data DATA      # what batches and files cost, for the above
-    python -m benchmarks.scale validate                 # three real replicas behind a real Envoy, and their simulation
+    python -m benchmarks.scale                        # all scenarios: ten minutes of one core
+    python -m benchmarks.scale --quick                # a small cluster, in seconds
+    python -m benchmarks.scale measure --data DATA    # what batches and files cost: for the above
+    python -m benchmarks.scale validate               # three real replicas behind a real Envoy
 
 The seeds are fixed: the same costs give the same figures.
 """
@@ -62,7 +62,7 @@ def main(
         raise typer.Exit(2) from None
     began = time.process_time()
     setup = Setup(found.costs, found.tokens, bucket_seconds=bucket_ms / 1000)
-    requests = 240_000
+    requests = 200_000
     if quick:
         setup = replace(setup, tasks=2_000, replicas=10, sizes=Sizes(32, 400, 1_500))
         requests = 6_000
@@ -101,6 +101,7 @@ def simulated(setup: Setup, requests: int) -> dict[str, Any]:
     return {
         "policies": scenarios.policies(setup, EXPONENTS, requests),
         "envoys": scenarios.envoys(setup, (1, 2, 4, 8, 16), requests),
+        "faster_device": scenarios.faster_device(setup, 20, requests),
         "scale_out": [scenarios.scale_out(setup, name, ten, forty) for name in scenarios.COMPARED],
         "rolling": [
             scenarios.rolling(setup, name, setup.replicas // 10, 8.0, ten)

@@ -1,5 +1,5 @@
-"""The queue of a replica and the batches it makes: what `service.batcher.Batcher` does with requests
-of one row each, by a simulated clock. A test holds the two side by side."""
+"""The queue of a replica and the batches it makes: what `service.batcher.Batcher` does with
+requests of one row each, by a simulated clock. A test holds the two side by side."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ take the processor from the batch, and that the disk's copies leave it (in a run
 from __future__ import annotations
 
 import heapq
+import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from service.loader import THREADS
 
 MAX_RETRIES = 1024  # at once, of one Envoy: circuit_breakers.max_retries of the configuration
 RETRIES = 3  # of one request: num_retries
+BACK_OFF = 0.025  # seconds, within which Envoy sends a request again; twice as long each time
 
 # What happened to a request, as bits.
 LOADED = 1  # it put its adapter into a slot: a miss on the device
@@ -118,6 +120,7 @@ class Cluster:
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._number = count()
+        self._chance = random.Random(0)  # of the time until a request is sent again
         for _ in range(1 + max(self.policy.hosts)):
             self.add()
 
@@ -191,7 +194,7 @@ class Cluster:
         lost = self._end(number)
         self.replicas[number].lost = lost
 
-    def give_up(self, number: int, *, again: bool) -> None:
+    def give_up(self, number: int, again: bool) -> None:
         """Envoys send a silent replica's requests again, or answer them with an error."""
         replica = self.replicas[number]
         lost, replica.lost = replica.lost or [], None
@@ -252,6 +255,13 @@ class Cluster:
             self._done(request, counts)
             return
         tried.append(self._where[request])
+        self._where[request] = -1  # it has none meanwhile
+        within = BACK_OFF * 2 ** (len(tried) - 1)
+        self.at(self.now + self._chance.uniform(0, within), self._send_again, request)
+
+    def _send_again(self, request: int) -> None:
+        counts = self.counts[self._envoys[request]]
+        tried = self._again[request]
         for attempt in range(1 + SELECTIONS):
             number = self.policy.choose(self._tasks[request], counts, attempt)
             if number not in tried:

@@ -2,8 +2,8 @@
 bucket to the disk, to memory, to a slot.
 
 Batches and reads from the disk are counted in processor time of one thread: it hardly matters what
-else runs. What waits for the bucket is counted by the clock, and its tenth percentile is taken: what
-it takes while the processor is free.
+else runs. What waits for the bucket is counted by the clock, and its tenth percentile is taken:
+what it takes while the processor is free.
 """
 
 from __future__ import annotations
@@ -210,9 +210,7 @@ def _adapter(backbone: Backbone, seed: int) -> Adapter:
     return parse(random_file(backbone, f"task-{seed:05d}", seed, "cls"))
 
 
-def _seconds(
-    work: Callable[[], object], clock: Callable[[], float] = time.perf_counter
-) -> float:
+def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     started = clock()
     work()
     return clock() - started

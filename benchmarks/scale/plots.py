@@ -21,7 +21,11 @@ def policies(rows: list[dict[str, Any]], file: Path) -> None:
     for name in POLICIES:
         mine = [row for row in rows if row["policy"] == name]
         exponents = [row["exponent"] for row in mine]
-        for axes, what in ((hits, "device_hit_rate"), (latency, "p99_ms"), (hottest, "hottest_load")):
+        for axes, what in (
+            (hits, "device_hit_rate"),
+            (latency, "p99_ms"),
+            (hottest, "hottest_load"),
+        ):
             axes.plot(exponents, [row[what] for row in mine], "o-", label=name)
     for axes, title in (
         (hits, "device hit rate"),

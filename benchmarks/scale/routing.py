@@ -1,8 +1,9 @@
-"""Which replica a balancer sends a request to: the policies of Envoy, as its released code has them.
+"""Which replica a balancer sends a request to: the policies of Envoy, as its code has them.
 
-Checked against envoyproxy/envoy, `source/extensions/load_balancing_policies/`: `maglev/maglev_lb.cc`
-(the table), `common/thread_aware_lb_impl.cc` (bounded load), `least_request/least_request_lb.cc`
-(two choices) and `random/random_lb.cc`. All replicas have the same weight.
+Checked against envoyproxy/envoy, in `source/extensions/load_balancing_policies/`:
+`maglev/maglev_lb.cc` (the table), `common/thread_aware_lb_impl.cc` (bounded load),
+`least_request/least_request_lb.cc` (two choices) and `random/random_lb.cc`. All replicas have the
+same weight.
 
 Maglev: Eisenbud et al. (2016), "Maglev: A fast and reliable software network load balancer",
 section 3.4. Bounded load: Mirrokni, Thorup and Zadimoghaddam (2018), "Consistent hashing with
@@ -48,7 +49,7 @@ class Policy(Protocol):
 
     hosts: Sequence[int]
 
-    def choose(self, task: int, counts: Counts, attempt: int = 0) -> int:
+    def choose(self, task: int, counts: Counts, attempt: int = 0, /) -> int:
         """The replica for a task's request; for further selections of a retry `attempt` grows."""
 
 
@@ -58,7 +59,7 @@ class Random:
     def __init__(self, hosts: Sequence[int], seed: int) -> None:
         self.hosts, self._random = hosts, random.Random(seed).random
 
-    def choose(self, task: int, counts: Counts, attempt: int = 0) -> int:
+    def choose(self, _task: int, _counts: Counts, _attempt: int = 0, /) -> int:
         return self.hosts[int(self._random() * len(self.hosts))]
 
 
@@ -69,7 +70,7 @@ class TwoChoices:
     def __init__(self, hosts: Sequence[int], seed: int) -> None:
         self.hosts, self._random = hosts, random.Random(seed).random
 
-    def choose(self, task: int, counts: Counts, attempt: int = 0) -> int:
+    def choose(self, _task: int, counts: Counts, _attempt: int = 0, /) -> int:
         hosts, chance = self.hosts, self._random
         first, second = (hosts[int(chance() * len(hosts))] for _ in range(2))
         return second if counts.active[second] < counts.active[first] else first
@@ -82,7 +83,11 @@ class Maglev:
     """
 
     def __init__(
-        self, hosts: Sequence[int], addresses: Sequence[str], hashes: Sequence[int], factor: int | None = None
+        self,
+        hosts: Sequence[int],
+        addresses: Sequence[str],
+        hashes: Sequence[int],
+        factor: int | None = None,
     ) -> None:
         """`addresses` are the hosts', as "IP:port", in their order; `hashes` the tasks'."""
         self.hosts, self.factor, self._hashes = hosts, factor, hashes
@@ -90,7 +95,7 @@ class Maglev:
         self.homes = [self._table[key % TABLE_SIZE] for key in hashes]
         self._weight = 1 / len(hosts)
 
-    def choose(self, task: int, counts: Counts, attempt: int = 0) -> int:
+    def choose(self, task: int, counts: Counts, attempt: int = 0, /) -> int:
         key = self._hashes[task]
         host = self.homes[task] if attempt == 0 else self._table[mutated(key, attempt) % TABLE_SIZE]
         if self.factor is None:
@@ -126,9 +131,7 @@ def table(addresses: tuple[str, ...]) -> list[int]:
     """Maglev's table: the place of a host in `addresses` for each hash modulo TABLE_SIZE."""
     hosts = sorted(range(len(addresses)), key=lambda place: addresses[place])
     offsets = [hashed(addresses[host]) % TABLE_SIZE for host in hosts]
-    skips = [
-        hashed(addresses[host], 1) % (TABLE_SIZE - 1) + 1 for host in hosts
-    ]
+    skips = [hashed(addresses[host], 1) % (TABLE_SIZE - 1) + 1 for host in hosts]
     found = [-1] * TABLE_SIZE
     left = TABLE_SIZE
     while left:

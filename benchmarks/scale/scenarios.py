@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,23 @@ def policies(setup: Setup, exponents: Sequence[float], requests: int) -> list[Fi
         {"exponent": exponent, **steady(replace(setup, exponent=exponent), name, requests)}
         for exponent in exponents
         for name in POLICIES
+    ]
+
+
+def faster_device(setup: Setup, times: float, requests: int) -> list[Figures]:
+    """What if the device ran batches so many times as fast, and loads took what they take? A
+    supposition: no such device was measured."""
+    costs = setup.costs
+    faster = replace(
+        costs,
+        batch=costs.batch / times,
+        token=costs.token / times,
+        row=costs.row / times,
+        adapter=costs.adapter / times,
+    )
+    return [
+        {"times_as_fast": times, **steady(replace(setup, costs=faster), name, requests)}
+        for name in ("two choices", "bounded 1.25", SHIPPED, "bounded 2")
     ]
 
 
@@ -93,7 +111,9 @@ def summary(setup: Setup, outcomes: Outcomes, chosen: Mask) -> Figures:
     }
 
 
-def approximation(setup: Setup, cluster: Cluster, outcomes: Outcomes, chosen: Mask) -> Figures | None:
+def approximation(
+    setup: Setup, cluster: Cluster, outcomes: Outcomes, chosen: Mask
+) -> Figures | None:
     """Che's, for the policies whose requests are independent at each replica."""
     policy = cluster.policy
     if isinstance(policy, Maglev) and policy.factor is not None:
@@ -211,7 +231,7 @@ def zone(setup: Setup, how: str, before: float, after: float) -> Figures:
 
     def give_up(again: bool) -> None:
         for number in gone:
-            cluster.give_up(number, again=again)
+            cluster.give_up(number, again)
 
     for number in gone:
         end = cluster.refuse_connections if how == "refuse" else cluster.fall_silent
@@ -308,7 +328,7 @@ def timeline(outcomes: Outcomes) -> dict[str, list[float | None]]:
         name: [] for name in ("loaded", "read", "fetched", "refused", "failed", "p99_ms")
     }
     bits = {"loaded": LOADED, "read": READ, "fetched": FETCHED, "refused": REFUSED}
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in itertools.pairwise(edges):
         flags, latencies = outcomes.flags[first:end], outcomes.latencies[first:end]
         for name, bit in {**bits, "failed": FAILED}.items():
             found[name].append(round(float((flags & bit > 0).mean()), 4))

@@ -3,6 +3,7 @@ long time."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -120,7 +121,7 @@ def drift(requests: Requests, tasks: int, lifetime: float, seed: int) -> None:
     place = np.arange(tasks)
     seconds = requests.times.astype(int)
     edges = np.searchsorted(seconds, np.arange(seconds[-1] + 2))
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in itertools.pairwise(edges):
         requests.tasks[first:end] = place[requests.tasks[first:end]]
         moving = np.flatnonzero(chance.random(tasks) < 1 / lifetime)
         place[moving] = place[chance.permutation(moving)]
