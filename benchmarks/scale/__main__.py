@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -62,7 +62,7 @@ def main(
         raise typer.Exit(2) from None
     began = time.process_time()
     setup = Setup(found.costs, found.tokens, bucket_seconds=bucket_ms / 1000)
-    requests = 200_000
+    requests = 300_000
     if quick:
         setup = replace(setup, tasks=2_000, replicas=10, sizes=Sizes(32, 400, 1_500))
         requests = 6_000
@@ -108,10 +108,7 @@ def simulated(setup: Setup, requests: int) -> dict[str, Any]:
             for name in scenarios.COMPARED
         ],
         "zone": [
-            *(
-                scenarios.zone(lighter, how, ten, forty)
-                for how in ("refuse", "silent", "silent, again")
-            ),
+            *(scenarios.zone(lighter, how, ten, forty) for how in get_args(scenarios.Gone)),
             scenarios.zone(setup, "refuse", ten, forty),
         ],
         "drift": scenarios.drifting(setup, (None, 600.0, 60.0), 2 * requests),

@@ -78,11 +78,11 @@ class Replica:
         "copies",
         "device",
         "loading",
-        "lost",
         "memory",
         "queue",
         "readers",
         "running",
+        "silent",
         "timer",
         "unread",
     )
@@ -97,7 +97,8 @@ class Replica:
         self.readers = THREADS  # that are free
         self.alive, self.running = True, False
         self.timer = False  # whether a put-off batch has its time
-        self.lost: list[int] | None = None  # requests that get no answer, once it is unreachable
+        # after how many seconds its requests are given up, and whether they are sent again then
+        self.silent: tuple[float, bool] | None = None
 
 
 @dataclass(eq=False)
@@ -188,21 +189,13 @@ class Cluster:
         for request in self._end(number):
             self._retry(request)
 
-    def fall_silent(self, number: int) -> None:
-        """A replica cannot be reached, and nobody says so: what it has gets no answer, and what is
-        sent to it neither."""
-        lost = self._end(number)
-        self.replicas[number].lost = lost
-
-    def give_up(self, number: int, again: bool) -> None:
-        """Envoys send a silent replica's requests again, or answer them with an error."""
-        replica = self.replicas[number]
-        lost, replica.lost = replica.lost or [], None
-        for request in lost:
-            if again:
-                self._retry(request)
-            else:
-                self._fail(request)
+    def fall_silent(self, number: int, seconds: float, again: bool) -> None:
+        """A replica takes requests and answers none. After so many seconds an Envoy sends such a
+        request again, or answers it with an error."""
+        found = self._end(number)
+        self.replicas[number].silent = seconds, again
+        for request in found:
+            self._wait(request, seconds, again)
 
     def _end(self, number: int) -> list[int]:
         """A replica works no more; the requests that it has."""
@@ -225,10 +218,10 @@ class Cluster:
         self._where[request] = number
         replica = self.replicas[number]
         if not replica.alive:
-            if replica.lost is None:
+            if replica.silent is None:
                 self._retry(request)
             else:
-                replica.lost.append(request)
+                self._wait(request, *replica.silent)
             return
         adapter = self._adapters[request] = self.active[self._tasks[request]]
         memory = replica.memory
@@ -241,6 +234,10 @@ class Cluster:
             replica.loading[adapter] = [request]
             replica.unread.append(adapter)
             self._read(replica)
+
+    def _wait(self, request: int, seconds: float, again: bool) -> None:
+        """For the answer of a silent replica."""
+        self.at(self.now + seconds, self._retry if again else self._fail, request)
 
     def _retry(self, request: int) -> None:
         """Another replica, after the one that has the request did not answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ COMPARED = ("two choices", SHIPPED)
 NOTICED_REFUSED = 1.5
 NOTICED_SILENT = 5.5
 ROUTE_TIMEOUT = 60.0
+TRY_TIMEOUT = 10.0  # a per_try_timeout, which the shipped configuration does not have
+Gone = Literal["refuse", "silent", "silent, 10 s a try"]
 
 
 def policies(setup: Setup, exponents: Sequence[float], requests: int) -> list[Figures]:
@@ -215,10 +217,9 @@ def rolling(setup: Setup, name: str, at_once: int, every: float, before: float) 
     }
 
 
-def zone(setup: Setup, how: str, before: float, after: float) -> Figures:
-    """A third of the replicas is gone at once. `how`: they `refuse` connections; or they are
-    `silent`, and Envoys send their requests `again` once they notice, or keep them till the route's
-    time is over."""
+def zone(setup: Setup, how: Gone, before: float, after: float) -> Figures:
+    """A third of the replicas is gone at once: they refuse connections; or they take requests and
+    answer none, which Envoys bear for the route's time, as shipped, or for that of a try."""
     cluster = setup.cluster(SHIPPED)
     gone = range(0, setup.replicas, 3)
     left = [host for host in range(setup.replicas) if host not in gone]
@@ -226,19 +227,15 @@ def zone(setup: Setup, how: str, before: float, after: float) -> Figures:
 
     def notice() -> None:
         cluster.policy = setup.policy(SHIPPED, left)
-        if how == "silent, again":
-            give_up(True)
-
-    def give_up(again: bool) -> None:
-        for number in gone:
-            cluster.give_up(number, again)
 
     for number in gone:
-        end = cluster.refuse_connections if how == "refuse" else cluster.fall_silent
-        cluster.at(before, end, number)
+        if how == "refuse":
+            cluster.at(before, cluster.refuse_connections, number)
+        elif how == "silent":
+            cluster.at(before, cluster.fall_silent, number, ROUTE_TIMEOUT, False)
+        else:
+            cluster.at(before, cluster.fall_silent, number, TRY_TIMEOUT, True)
     cluster.at(before + noticed, notice)
-    if how == "silent":
-        cluster.at(before + ROUTE_TIMEOUT, give_up, False)
     outcomes = cluster.run(setup.arrivals(int(setup.rate * (before + after))))
     times = outcomes.requests.times
     return {
