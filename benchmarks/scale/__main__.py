@@ -62,7 +62,7 @@ def main(
         raise typer.Exit(2) from None
     began = time.process_time()
     setup = Setup(found.costs, found.tokens, bucket_seconds=bucket_ms / 1000)
-    requests = 300_000
+    requests = 200_000
     if quick:
         setup = replace(setup, tasks=2_000, replicas=10, sizes=Sizes(32, 400, 1_500))
         requests = 6_000
@@ -151,8 +151,8 @@ def validate(
     ] = "tiny",
     tasks: Annotated[int, typer.Option(help="In the bucket.")] = 300,
     slots: Annotated[int, typer.Option(help="Of each replica.")] = 16,
-    requests: Annotated[int, typer.Option(help="At each rate.")] = 6_000,
-    rates: Annotated[str, typer.Option(help="Requests a second.")] = "60,180",
+    requests: Annotated[int, typer.Option(help="At each rate.")] = 3_000,
+    rates: Annotated[str, typer.Option(help="Requests a second.")] = "20,60",
     out: Out = RESULT,
 ) -> None:
     """Send requests to three real replicas behind a real Envoy, and simulate the same; add both to

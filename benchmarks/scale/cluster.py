@@ -5,8 +5,8 @@ comes to memory first, if it is not there: from the disk, or from the bucket, wh
 do, one reader for each file. Then the row queues, and batches run one after the other. Adapters
 without a slot are put into one by the batch, which takes that much longer, as on a CPU.
 
-Not modelled: HTTP, tokenising and the network (a millisecond together), that threads which load
-take the processor from the batch, and that the disk's copies leave it (in a run's minutes).
+Not modelled: HTTP, tokenising and the network (a millisecond together); that threads which read
+files take the processor from a batch; that files leave the disk (in a run's minutes).
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ RETRIED = 32  # it was sent to another replica once or more
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one replica's tiers, in adapters."""
+    """Of one replica's tiers, in adapters. 8 GiB of disk, as in deploy/kubernetes-many, hold 55,480
+    files of the embedded backbone's adapters."""
 
     slots: int = 256
     memory: int = 9_000

@@ -30,7 +30,7 @@ class Costs:
     poll: float
     commit: float
 
-    def seconds(self, tokens: int, rows: int, adapters: int, loads: int) -> float:
+    def seconds(self, tokens: float, rows: float, adapters: float, loads: float) -> float:
         """Of one batch."""
         return (
             self.batch

@@ -59,7 +59,8 @@ def measure(
     loaded = backbones.load(backbone)
     rng = random.Random(0)
     texts = [(row[0],) for row in read_rows(data, "sst2", rng)]
-    ids = [row.ids for row in encode(loaded.tokenizer, texts, MAX_TOKENS)]
+    longest = min(MAX_TOKENS, loaded.max_length)
+    ids = [row.ids for row in encode(loaded.tokenizer, texts, longest)]
     batches = timed_batches(loaded, ids, slots, repeats, rng)
     coefficients, error = fitted(batches)
     tiers = timed_tiers(loaded, files)

@@ -35,8 +35,10 @@ def policies(rows: list[dict[str, Any]], file: Path) -> None:
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("Zipf's exponent")
     hits.set_ylim(0, 1)
-    latency.set_yscale("log")
-    hottest.set_yscale("log")
+    for axes, ticks in ((latency, (50, 100, 200, 400, 800)), (hottest, (1, 2, 5, 10))):
+        axes.set_yscale("log")
+        axes.set_yticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
     hits.legend(fontsize="x-small")
     plot.save(figure, file)
 
