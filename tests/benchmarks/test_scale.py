@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks.scale.__main__ import app
+from benchmarks.scale import plots
+from benchmarks.scale.__main__ import app, simulated
 from benchmarks.scale.batches import Queue
 from benchmarks.scale.cluster import (
     FAILED,
@@ -221,6 +222,38 @@ def test_polls() -> None:
     assert not slow["within_lease"]
 
 
+def test_every_scenario(tmp_path: Path) -> None:
+    """All scenarios run, with a slow small cluster, and are drawn: each figure is a share, or a
+    time; hash alone has the hottest replica; and one more replica moves few tasks."""
+    setup = replace(
+        SMALL,
+        costs=replace(COSTS, batch=0.02, token=0.004, load=0.001, disk=0.001, bucket=0.01),
+        replicas=10,
+    )
+    found = simulated(setup, 600)
+    plots.draw(found, tmp_path)
+    assert (tmp_path / "scale-policies.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "scale-changes.svg").exists()
+    at_one = {row["policy"]: row for row in found["policies"] if row["exponent"] == 1.0}
+    assert set(at_one) == set(POLICIES)
+    for row in found["policies"]:
+        shares = ("device_hit_rate", "memory_hit_rate", "fetched_from_bucket", "refused")
+        assert all(0 <= row[name] <= 1 for name in shares)
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert max(at_one, key=lambda name: at_one[name]["hottest_load"]) == "hash"
+    assert at_one["hash"]["device_hit_rate"] > at_one["random"]["device_hit_rate"] + 0.1
+    one_more = found["scale_out"][1]
+    assert one_more["least"] == pytest.approx(1 / 11, abs=1e-4)
+    assert 0.05 < one_more["tasks_moved"] < 0.2
+    refused, silent, again, _ = found["zone"]
+    assert silent["until_noticed"]["failed"] > 0 == again["until_noticed"]["failed"]
+    assert refused["until_noticed"]["sent_again"] > 0.1
+    for run in (*found["scale_out"], *found["rolling"], *found["zone"], *found["bursts"]):
+        lengths = {len(values) for values in run["seconds"].values()}
+        assert len(lengths) == 1
+        assert lengths.pop() > 20
+
+
 def test_a_measurement(bert_folder: Path, tmp_path: Path) -> None:
     """Batches and files are timed, and the simulation takes what was written."""
     costs, out = tmp_path / "costs.json", tmp_path / "scale.json"
@@ -237,12 +270,12 @@ def test_a_measurement(bert_folder: Path, tmp_path: Path) -> None:
     assert "expected a file that python -m benchmarks.scale measure wrote" in result.output
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_three_real_replicas(tmp_path: Path) -> None:
     """Real replicas behind the real Envoy answer as the simulation says: tasks are at home where
     our table has them, and device hits are close."""
     out = tmp_path / "scale.json"
-    options = ["--tasks", "40", "--slots", "4", "--requests", "300", "--rates", "60"]
+    options = ["--tasks", "40", "--slots", "4", "--requests", "200", "--rates", "20"]
     result = CliRunner().invoke(app, ["validate", *options, "--out", str(out)])
     assert result.exit_code == 0, result.output
     (rate,) = json.loads(out.read_text())["validation"]["rates"]
