@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from adapters.errors import StoreError, StoreUnreachable
+from adapters.pieces import copied
 from adapters.spec import shortened
 
 if TYPE_CHECKING:  # an extra
@@ -49,11 +50,16 @@ class Objects:
         self.url, self._store = url, store
 
     def read(self, key: str) -> bytes | None:
-        """An object's content; None if there is none."""
+        """A small object's content; None if there is none."""
+        found = self.fetch(key)
+        return None if found is None else bytes(found)
+
+    def fetch(self, key: str) -> memoryview | None:
+        """An object's content, in a buffer of its own; None if there is none."""
         import obstore
 
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            return copied(memoryview(obstore.get(self._store, key).bytes()))
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -78,7 +84,7 @@ class Objects:
         import obstore
 
         try:
-            obstore.put(self._store, key, bytes(data))
+            obstore.put(self._store, key, data)
         except Exception as error:
             raise self._error("write", key, error) from None
 

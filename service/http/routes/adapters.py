@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from adapters.entry import Entry
 from adapters.errors import DamagedAdapter, StoreUnreachable, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
+from adapters.pieces import joined
 from service.http import examples
 from service.http.body import parse_body, read_body
 from service.http.downloads import Download, DownloadRoom, Place
@@ -74,8 +75,8 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     this server."""
     service = service_of(request)
     with request.app.state.uploads.upload(request.receive) as receive:
-        data, activate = await read_form(Request(request.scope, receive))
-        adapter = await asyncio.to_thread(parse, data)
+        pieces, activate = await read_form(Request(request.scope, receive))
+        adapter = await asyncio.to_thread(lambda: parse(joined(pieces)))
         await service.replay_probe(adapter)
         version, new = await service.write(lambda: service.store.put(adapter, activate=activate))
     response.status_code = 201 if new else 200
