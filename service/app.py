@@ -39,6 +39,7 @@ from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
 from service.http.downloads import DownloadRoom
 from service.http.generations import Generations
+from service.http.lists import Lists
 from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage
 from service.http.uploads import UploadRoom
@@ -93,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = app.state.predictor = service
     app.state.guard, app.state.root_path = guard, settings.root_path
     app.state.uploads = UploadRoom(settings.max_upload_bytes)
-    app.state.downloads = DownloadRoom()
+    app.state.downloads, app.state.lists = DownloadRoom(), Lists()
     app.router.redirect_slashes = False  # PlainPaths takes a last slash away
     answers.install(app)
     # Not by include_router: that would match every request twice.

@@ -163,6 +163,7 @@ def connect(url: str, timeout: float) -> Objects:
     """The objects under `url`, such as s3://bucket/prefix. `timeout` is in seconds, of one call
     with its repetitions. Connects to nothing yet. Raises StoreError for an address that is none, or
     where obstore is not installed."""
+    check_address(url)
     try:
         import obstore.store
     except ModuleNotFoundError:
@@ -188,6 +189,20 @@ def connect(url: str, timeout: float) -> Objects:
             " gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
         ) from None
     return Objects(url, store)
+
+
+def check_address(url: str) -> None:
+    """Raises StoreError for an address with a user, a query or a fragment. obstore passes them
+    over, where a user means them as credentials; and the address is shown to clients and in logs,
+    as this sentence is."""
+    scheme, _, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if any(sign in host for sign in "@:") or any(sign in rest for sign in "?#"):
+        raise StoreError(
+            f"the store's address, {scheme}://…, is more than a bucket and a prefix: it holds a user"
+            f" or a query, perhaps with a password; expected {scheme}://BUCKET/PREFIX alone, and"
+            " credentials in the cloud's own variables"
+        )
 
 
 def is_bucket(store: str) -> bool:

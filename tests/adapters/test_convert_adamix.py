@@ -414,6 +414,7 @@ def test_options_that_do_not_fit(bert: Backbone, roberta: Backbone, tmp_path: Pa
             '\n{"text": "a"}',
             "probe.jsonl:2 is {'text': 'a'}; expected an object with text and text_pair",
         ),
+        ("\n" + " " * (1 << 20) + "{}", "probe.jsonl:2 has more than 1048576 bytes"),
         ('{"text": "a", "text_pair": " "}', "probe.jsonl:1: text_pair is only white space"),
     ],
 )
