@@ -200,8 +200,8 @@ def check_address(url: str) -> None:
     if any(sign in host for sign in "@:") or any(sign in rest for sign in "?#"):
         raise StoreError(
             f"the store's address, {scheme}://…, is more than a bucket and a prefix: it holds a"
-            f" user or a query, perhaps with a password; expected {scheme}://BUCKET/PREFIX alone, and"
-            " credentials in the cloud's own variables"
+            f" user or a query, perhaps with a password; expected {scheme}://BUCKET/PREFIX alone,"
+            " and credentials in the cloud's own variables"
         )
 
 
