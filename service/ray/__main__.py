@@ -24,9 +24,9 @@ from service.telemetry import logs
 # What HAProxy listens on beside the service's port: on every address, whatever it is told.
 STATISTICS = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_HAPROXY_METRICS_PORT": "9101"}
 # A request is sent again if its replica ends before it answers: also a write, which may have been
-# done. For that HAProxy must have all of it: many clients send a body after its headers, and HAProxy
-# would pass those on before it comes. Ray has no variable for the second line, and puts the value of
-# this one into HAProxy's configuration as it is.
+# done. For that HAProxy must have the whole request: many clients send a body after its headers,
+# which HAProxy would pass on before. Ray has no variable for the second line, and writes the value
+# of this one into HAProxy's configuration as it is.
 RETRIES = "conn-failure empty-response\n    option http-buffer-request"
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes; the replicas share no objects
 

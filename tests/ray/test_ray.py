@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -113,13 +114,12 @@ def cluster(
         text=True,
     )
     found = Cluster(process, f"http://127.0.0.1:{port}", cache, set(statistics))
-    listening = threading.Event()
     said: list[str] = []
+    listening: queue.Queue[bool] = queue.Queue()
     reader = threading.Thread(target=_read, args=(process, said, listening), daemon=True)
     reader.start()
     try:
-        assert listening.wait(300), said
-        assert process.poll() is None, said
+        assert listening.get(timeout=400), "".join(said)
         yield found
     finally:
         found.kill()
@@ -128,13 +128,14 @@ def cluster(
         process.stderr.close()
 
 
-def _read(process: subprocess.Popen[str], said: list[str], listening: threading.Event) -> None:
+def _read(process: subprocess.Popen[str], said: list[str], listening: queue.Queue[bool]) -> None:
+    """Keep what it says, and tell whether it listens."""
     assert process.stderr is not None
     for line in process.stderr:
         said.append(line)
         if line.startswith("{") and json.loads(line)["event"] == "listening":
-            listening.set()
-    listening.set()
+            listening.put(True)
+    listening.put(False)
 
 
 def predict(client: httpx2.Client, task: str = "sst2") -> httpx2.Response:
