@@ -20,7 +20,9 @@ SEARCH_TASKS = ("sst2", "mpqa", "cola")
 SEEDS = (0, 1, 2, 3, 4, 5)  # of five, no exact sign flip can reach p < 0.05
 DRAWS = tuple(range(20))  # of the few-shot runs
 
-COMMON = Recipe(bottleneck=16, experts=4, batch_size=8, dense_head=True, max_length=128)
+COMMON = Recipe(
+    bottleneck=16, experts=4, batch_size=8, dense_head=True, max_length=128, calibrate="none"
+)
 CORRECTED: dict[str, Any] = {"routing": "rows", "second_pass": "mean", "task_loss": "both"}
 # What is compared: a method, or AdaMix with one thing changed.
 METHODS: dict[str, dict[str, Any]] = {

@@ -16,17 +16,26 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from adapters.calibration import calibrated, confidence, softmax, threshold_for
 from adapters.spec import UNKNOWN_KEY, AdapterSpec, Kind, ProblemType
 from service.aggregation import Aggregate
 from service.http.sentences import quoted
+from service.predictor import Signature
+from service.refusals import InvalidRequest
 
 Function = Literal["softmax", "sigmoid", "none"]
+Accuracy = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Abstain = Accuracy | None
 
 STRIDE = (
     "Tokens that neighbouring windows share; by default a quarter of those that a window has of the"
     " text."
 )
 AGGREGATE = "One answer of the windows' logits: their mean, or each label's largest."
+ABSTAIN = (
+    "Answer the label null where the confidence is too low for this share of right answers, such"
+    " as 0.95."
+)
 CUT_ON_THE_LEFT = "truncation_direction is 'left'; expected 'right' where a text may be cut"
 CUT_AND_WINDOWED = "truncate is true with a window; expected one of them: windows need no cut"
 
@@ -95,7 +104,7 @@ class Window(Strict):
 
 
 class Parameters(Strict):
-    """Hugging Face's parameters of text classification, and `window`."""
+    """Hugging Face's parameters of text classification, `abstain` and `window`."""
 
     top_k: StrictInt | None = Field(
         None,
@@ -103,8 +112,13 @@ class Parameters(Strict):
         description="How many labels to answer, the best ones; by default all.",
     )
     function_to_apply: Function | None = Field(
-        None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
+        None,
+        description=(
+            "By default softmax; sigmoid for multi-label tasks; none for regression. Both are of"
+            " calibrated logits; none answers the logits as they are."
+        ),
     )
+    abstain: Abstain = Field(None, description=ABSTAIN)
     window: Window | None = None
 
 
@@ -154,9 +168,9 @@ class PredictRequest(Strict):
 
 
 class Score(BaseModel):
-    """One label of an answer."""
+    """One label of an answer; null where the answer abstains, and `score` is the confidence."""
 
-    label: str
+    label: str | None
     score: float
 
 
@@ -266,21 +280,70 @@ def default_function(problem_type: ProblemType) -> Function:
 
 
 def scored(
-    logits: list[float], labels: tuple[str, ...], function: Function, top_k: int | None
+    logits: list[float],
+    labels: tuple[str, ...],
+    function: Function,
+    top_k: int | None,
+    temperatures: tuple[float, ...] = (),
 ) -> list[dict[str, Any]]:
     """Logits → `[{"label", "score"}]`, best first: by the logits, since scores may saturate at 0 or
-    1."""
+    1. Any function but none is applied to calibrated logits."""
+    values = logits if function == "none" else calibrated(logits, temperatures)
     if function == "softmax":
-        top = max(logits)
-        powers = [math.exp(value - top) for value in logits]
-        total = sum(powers)
-        scores = [power / total for power in powers]
+        scores = softmax(values)
     elif function == "sigmoid":
-        scores = [_sigmoid(value) for value in logits]
+        scores = [_sigmoid(value) for value in values]
     else:
-        scores = logits
-    best = sorted(range(len(labels)), key=lambda i: -logits[i])
+        scores = values
+    # One temperature keeps the order; a division may round two logits to one number.
+    by = values if len(temperatures) > 1 else logits
+    best = sorted(range(len(labels)), key=lambda i: -by[i])
     return [{"label": labels[i], "score": scores[i]} for i in best[:top_k]]
+
+
+def answer_of(
+    logits: list[float],
+    signature: Signature,
+    function: Function,
+    top_k: int | None,
+    least: float | None,
+) -> list[dict[str, Any]]:
+    """One row's answer. Where its confidence is below `least`, that is the label None with the
+    confidence."""
+    low = abstained(logits, signature, least)
+    if low is not None:
+        return [{"label": None, "score": low}]
+    return scored(logits, signature.labels, function, top_k, signature.temperatures)
+
+
+def least_confidence(signature: Signature, accuracy: float) -> float:
+    """Below which confidence a task's answer is no label, where a client wants that accuracy.
+    Raises InvalidRequest."""
+    if not signature.thresholds:
+        reason = (
+            "its file has no risk-coverage table (python -m training calibrate makes one)"
+            if signature.problem_type == "single_label_classification"
+            else f"its problem type is {signature.problem_type}"
+        )
+        raise InvalidRequest(
+            f"abstain is {accuracy:g}, but task {signature.task!r} cannot abstain: {reason};"
+            " expected no abstain"
+        )
+    least = threshold_for(signature.thresholds, accuracy)
+    if least is None:
+        raise InvalidRequest(
+            f"abstain is {accuracy:g}; expected at most {signature.thresholds[-1][0]:g}, the"
+            f" highest accuracy that task {signature.task!r} was found to reach"
+        )
+    return least
+
+
+def abstained(logits: list[float], signature: Signature, least: float | None) -> float | None:
+    """The confidence of a row whose answer is no label; None where the answer stands."""
+    if least is None:
+        return None
+    found = confidence(logits, signature.temperatures)
+    return found if found < least else None
 
 
 def _sigmoid(x: float) -> float:

@@ -29,6 +29,7 @@ from service.http.routes.prediction import (
     predicted,
     truncates,
 )
+from service.http.schemas import least_confidence
 from service.http.v2 import tensors
 from service.http.v2.schemas import (
     EXTENSIONS,
@@ -210,6 +211,7 @@ async def _infer(
     body = parse_body(content, InferRequest, "an infer request", "an object with 'inputs'")
     adapter = await predictor.admit(task, version)
     wanted = tensors.wanted_outputs(body, adapter.signature)
+    least = None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
     check_rows(predictor, tensors.count_rows(body, adapter.signature))
     texts = tensors.read_texts(body, binary, adapter.signature)
     numbers = check_answer([(adapter, texts)], max(output.classes or 1 for output in wanted))
@@ -224,7 +226,7 @@ async def _infer(
     )
 
     def encoded() -> tuple[bytes, int | None]:
-        outputs = [tensors.output(output, logits, adapter.signature) for output in wanted]
+        outputs = [tensors.output(output, logits, adapter.signature, least) for output in wanted]
         return tensors.encode(head, wanted, outputs)
 
     inline = numbers < INLINE_NUMBERS
