@@ -1,7 +1,7 @@
 """Train and evaluate adapters: `python -m training`, or from Python:
 
-from training import Recipe, train
-adapter = train("tickets", rows, dev_rows, recipe=Recipe(learning_rate=3e-3))
+from training import train
+adapter = train("tickets", rows, dev_rows, learning_rate=1e-3)
 adapter.predict(["you billed me twice"])
 """
 

@@ -15,7 +15,7 @@ import typer
 
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
-from training import config, data, tasks
+from training import config, data, defaults, tasks
 from training.calibrate_command import calibrate
 from training.command_line import (
     DATA,
@@ -223,15 +223,14 @@ def main(
         numbers = [choices["seed"]] if seeds is None else read_seeds(seeds)
         begun = None if choices["init"] is None else warm_start.read(choices["init"])
         words = choices["label_words"]
-        recipe = config.Recipe(
-            **(as_in_the_paper(choices, context) if paper else choices)
-            | {
-                "init": None if begun is None else warm_start.name(begun),
-                "label_words": None if words is None else label_words.read(words),
-                "positive": choices["positive"] or (known.positive if known else None),
-                "seed": numbers[0],
-            }
-        )
+        made = (as_in_the_paper(choices, context) if paper else choices) | {
+            "init": None if begun is None else warm_start.name(begun),
+            "label_words": None if words is None else label_words.read(words),
+            "positive": choices["positive"] or (known.positive if known else None),
+            "seed": numbers[0],
+        }
+        # what no data could make right is refused before the data are read
+        refusable = defaults.choose(made, rows=1, hidden_size=defaults.SMALL).recipe
         columns = data.Columns(text_column, pair_column, label_column, label_separator)
         folders = (
             Folders(run_dir, seeds is not None, checkpoint_every, resume)
@@ -249,7 +248,7 @@ def main(
                 {"--report": report, "--predictions": predictions},
                 (train, dev, out, probe, scores, choices["init"]),
             )
-        runs.check(recipe, numbers)
+        runs.check(refusable, numbers)
         # Of several processes only the main one may say anything: what the others would, `join` has
         # silenced.
         with (
@@ -261,6 +260,11 @@ def main(
             target = device_of(device, processes)
             model = backbones.load(backbone)
             model.encoder.to(target)  # type: ignore[arg-type]  # transformers' decorator hides that `self` is bound
+            rows = made["few_shot"] or len(sets[0].texts)
+            chosen = defaults.choose(made, rows, model.config.hidden_size)
+            for reason in chosen.reasons:
+                typer.echo(reason)
+            recipe = chosen.recipe
             if search is not None:
                 file = None if folders is None else folders.search
                 found = Search(model, sets[0], metric, begun, file)

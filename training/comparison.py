@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _warnings(runs: Sequence[Run], groups: list[Group]) -> list[str]:
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting, those that an older file lacks by their default."""
-    known = {name: getattr(Recipe, name) for name in Recipe.__dataclass_fields__}
+    known = {each.name: each.default for each in fields(Recipe) if each.default is not MISSING}
     return {name: value for name, value in {**known, **recipe}.items() if name not in NO_SETTINGS}
 
 

@@ -1,5 +1,5 @@
 """Recipe: every choice of one training run, with the paper's settings as defaults where they do not
-depend on the data.
+depend on the data. What a command does where its user chooses nothing: training.defaults.
 
 Each choice is declared once: its type, its bounds, its default, and how the command line names and
 explains it (training.options makes the options of these declarations).
@@ -39,16 +39,17 @@ RESULTS = "Results"
 class Option:
     """How the command line shows a choice: its help, its panel, a name for its values, the type
     that it reads where that is not the field's own. `bounds` are the least and the greatest value
-    that a recipe takes."""
+    that a recipe takes. `left_open` says what decides where the user does not."""
 
     panel: str
     help: str | None = None
     metavar: str | None = None
     reads: Any = None
     bounds: tuple[float, float] | None = None
+    left_open: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One training run; stored in the adapter file as its provenance.
 
@@ -132,14 +133,23 @@ class Recipe:
             ADAPTER,
             "`batch`: one draw of experts for a mini-batch; `rows`: its rows spread over them.",
             "NAME",
+            left_open="rows",
         ),
     ] = "batch"
     second_pass: Annotated[
         SecondPass,
-        Option(ADAPTER, "Through `random` experts again, or through the experts' `mean`.", "NAME"),
+        Option(
+            ADAPTER,
+            "Through `random` experts again, or through the experts' `mean`.",
+            "NAME",
+            left_open="mean",
+        ),
     ] = "random"
     task_loss: Annotated[
-        TaskLoss, Option(ADAPTER, "On the `first` pass alone, or on `both`.", "NAME")
+        TaskLoss,
+        Option(
+            ADAPTER, "On the `first` pass alone, or on `both`.", "NAME", left_open="both for two"
+        ),
     ] = "first"
     consistency_weight: Annotated[
         float, Option(ADAPTER, "Weight of the consistency loss; 0 for none.", bounds=(0, 1e6))
@@ -147,7 +157,7 @@ class Recipe:
     head_first: Annotated[
         bool, Option(ADAPTER, "Fit the head by logistic regression before anything is trained.")
     ] = False
-    epochs: Annotated[int, Option(STEPS, bounds=(1, 10_000))] = 10
+    epochs: Annotated[int, Option(STEPS, bounds=(1, 10_000), left_open="by the rows")]
     select: Annotated[
         Selected,
         Option(
@@ -174,11 +184,19 @@ class Recipe:
             "NAME",
         ),
     ] = "auto"
-    batch_size: Annotated[int, Option(STEPS, "Rows in a mini-batch.", bounds=(1, 65_536))] = 32
+    batch_size: Annotated[
+        int,
+        Option(STEPS, "Rows in a mini-batch.", bounds=(1, 65_536), left_open="by the rows"),
+    ]
     learning_rate: Annotated[
         float,
-        Option(STEPS, "Peak, after the warm-up; `full` wants some 5e-5.", bounds=(1e-9, 10)),
-    ] = 1e-3
+        Option(
+            STEPS,
+            "Peak, after the warm-up.",
+            bounds=(1e-9, 10),
+            left_open="by the method and the backbone's size",
+        ),
+    ]
     warmup: Annotated[float, Option(STEPS, "Share of all steps.", bounds=(0, 1))] = 0.06
     weight_decay: Annotated[float, Option(STEPS, bounds=(0, 10))] = 0.1
     clip: Annotated[float, Option(STEPS, "Largest gradient norm.", bounds=(1e-6, 1e6))] = 1.0

@@ -19,10 +19,10 @@ from adapters.file import Adapter, parse, serialize
 from adapters.replay import replay
 from adapters.spec import ProblemType
 from adapters.text import TextInput, encode
-from training import advice
+from training import advice, defaults
 from training.calibration import probabilities
 from training.comparison import scores_said
-from training.config import Recipe
+from training.config import OPTIONS, Recipe
 from training.curves import curve
 from training.data import Columns, Part, assemble, labelled
 from training.errors import DataError, TrainingError
@@ -117,15 +117,26 @@ def train(
     metric: str | None = None,
     report: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    **choices: Any,
 ) -> TrainedAdapter:
     """Train one adapter, as `python -m training --task TASK --train … --dev …` does.
 
     `rows` and `dev_rows` are paths of files, pandas data frames, `datasets.Dataset`s, iterables of
-    mappings, or tuples of two lists, texts and labels. `report` is called after each step, `say`
+    mappings, or tuples of two lists, texts and labels. `choices` are those of a Recipe by name,
+    such as `epochs=4`; what is left open is chosen by the data (training.defaults). A whole
+    `recipe` takes their place. `report` is called after each step, `say`
     with what the user should know of the data, and with the hints. Raises AdaMixError.
     """
-    recipe, columns = recipe or Recipe(), columns or Columns()
+    columns = columns or Columns()
     check_task(task)
+    if recipe is None:
+        _check_choices(choices)
+        defaults.choose(choices, rows=1, hidden_size=defaults.SMALL)  # before the data are read
+    elif choices:
+        raise TrainingError(
+            f"recipe stands beside {', '.join(choices)}; expected one of them: a recipe has all"
+            " choices"
+        )
     sets = assemble(
         _part("the training set", rows, columns),
         _part("the dev set", dev_rows, columns),
@@ -135,6 +146,12 @@ def train(
     if sets[0].unread:
         say(f"columns not read: {', '.join(map(repr, sets[0].unread))}")
     model = _backbone(backbone, device)
+    if recipe is None:
+        count = choices.get("few_shot") or len(sets[0].texts)
+        chosen = defaults.choose(choices, count, model.config.hidden_size)
+        recipe = chosen.recipe
+        for reason in chosen.reasons:
+            say(reason)
     points: list[tuple[int, float]] = []
 
     def reported(at: Progress) -> None:
@@ -172,6 +189,14 @@ def evaluate(
     dataset = labelled(source, found, columns, spec)
     logits = adapter.logits(dataset.texts)
     return judged(adapter.adapter, str(source), dataset, logits, positive)
+
+
+def _check_choices(choices: Mapping[str, Any]) -> None:
+    for name in choices:
+        if name not in OPTIONS:
+            raise TrainingError(
+                f"{name} is no choice of a recipe; expected some of {', '.join(OPTIONS)}"
+            )
 
 
 def _backbone(backbone: str | Backbone, device: str | None) -> Backbone:

@@ -14,19 +14,26 @@ from training.errors import TrainingError
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with an option for each choice of a recipe beside its own; it is given them all by
-    name in its parameter `choices`."""
+    """`command` with an option for each choice of a recipe beside its own; it is given by name in
+    its parameter `choices` those that are not left open."""
     types = get_type_hints(Recipe)
     own = inspect.signature(command, eval_str=True).parameters
     parameters = [parameter for name, parameter in own.items() if name != "choices"]
     for name, option in OPTIONS.items():
-        shown = typer.Option(rich_help_panel=option.panel, help=option.help, metavar=option.metavar)
+        shown = typer.Option(
+            rich_help_panel=option.panel,
+            help=option.help,
+            metavar=option.metavar,
+            show_default=option.left_open or True,
+        )
         kind = types[name] if option.reads is None else option.reads
+        if option.left_open is not None:
+            kind = kind | None
         parameters.append(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=getattr(Recipe, name),
+                default=None if option.left_open else getattr(Recipe, name),
                 annotation=Annotated[kind, shown],
             )
         )
@@ -34,7 +41,10 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def collecting(**given: Any) -> None:
         choices = {name: given.pop(name) for name in OPTIONS}
-        command(**given, choices=choices)
+        made = {
+            name: v for name, v in choices.items() if not OPTIONS[name].left_open or v is not None
+        }
+        command(**given, choices=made)
 
     del collecting.__wrapped__  # inspect would look through it
     signature = inspect.Signature(
@@ -50,7 +60,8 @@ def as_in_the_paper(choices: Mapping[str, Any], context: typer.Context) -> dict[
     contradicts it."""
     for name, expected in PAPER.items():
         source = context.get_parameter_source(name)  # by its name: Typer has a click of its own
-        if source is not None and source.name != "DEFAULT" and choices[name] != expected:
+        given = source is not None and source.name != "DEFAULT"
+        if given and choices[name] != expected:
             raise TrainingError(
                 f"--paper stands beside {name} {choices[name]!r}; expected {expected!r}, which is"
                 " the paper's, or no --paper"

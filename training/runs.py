@@ -300,12 +300,10 @@ def read_seeds(text: str) -> list[int]:
 
 def _say_where_experts_lack_rows(recipe: Recipe, rows: int) -> None:
     size = min(recipe.batch_size, rows)
-    smallest = rows % size or size
-    if recipe.method == "adamix" and recipe.routing == "rows" and smallest < recipe.experts:
-        few = "a mini-batch has" if size == smallest else "the last mini-batch of an epoch has"
+    if recipe.method == "adamix" and recipe.routing == "rows" and size < recipe.experts:
         typer.echo(
-            f"{few} {smallest} row{'s' if smallest > 1 else ''} for {recipe.experts} experts: some"
-            " get no row there"
+            f"a mini-batch has {size} row{'s' if size > 1 else ''} for {recipe.experts} experts:"
+            " some get no row there"
         )
 
 

@@ -30,7 +30,7 @@ import typer
 from adapters import backbone as backbones
 from adapters.backbone import Backbone
 from adapters.errors import AdaMixError
-from benchmarks.glue import cells, page
+from benchmarks.glue import cells, defaults, page
 from benchmarks.glue.best_epoch import by_epoch
 from benchmarks.glue.data import sets_of
 from benchmarks.glue.protocol import METHODS, RATES, SEARCH_TASKS, STAGES, Cell, Stage
@@ -112,6 +112,27 @@ def best_epoch(
             found = by_epoch(loaded, *sets, cell.recipe(rate), TASKS[task].metric)
             cells.add(path, {**key, "recipe": asdict(cell.recipe(rate)), "by_epoch": found})
             typer.echo(f"{task} {method}: last {found[-1]:.4f}, best {max(found):.4f}")
+    except (AdaMixError, ValueError) as error:
+        fail(str(error))
+
+
+@app.command("defaults")
+def defaults_(
+    glue_dir: GlueDir = None,
+    results: Results = RESULTS,
+    backbone: Named = backbones.EMBEDDED,
+    device: Device = None,
+) -> None:
+    """Run a small grid of recipes at few to many rows of ten tasks; does the default come near?"""
+    path = results / "defaults.jsonl"
+    try:
+        loaded = load(Place(glue_dir, backbone, device))
+        for cell in defaults.run(defaults.read(path), loaded, glue_dir):
+            cells.add(path, cell)
+            typer.echo(
+                f"{cell['drawn']:5} rows of {cell['task']:5} {cell['named']:32} held out"
+                f" {cell['held_out']:.4f}, dev {cell['dev']:.4f}, {cell['seconds']:.0f} s"
+            )
     except (AdaMixError, ValueError) as error:
         fail(str(error))
 

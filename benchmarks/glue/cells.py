@@ -13,8 +13,8 @@ Cells = list[dict[str, Any]]
 KEY = ("task", "method", "drawn", "seed", "search", "backbone")
 
 
-def read(path: Path) -> Cells:
-    """All cells; a line that a killed run left half-written is no cell."""
+def read(path: Path, key: tuple[str, ...] = KEY) -> Cells:
+    """All cells that have what `key` names; a line that a killed run left half-written is none."""
     found = []
     if not path.exists():
         return []
@@ -23,7 +23,7 @@ def read(path: Path) -> Cells:
             cell = json.loads(line)
         except ValueError:
             continue
-        if isinstance(cell, dict) and all(name in cell for name in KEY):
+        if isinstance(cell, dict) and all(name in cell for name in key):
             found.append(cell)
     return found
 

@@ -21,7 +21,14 @@ SEEDS = (0, 1, 2, 3, 4, 5)  # of five, no exact sign flip can reach p < 0.05
 DRAWS = tuple(range(20))  # of the few-shot runs
 
 COMMON = Recipe(
-    bottleneck=16, experts=4, batch_size=8, dense_head=True, max_length=128, calibrate="none"
+    epochs=1,
+    learning_rate=1e-3,
+    bottleneck=16,
+    experts=4,
+    batch_size=8,
+    dense_head=True,
+    max_length=128,
+    calibrate="none",
 )
 CORRECTED: dict[str, Any] = {"routing": "rows", "second_pass": "mean", "task_loss": "both"}
 # What is compared: a method, or AdaMix with one thing changed.

@@ -92,7 +92,10 @@ def main(
     rng = random.Random(0)
     corpus = read_texts(texts, rng)
     contest = Contest(
-        loaded, Recipe(method="adapter", epochs=1, batch_size=batch, precision=precision)
+        loaded,
+        Recipe(
+            method="adapter", epochs=1, batch_size=batch, learning_rate=1e-3, precision=precision
+        ),
     )
     timed: dict[str, list[float]] = {}
     tokens = 0

@@ -21,7 +21,6 @@ from adapters.text import encode
 from tests.tiny import random_adapter
 from tests.training.test_training import QUICK, SINGLE
 from training.checkpoint import check_same
-from training.config import Recipe
 from training.errors import CheckpointError, TrainingError
 from training.one_run import train
 
@@ -97,7 +96,7 @@ def test_refused_recipes(bert: Backbone) -> None:
         TrainingError,
         match="first_layer is 1, but method is 'bitfit'; expected adamix, adapter",
     ):
-        Recipe(method="bitfit", first_layer=1)
+        dataclasses.replace(QUICK, method="bitfit", first_layer=1)
 
 
 def test_runs_from_before_the_choice(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_label_words(folders: dict[str, Path], family: str) -> None:
     backbone = load(str(folders[family]))
     prompt = "{text} It was {mask}."
     words = {"yes": "good", "no": "the"}
-    recipe = Recipe(prompt=prompt, label_words=words)
+    recipe = Recipe(epochs=1, batch_size=4, learning_rate=1e-3, prompt=prompt, label_words=words)
     data = Dataset("single_label_classification", ("yes", "no"), [("it is a film",)], [0])
     head = label_words.head(backbone, recipe, data)
     assert head is not None

@@ -46,6 +46,9 @@ def test_hints_of_several_seeds(tmp_path: Path, bert_folder: Path) -> None:
     assert result.stdout.splitlines()[-1].startswith("hint: ")
 
 
+RECIPE = Recipe(epochs=10, batch_size=32, learning_rate=1e-3)
+
+
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
@@ -57,7 +60,7 @@ def test_hints_of_several_seeds(tmp_path: Path, bert_folder: Path) -> None:
 )
 def test_a_loss_that_does_not_fall(losses: list[float], said: list[str]) -> None:
     """A loss that ends where it began is told with both values."""
-    found = of_training(Recipe(), len(losses), losses)
+    found = of_training(RECIPE, len(losses), losses)
     assert [part in sentence for part, sentence in zip(said, found, strict=True)] == [True] * len(
         said
     )
@@ -65,7 +68,7 @@ def test_a_loss_that_does_not_fall(losses: list[float], said: list[str]) -> None
 
 def test_the_loss_of_a_resumed_run() -> None:
     """Of a run that was resumed, whose first steps are not known, the loss is not judged."""
-    assert of_training(Recipe(), 400, [0.7] * 100) == []
+    assert of_training(RECIPE, 400, [0.7] * 100) == []
 
 
 def dataset(problem_type: ProblemType, labels: tuple[str, ...], targets: list[Any]) -> Dataset:

@@ -31,6 +31,7 @@ from training.config import Recipe
 from training.data import Dataset
 from training.one_run import measure, train
 
+QUICK = Recipe(bottleneck=4, epochs=2, batch_size=8, learning_rate=1e-2)
 NOUNS = ("film", "plot", "man", "eating")
 
 
@@ -159,7 +160,7 @@ def test_rows_of_one_confidence_stay_together() -> None:
 
 
 def run(backbone: Backbone, data: Dataset, **choices: Any) -> Any:
-    quick = Recipe(bottleneck=4, epochs=2, batch_size=8, learning_rate=1e-2, **choices)
+    quick = dataclasses.replace(QUICK, **choices)
     return train("toy", backbone, data, data, quick)
 
 
@@ -218,7 +219,7 @@ def test_many_rows_are_calibrated(tmp_path: Path, bert_folder: Path) -> None:
 
 def test_few_rows_are_all_trained_on(bert: Backbone) -> None:
     """Of fewer than 1,000 rows none is held out unless the user asks for it."""
-    assert measure(bert, SINGLE, SINGLE, Recipe(epochs=1)).rows == len(TEXTS)
+    assert measure(bert, SINGLE, SINGLE, QUICK).rows == len(TEXTS)
 
 
 @pytest.fixture

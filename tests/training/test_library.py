@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.training.test_training_cli import ROWS, jsonl
 from training import Columns, Recipe, TrainingError, evaluate, load, train
 
-QUICK = Recipe(bottleneck=4, epochs=2, batch_size=4)
+QUICK = Recipe(bottleneck=4, epochs=2, batch_size=4, learning_rate=1e-3)
 TEXTS = [row["text"] for row in ROWS]
 LABELS = [row["label"] for row in ROWS]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from training.curves import MOST_POINTS, curve
 from training.data import Columns, read
 from training.errors import TrainingError
 from training.runs import Runs
+
+QUICK = Recipe(bottleneck=4, epochs=1, batch_size=4, learning_rate=1e-3)
 
 
 def test_a_run_explains_itself(tmp_path: Path, bert_folder: Path) -> None:
@@ -52,7 +55,7 @@ def test_a_method_without_a_file(tmp_path: Path, bert_folder: Path) -> None:
     """A run that writes no adapter has a report too."""
     data, report = jsonl(tmp_path / "data.jsonl", ROWS), tmp_path / "report.html"
     runs = Runs("toy", None, None, None, None, report=report)
-    recipe = Recipe(method="head", epochs=2, batch_size=4)
+    recipe = dataclasses.replace(QUICK, method="head", epochs=2)
     runs.run(backbones.load(str(bert_folder)), read(data, data, Columns()), [recipe])
     assert "Confusion matrix" in report.read_text()
     assert "The adapter" not in report.read_text()
@@ -64,7 +67,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path, bert_folder: Path) -> N
     data, out = jsonl(tmp_path / "data.jsonl", ROWS), tmp_path / "toy.safetensors"
     report, scores = tmp_path / "report.html", tmp_path / "scores.jsonl"
     runs = Runs("toy", out, scores, None, None, report=report)
-    recipe = Recipe(bottleneck=4, epochs=1, batch_size=4)
+    recipe = QUICK
     runs.check(recipe, [0])
     report.mkdir()
     with pytest.raises(TrainingError, match=r"report\.html cannot be written: "):
@@ -95,7 +98,7 @@ def test_bad_places(tmp_path: Path, bert_folder: Path, more: list[str], message:
 def test_several_seeds_have_no_one_report(tmp_path: Path) -> None:
     """A report of several seeds is refused: it is of one run."""
     with pytest.raises(TrainingError, match="2 seeds, but --report takes one run; expected one"):
-        Runs("toy", None, None, None, None, report=tmp_path / "r.html").check(Recipe(), [0, 1])
+        Runs("toy", None, None, None, None, report=tmp_path / "r.html").check(QUICK, [0, 1])
 
 
 def test_a_long_curve() -> None:

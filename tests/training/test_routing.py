@@ -191,7 +191,7 @@ def test_both_passes_carry_the_task_loss() -> None:
             "single_label_classification",
             [first, second],
             target,
-            Recipe(task_loss=choice, consistency_weight=0.0),  # type: ignore[arg-type]
+            dataclasses.replace(QUICK, task_loss=choice, consistency_weight=0.0),  # type: ignore[arg-type]
         )
         for choice in ("first", "both")
     }
@@ -212,7 +212,10 @@ def test_recipes_learn(embedded: Backbone, recipe: Recipe) -> None:
 
 def test_the_control_says_what_it_does() -> None:
     """The recipe of an R-Drop adapter says that both passes carry the task's loss."""
-    assert dataclasses.asdict(Recipe(method="adapter-rdrop"))["task_loss"] == "both"
+    assert (
+        dataclasses.asdict(dataclasses.replace(QUICK, method="adapter-rdrop"))["task_loss"]
+        == "both"
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,5 +250,5 @@ def test_the_control_says_what_it_does() -> None:
 def test_refused(changes: dict[str, Any], message: str) -> None:
     """What contradicts itself is refused, with what was found and what was expected."""
     with pytest.raises(TrainingError) as refused:
-        Recipe(**changes)
+        dataclasses.replace(QUICK, **changes)
     assert message in str(refused.value)

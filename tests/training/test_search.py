@@ -39,6 +39,7 @@ class Scripted(Search):
         return TABLE.get((recipe.learning_rate, recipe.epochs), 0.0)
 
 
+RECIPE = Recipe(epochs=10, batch_size=32, learning_rate=1e-3)
 TABLE = {
     (1e-3, 10): 0.70,
     (3.33e-4, 10): 0.60,
@@ -53,7 +54,7 @@ TABLE = {
 def test_where_it_goes(bert: Backbone) -> None:
     """The search goes on in the direction of better rates, then tries twice the epochs with the
     best; what is only as good does not win."""
-    found = Scripted(bert, SINGLE, None, None, None).small(Recipe())
+    found = Scripted(bert, SINGLE, None, None, None).small(RECIPE)
     assert (found.learning_rate, found.epochs) == (9e-3, 10)
 
 

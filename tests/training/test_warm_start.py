@@ -17,7 +17,6 @@ from tests.tiny import random_adapter, tiny_backbone
 from tests.training.test_training import QUICK, SINGLE
 from tests.training.test_training_cli import ROWS, arguments, jsonl
 from training.__main__ import app
-from training.config import Recipe
 from training.errors import TrainingError
 from training.one_run import train
 from training.warm_start import read
@@ -76,7 +75,7 @@ def test_what_does_not_fit(bert: Backbone, tmp_path: Path) -> None:
         TrainingError,
         match="init is 'a@1', but method is 'full'; expected adamix, adapter, adapter-rdrop or",
     ):
-        Recipe(method="full", init="a@1")
+        dataclasses.replace(STILL, method="full", init="a@1")
     with pytest.raises(TrainingError, match="cannot be read: No such file"):
         read(tmp_path / "none.safetensors")
     (tmp_path / "none.safetensors").write_bytes(b"nothing")
