@@ -35,6 +35,7 @@ from adapters.calibration import threshold_for
 from adapters.classifier import from_adapter
 from adapters.disk import write_atomically
 from adapters.file import Adapter, load, save
+from adapters.rows import read_rows
 from adapters.text import encode
 from training import progress
 from training.calibration import calibration, calibration_error, probabilities, tempered
@@ -42,7 +43,6 @@ from training.config import Recipe
 from training.data import Columns, Dataset, labelled, read
 from training.hardware import hardware
 from training.one_run import train
-from training.rows import read_rows
 from training.scoring import predict
 from training.selection import folds
 from training.tasks import TASKS

@@ -64,7 +64,7 @@ def main(
         _data(
             metavar="FILE",
             help=(
-                ".jsonl, .csv (quoted) or .tsv (unquoted); needed but for"
+                ".jsonl, .csv (quoted), .tsv (unquoted) or .parquet; needed but for"
                 f" {', '.join(tasks.TASKS)}."
             ),
         ),

@@ -30,7 +30,7 @@ def calibrate(
         Path,
         _data(
             metavar="FILE",
-            help="Labelled rows that it was not trained on, 100 or more: .jsonl, .csv or .tsv.",
+            help="Labelled rows that it was not trained on, 100 or more: .jsonl, .csv …",
         ),
     ],
     out: Annotated[

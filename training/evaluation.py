@@ -13,6 +13,7 @@ from adapters import backbone as backbones
 from adapters.classifier import from_adapter
 from adapters.file import Adapter, load, save
 from adapters.replay import replay
+from adapters.rows import read_rows
 from adapters.spec import shown
 from adapters.text import encode
 from training import advice
@@ -24,7 +25,6 @@ from training.hardware import device_of
 from training.judgement import Judgement, judge, write_predictions
 from training.processes import current
 from training.report import write_report
-from training.rows import read_rows
 from training.scoring import predict
 
 

@@ -17,6 +17,7 @@ from adapters.classifier import from_adapter
 from adapters.disk import write_atomically
 from adapters.file import Adapter, parse, serialize
 from adapters.replay import replay
+from adapters.rows import read_rows
 from adapters.spec import ProblemType
 from adapters.text import TextInput, encode
 from training import advice, defaults
@@ -31,7 +32,6 @@ from training.hardware import device_of
 from training.one_run import train as run_once
 from training.processes import current
 from training.progress import Progress
-from training.rows import read_rows
 from training.runs import check_task
 from training.scoring import predict as logits_of
 

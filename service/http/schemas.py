@@ -1,8 +1,7 @@
-"""Request and response models, and what becomes of logits."""
+"""Request and response models."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,14 +15,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from adapters.calibration import calibrated, confidence, softmax, threshold_for
 from adapters.spec import UNKNOWN_KEY, AdapterSpec, Kind, ProblemType
 from service.aggregation import Aggregate
 from service.http.sentences import quoted
-from service.predictor import Signature
-from service.refusals import InvalidRequest
+from service.scores import Function, default_function
 
-Function = Literal["softmax", "sigmoid", "none"]
 Accuracy = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Abstain = Accuracy | None
 
@@ -270,82 +266,3 @@ class Storage(BaseModel):
     saved_bytes: int
     ratio: float = Field(description="full_copies_bytes / total_bytes")
     adapters: list[AdapterBytes]
-
-
-def default_function(problem_type: ProblemType) -> Function:
-    """What turns logits into scores where the client asks for nothing else."""
-    if problem_type == "regression":
-        return "none"
-    return "sigmoid" if problem_type == "multi_label_classification" else "softmax"
-
-
-def scored(
-    logits: list[float],
-    labels: tuple[str, ...],
-    function: Function,
-    top_k: int | None,
-    temperatures: tuple[float, ...] = (),
-) -> list[dict[str, Any]]:
-    """Logits → `[{"label", "score"}]`, best first: by the logits, since scores may saturate at 0 or
-    1. Any function but none is applied to calibrated logits."""
-    values = logits if function == "none" else calibrated(logits, temperatures)
-    if function == "softmax":
-        scores = softmax(values)
-    elif function == "sigmoid":
-        scores = [_sigmoid(value) for value in values]
-    else:
-        scores = values
-    # One temperature keeps the order; a division may round two logits to one number.
-    by = values if len(temperatures) > 1 else logits
-    best = sorted(range(len(labels)), key=lambda i: -by[i])
-    return [{"label": labels[i], "score": scores[i]} for i in best[:top_k]]
-
-
-def answer_of(
-    logits: list[float],
-    signature: Signature,
-    function: Function,
-    top_k: int | None,
-    least: float | None,
-) -> list[dict[str, Any]]:
-    """One row's answer. Where its confidence is below `least`, that is the label None with the
-    confidence."""
-    low = abstained(logits, signature, least)
-    if low is not None:
-        return [{"label": None, "score": low}]
-    return scored(logits, signature.labels, function, top_k, signature.temperatures)
-
-
-def least_confidence(signature: Signature, accuracy: float) -> float:
-    """Below which confidence a task's answer is no label, where a client wants that accuracy.
-    Raises InvalidRequest."""
-    if not signature.thresholds:
-        reason = (
-            "its file has no risk-coverage table (python -m training calibrate makes one)"
-            if signature.problem_type == "single_label_classification"
-            else f"its problem type is {signature.problem_type}"
-        )
-        raise InvalidRequest(
-            f"abstain is {accuracy:g}, but task {signature.task!r} cannot abstain: {reason};"
-            " expected no abstain"
-        )
-    least = threshold_for(signature.thresholds, accuracy)
-    if least is None:
-        raise InvalidRequest(
-            f"abstain is {accuracy:g}; expected at most {signature.thresholds[-1][0]:g}, the"
-            f" highest accuracy that task {signature.task!r} was found to reach"
-        )
-    return least
-
-
-def abstained(logits: list[float], signature: Signature, least: float | None) -> float | None:
-    """The confidence of a row whose answer is no label; None where the answer stands."""
-    if least is None:
-        return None
-    found = confidence(logits, signature.temperatures)
-    return found if found < least else None
-
-
-def _sigmoid(x: float) -> float:
-    # never exp of a large number
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

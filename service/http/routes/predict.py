@@ -32,11 +32,10 @@ from service.http.schemas import (
     Parameters,
     PredictRequest,
     Score,
-    answer_of,
-    least_confidence,
 )
 from service.predictor import Admitted, Predictor
 from service.refusals import InvalidRequest
+from service.scores import answer_of, least_confidence
 
 
 class _Direct(APIRoute):

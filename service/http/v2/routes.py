@@ -29,7 +29,6 @@ from service.http.routes.prediction import (
     predicted,
     truncates,
 )
-from service.http.schemas import least_confidence
 from service.http.v2 import tensors
 from service.http.v2.schemas import (
     EXTENSIONS,
@@ -44,6 +43,7 @@ from service.http.v2.schemas import (
 )
 from service.predictor import Predictor, Signature
 from service.refusals import MalformedBody
+from service.scores import least_confidence
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 

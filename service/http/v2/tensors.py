@@ -15,7 +15,6 @@ import orjson
 
 from adapters.spec import shown
 from adapters.text import TextInput, check_text
-from service.http.schemas import answer_of, default_function, scored
 from service.http.sentences import quoted
 from service.http.v2.schemas import (
     LABEL,
@@ -28,6 +27,7 @@ from service.http.v2.schemas import (
 )
 from service.predictor import Signature
 from service.refusals import InvalidRequest
+from service.scores import answer_of, default_function, scored
 
 
 @dataclass(frozen=True)
