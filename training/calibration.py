@@ -140,7 +140,7 @@ def calibration_error(data: Dataset, logits: Tensor) -> float:
 
 def bin_of(probability: NDArray[Any]) -> NDArray[Any]:
     """The bin of each probability."""
-    return np.minimum((probability * BINS).astype(int), BINS - 1)
+    return np.asarray(np.minimum((probability * BINS).astype(int), BINS - 1))
 
 
 def risk_coverage(confidence: NDArray[Any], right: NDArray[Any]) -> tuple[CoveragePoint, ...]:

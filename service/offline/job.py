@@ -112,6 +112,10 @@ async def _score(job: Job, answerer: Answerer, show: Callable[[int, int], None])
             )  # fmt: skip
         journal.remove()
         return survey.rows, before
+    except BaseException:
+        if not journal.rows:  # nothing that would be lost
+            journal.remove()
+        raise
     finally:
         journal.close()
 
@@ -122,7 +126,7 @@ async def _answered(job: Job, answerer: Answerer, skip: int) -> Any:
     waiting: deque[asyncio.Task[list[Answer]]] = deque()
     try:
         for chunk in chunks:
-            waiting.append(asyncio.create_task(_answers(answerer, chunk)))
+            waiting.append(asyncio.create_task(answerer.answers(chunk)))
             if len(waiting) == CHUNKS:
                 yield await waiting.popleft()
         while waiting:
@@ -133,15 +137,11 @@ async def _answered(job: Job, answerer: Answerer, skip: int) -> Any:
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _answers(answerer: Answerer, chunk: list[TextInput]) -> list[Answer]:
-    return await answerer.answers(chunk)
-
-
 def _chunks(job: Job, answerer: Answerer, skip: int) -> Iterator[list[TextInput]]:
     names = job.columns(answerer.scored.text_pair)
     rows = islice(read_rows(job.source, names), skip, None)
     while chunk := [tuple(row[name] for name in names) for _, row in islice(rows, CHUNK_ROWS)]:
-        yield chunk  # type: ignore[misc]  # one or two texts, as looked at before
+        yield chunk
 
 
 def _looked_through(job: Job, answerer: Answerer) -> _Survey:
@@ -155,8 +155,7 @@ def _looked_through(job: Job, answerer: Answerer) -> _Survey:
         for name in names:
             where = f"{job.source}, line {number}"
             if name not in row:
-                options = {names[0]: "--text-column", names[-1]: "--pair-column"}
-                option = "--text-column" if name == names[0] else options[name]
+                option = "--text-column" if name == job.text else "--pair-column"
                 raise DataError(
                     f"{where}, has no column {name!r}; it has {', '.join(map(repr, row))}"
                     f" ({option} names another)"

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import rich.progress
 import typer
@@ -16,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from adapters.upload import connected
 from service.offline.answers import Answerer, EngineAnswerer, ServerAnswerer
 from service.offline.job import Job, score
-from service.service import Service
+
+if TYPE_CHECKING:  # it brings torch, which a server's answers need not wait for
+    from service.service import Service
 
 LOG_LINES = 20  # when the output is no terminal: at most this many lines instead of a bar
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,17 @@ def write_table(
     added = added_columns(scored, all_scores)
 
     def whole() -> Iterator[dict[str, Any]]:
+        nothing = [None] * len(scored.labels)
         for row, answer in rows:
-            scores = answer.scores or [None] * len(scored.labels)
-            values = [answer.prediction, answer.score, *scores]
+            values = [answer.prediction, answer.score, *(answer.scores or nothing)]
             yield {**row, **dict(zip(added, values, strict=False))}
 
-    writers: dict[str, Callable[..., None]] = {".csv": _write_csv, PARQUET: _write_parquet}
     if kind == PARQUET:
         _write_parquet(path, _types(columns, scored, added), whole())
+    elif kind == ".csv":
+        _write_csv(path, [*columns, *added], whole())
     else:
-        writers.get(kind, _write_json)(path, [*columns, *added], whole())
+        _write_json(path, whole())
 
 
 def _write_csv(path: Path, names: list[str], rows: Iterator[dict[str, Any]]) -> None:
@@ -61,7 +62,7 @@ def _cell(name: str, value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def _write_json(path: Path, _names: list[str], rows: Iterator[dict[str, Any]]) -> None:
+def _write_json(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     with path.open("wb") as file:
         for row in rows:
             file.write(orjson.dumps(row, default=str) + b"\n")

@@ -7,11 +7,10 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,30 +121,22 @@ def test_every_kind_of_task(
 
 def test_by_the_engine(server: Server, tmp_path: Path) -> None:
     """Without a server the engine of the process gives the same answers, also while a server has
-    the store open; another process's end, however sudden, costs no row and answers none twice."""
-    many = [{"text": f"{text} again"} for text in TEXTS for _ in range(30)]  # several chunks
-    rows, out = written(tmp_path / "rows.csv", many), tmp_path / "out.csv"
-    environment = {**os.environ, "ADAMIX_STORE": str(server.store)}
-    started = [sys.executable, "-m", "service", *command(rows, out, "sst2")]
-    part = tmp_path / "out.csv.part"
-    with subprocess.Popen(started, env=environment, stderr=subprocess.PIPE) as process:
-        until(
-            lambda: (
-                process.poll() is not None
-                or (part.exists() and part.read_bytes().count(b"\n") > CHUNK_ROWS)
-            )
-        )
-        process.send_signal(signal.SIGKILL)
-    assert not out.exists()
-    before = part.read_bytes().count(b"\n") - 1
-    done = subprocess.run(started, env=environment, capture_output=True, text=True, check=False)
+    the store open."""
+    rows, out, by_url = (tmp_path / name for name in ("rows.csv", "out.csv", "by_url.csv"))
+    written(rows, ROWS)
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *command(rows, out, "sst2")],
+        env={**os.environ, "ADAMIX_STORE": str(server.store)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert f"1,200 rows ({before:,} of them before) by sst2@" in done.stdout
-    assert not part.exists()
-    by_url = tmp_path / "by_url.csv"
+    assert f"{out}: 40 rows by sst2@" in done.stdout
+    assert done.stderr.splitlines() == ["40 of 40 rows"]
     assert invoke(rows, by_url, "sst2", url=server.url).exit_code == 0
     here, there = read(out), read(by_url)
-    for name in ("text", "prediction"):
+    for name in ("id", "text", "prediction"):
         assert [row[name] for row in here] == [row[name] for row in there]
     assert [float(row["score"]) for row in here] == pytest.approx(
         [float(row["score"]) for row in there], abs=1e-5
@@ -191,9 +182,12 @@ def test_half_a_line(tmp_path: Path, left: str) -> None:
 
 def test_another_job(tmp_path: Path) -> None:
     """What another input, task or option has left is not gone on with."""
-    rows, out = written(tmp_path / "rows.csv", ROWS), tmp_path / "out.csv"
+    rows, out = written(tmp_path / "rows.csv", 20 * ROWS), tmp_path / "out.csv"
     with pytest.raises(CannotScore, match="it is enough"):
         run(Job(rows, out), Counting(0))
+    assert not list(tmp_path.glob("out*"))  # nothing was answered, and nothing is left
+    with pytest.raises(CannotScore, match="it is enough"):
+        run(Job(rows, out), Counting(CHUNK_ROWS))
     with pytest.raises(CannotScore, match=r"of a job with another abstain .*; now 0.9.; expected"):
         run(Job(rows, out, abstain=0.9), Counting())
     written(rows, ROWS[:7])
@@ -255,10 +249,13 @@ def test_what_is_refused_at_once(server: Server, tmp_path: Path) -> None:
     assert out.read_bytes() == rows.read_bytes()
 
 
-class Busy(BaseHTTPRequestHandler):
-    """A server that is overloaded twice out of three times."""
+class Stub(BaseHTTPRequestHandler):
+    """A server whose answers are scripted: `turn` is told each request's number, and says whether
+    it is overloaded."""
 
-    requests: ClassVar[list[str]] = []
+    turn: ClassVar[Callable[[int], bool]]
+    keys: ClassVar[list[str | None]] = []
+    asked: ClassVar[list[str]] = []
 
     def _answer(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
@@ -270,18 +267,17 @@ class Busy(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        parameters = {
-            "version": "abc", "labels": ["no", "yes"],
-            "problem_type": "single_label_classification",
-        }  # fmt: skip
-        self._answer(200, {"parameters": parameters, "inputs": [{"name": "text"}]})
+        kind = "single_label_classification"
+        known = {"version": "abc", "labels": ["no", "yes"], "problem_type": kind}
+        self._answer(200, {"parameters": known, "inputs": [{"name": "text"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.requests.append(self.headers["Authorization"])
-        if len(self.requests) % 3:
+        self.keys.append(self.headers["Authorization"])
+        if type(self).turn(len(self.keys)):
             self._answer(429, {"error": "the queue is full", "error_type": "QueueFull"})
             return
+        self.asked.extend(body["inputs"])
         row = [{"label": "yes", "score": 0.9}, {"label": "no", "score": 0.1}]
         self._answer(200, [row for _ in body["inputs"]])
 
@@ -290,8 +286,10 @@ class Busy(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def busy() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+def stub() -> Iterator[str]:
+    Stub.keys.clear()
+    Stub.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -299,11 +297,41 @@ def busy() -> Iterator[str]:
         thread.join()
 
 
-def test_an_overloaded_server(busy: str, tmp_path: Path) -> None:
+def test_an_overloaded_server(stub: str, tmp_path: Path) -> None:
     """A server that answers 429 is asked again, with the key, until every row is answered."""
+    Stub.turn = lambda number: number % 3 > 0
     rows, out = written(tmp_path / "rows.csv", ROWS), tmp_path / "out.csv"
-    result = invoke(rows, out, "toy", "--key", "a-key-of-mine", url=busy)
+    result = invoke(rows, out, "toy", "--key", "a-key-of-mine", url=stub)
     assert result.exit_code == 0, result.output
     assert [row["prediction"] for row in read(out)] == ["yes"] * 40
-    assert set(Busy.requests) == {"Bearer a-key-of-mine"}
-    assert len(Busy.requests) == 6
+    assert set(Stub.keys) == {"Bearer a-key-of-mine"}
+    assert len(Stub.keys) == 6
+
+
+def test_a_killed_process(stub: str, tmp_path: Path) -> None:
+    """A process that was killed leaves no output; the same command answers the rest, and no row
+    twice."""
+    many = [{"text": f"row {i}"} for i in range(5 * CHUNK_ROWS)]
+    rows, out = written(tmp_path / "rows.csv", many), tmp_path / "out.csv"
+    part, gone = tmp_path / "out.csv.part", threading.Event()
+
+    def turn(number: int) -> bool:
+        if number > 12:  # a chunk and a half; the rest waits until nobody does
+            gone.wait(60)
+        return False
+
+    Stub.turn = turn
+    given = command(rows, out, "toy", "--url", stub)
+    with subprocess.Popen([sys.executable, "-m", "service", *given]) as process:
+        until(lambda: part.exists() and part.read_bytes().count(b"\n") > CHUNK_ROWS)
+        process.kill()
+    gone.set()
+    assert not out.exists()
+    before = part.read_bytes().count(b"\n") - 1
+    Stub.asked.clear()
+    Stub.turn = lambda _: False
+    result = invoke(rows, out, "toy", url=stub)
+    assert f"1,280 rows ({before:,} of them before) by toy@abc" in result.stdout
+    assert sorted(Stub.asked) == sorted(row["text"] for row in many[before:])
+    assert [row["text"] for row in read(out)] == [row["text"] for row in many]
+    assert not part.exists()
