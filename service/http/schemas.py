@@ -145,6 +145,10 @@ class PredictRequest(Strict):
         return self.parameters.window if self.parameters is not None else None
 
     @property
+    def abstain(self) -> float | None:
+        return self.parameters.abstain if self.parameters is not None else None
+
+    @property
     def cut_on_the_left(self) -> bool:
         return self.truncation_direction in ("Left", "left")
 

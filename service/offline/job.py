@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -120,7 +120,7 @@ async def _score(job: Job, answerer: Answerer, show: Callable[[int, int], None])
         journal.close()
 
 
-async def _answered(job: Job, answerer: Answerer, skip: int) -> Any:
+async def _answered(job: Job, answerer: Answerer, skip: int) -> AsyncIterator[list[Answer]]:
     """The answers of the rows after the first `skip`, by chunks, in order."""
     chunks = _chunks(job, answerer, skip)
     waiting: deque[asyncio.Task[list[Answer]]] = deque()

@@ -29,7 +29,6 @@ from service.http.routes.prediction import (
 )
 from service.http.schemas import (
     CUT_ON_THE_LEFT,
-    Parameters,
     PredictRequest,
     Score,
 )
@@ -140,12 +139,11 @@ async def _predict(
         texts, several = read[pairs]
         wanted.append((adapter, texts))
         lists.append(several)
-    parameters = body.parameters or Parameters()
-    top_k, abstain = parameters.top_k, parameters.abstain
     least = [
-        None if abstain is None else least_confidence(adapter.signature, abstain)
+        None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
         for adapter in adapters
     ]
+    top_k = body.parameters.top_k if body.parameters is not None else None
     numbers = check_answer(wanted, top_k)
     prediction = await predicted(request, predictor, wanted, truncate=truncate, window=body.window)
 
