@@ -58,12 +58,19 @@ def calibrate(
         str | None, typer.Option(help="`cpu` or `cuda`; by default the GPU if there is one.")
     ] = None,
 ) -> None:
-    """Fit an adapter file's temperatures, and the table by which it abstains, on labelled rows.
+    """Fit an adapter file's temperatures, and the table by which it abstains: no answer's label
+    changes, only the scores.
 
-    No answer's label changes, only the scores; the file gets another version:
+    On labelled rows that it was not trained on; the file gets another version:
 
-        python -m training calibrate tickets.safetensors --rows held-out.csv \\
-            --out tickets-calibrated.safetensors
+        python -m training calibrate tickets.safetensors \\
+            --rows held-out.csv --out calibrated.safetensors
+
+    Where it was trained on all rows, by a twin that was trained without these:
+
+        python -m training calibrate tickets.safetensors \\
+            --rows held-out.csv --twin twin.safetensors \\
+            --out calibrated.safetensors
     """
     with explaining_what_lacks():
         from training.calibration import coverage_told
