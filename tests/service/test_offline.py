@@ -256,7 +256,7 @@ class Stub(BaseHTTPRequestHandler):
 
     turn: ClassVar[Callable[[int], bool]]
     keys: ClassVar[list[str | None]] = []
-    asked: ClassVar[list[str]] = []
+    asked: ClassVar[list[tuple[str | None, str]]] = []  # by which key, and which text
 
     def _answer(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
@@ -279,7 +279,7 @@ class Stub(BaseHTTPRequestHandler):
         if type(self).turn(len(self.keys)):
             self._answer(429, {"error": "the queue is full", "error_type": "QueueFull"})
             return
-        self.asked.extend(body["inputs"])
+        self.asked.extend((self.headers["Authorization"], text) for text in body["inputs"])
         row = [{"label": "yes", "score": 0.9}, {"label": "no", "score": 0.1}]
         self._answer(200, [row for _ in body["inputs"]])
 
@@ -329,10 +329,10 @@ def test_a_killed_process(stub: str, tmp_path: Path) -> None:
     gone.set()
     assert not out.exists()
     before = part.read_bytes().count(b"\n") - 1
-    Stub.asked.clear()
     Stub.turn = lambda _: False
-    result = invoke(rows, out, "toy", url=stub)
+    result = invoke(rows, out, "toy", "--key", "the-second-process", url=stub)
     assert f"1,280 rows ({before:,} of them before) by toy@abc" in result.stdout
-    assert sorted(Stub.asked) == sorted(row["text"] for row in many[before:])
+    again = [text for key, text in Stub.asked if key == "Bearer the-second-process"]
+    assert sorted(again) == sorted(row["text"] for row in many[before:])
     assert [row["text"] for row in read(out)] == [row["text"] for row in many]
     assert not part.exists()
