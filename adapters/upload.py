@@ -1,11 +1,13 @@
-"""Send an adapter file to a running server; connect to one."""
+"""Send an adapter file to a running server; connect to one, and ask it."""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import os
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from adapters.errors import CannotUpload
 from adapters.spec import legible, shortened, shown
 
 SECONDS = 60  # the server replays the probe before it answers
+TRIES = 20  # where the server is overloaded
+BUSY = (429, 503)
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -66,6 +70,28 @@ def connected(url: str, key: str | None) -> Iterator[httpx2.Client]:
         raise CannotUpload(
             f"{shown_url} cannot be reached{by}: {shortened(error)}{doubt}"
         ) from None
+
+
+def asked(client: httpx2.Client, method: str, path: str, **more: Any) -> httpx2.Response:
+    """A server's answer with status 200. One that is overloaded is asked again when it says. Raises
+    CannotUpload."""
+    for left in reversed(range(TRIES)):
+        answer = client.request(method, path, **more)
+        if answer.status_code == 200:
+            return answer
+        if answer.status_code not in BUSY or not left:
+            break
+        time.sleep(_seconds(answer.headers.get("Retry-After")))
+    raise CannotUpload(f"{without_user(client.base_url).rstrip('/')} {refusal(answer)}")
+
+
+def _seconds(said: str | None) -> float:
+    """What `Retry-After` says, at most a minute; one second where it says nothing."""
+    try:
+        seconds = float(said or 1)
+    except ValueError:
+        return 1.0
+    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.1), 60.0)
 
 
 def parsed_json(answer: httpx2.Response) -> Any:

@@ -425,6 +425,46 @@ SPECS: list[tuple[str, Any, str]] = [
     ("bottleneck", 0, "bottleneck is 0; expected greater than or equal to 1"),
     ("bottleneck", 257, "bottleneck is 257; expected less than or equal to 256"),
     ("activation", "relu", "activation is 'relu'; expected 'gelu'"),
+    *(
+        ("temperatures", [value], f"temperatures.0 is {value}; expected {expected}")
+        for value, expected in [
+            (0.0, "greater than or equal to 0.01"),
+            (-1.5, "greater than or equal to 0.01"),
+            (float("nan"), ".*finite number"),
+            (float("inf"), ".*finite number"),
+            (1e9, "less than or equal to 100"),
+        ]
+    ),
+    ("temperatures", [], r"temperatures is \[\]; .*at least 1"),
+    ("temperatures", ["1"], "temperatures.0 is '1'; expected a valid number"),
+    (
+        "temperatures",
+        [1.5, 1.5],
+        "temperatures holds 2 numbers; expected 1, as single_label_classification has",
+    ),
+    ("risk_coverage", [], r"risk_coverage is \[\]; .*at least 1"),
+    (
+        "risk_coverage",
+        [{"accuracy": 0.9, "coverage": 1.0, "threshold": -0.1}],
+        "risk_coverage.0.threshold is -0.1; expected greater than or equal to 0",
+    ),
+    (
+        "risk_coverage",
+        [{"accuracy": 0.9, "coverage": 0.5, "threshold": 0.8, "rows": 3}],
+        "risk_coverage.0.rows is there; expected no such key",
+    ),
+    *(
+        (
+            "risk_coverage",
+            [{"accuracy": 0.9, "coverage": 0.5, "threshold": 0.8}, after],
+            "risk_coverage has accuracy .* after accuracy 0.9.*; expected a higher accuracy",
+        )
+        for after in (
+            {"accuracy": 0.9, "coverage": 0.4, "threshold": 0.9},
+            {"accuracy": 0.95, "coverage": 0.6, "threshold": 0.9},
+            {"accuracy": 0.95, "coverage": 0.4, "threshold": 0.7},
+        )
+    ),
     ("training", [], r"training is \[\]; expected an object"),
     ("author", "me", "author is there; expected no such key"),
     ("backbone.author", "me", "backbone.author is there; expected no such key"),

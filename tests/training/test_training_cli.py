@@ -202,7 +202,7 @@ BAD_DATA: list[tuple[str, str | bytes | None, str]] = [
     ),
     ("d.jsonl", '{"text": "a", "label": 1\n', "line 1, is not JSON"),
     ("d.jsonl", None, "cannot be read: No such file or directory"),
-    ("d.xlsx", b"PK", "ends in '.xlsx'; expected .jsonl, .csv or .tsv"),
+    ("d.xlsx", b"PK", "ends in '.xlsx'; expected .jsonl, .csv, .tsv or .parquet"),
 ]
 
 

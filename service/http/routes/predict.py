@@ -27,9 +27,14 @@ from service.http.routes.prediction import (
     predicted,
     truncates,
 )
-from service.http.schemas import CUT_ON_THE_LEFT, PredictRequest, Score, scored
+from service.http.schemas import (
+    CUT_ON_THE_LEFT,
+    PredictRequest,
+    Score,
+)
 from service.predictor import Admitted, Predictor
 from service.refusals import InvalidRequest
+from service.scores import answer_of, least_confidence
 
 
 class _Direct(APIRoute):
@@ -134,16 +139,22 @@ async def _predict(
         texts, several = read[pairs]
         wanted.append((adapter, texts))
         lists.append(several)
+    least = [
+        None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
+        for adapter in adapters
+    ]
     top_k = body.parameters.top_k if body.parameters is not None else None
     numbers = check_answer(wanted, top_k)
     prediction = await predicted(request, predictor, wanted, truncate=truncate, window=body.window)
 
     def answer() -> bytes:
         answers: dict[str, Any] = {}
-        for adapter, several, rows in zip(adapters, lists, prediction.logits, strict=True):
+        for adapter, several, rows, lowest in zip(
+            adapters, lists, prediction.logits, least, strict=True
+        ):
             signature = adapter.signature
             function = body.function(signature.problem_type)
-            scores = [scored(logits, signature.labels, function, top_k) for logits in rows]
+            scores = [answer_of(logits, signature, function, top_k, lowest) for logits in rows]
             answers[signature.task] = scores if several or always_nested else scores[0]
         return orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from service.http.routes import guard_of, predictor_of
 from service.http.schemas import CUT_AND_WINDOWED, Window
 from service.http.sentences import plural
 from service.predictor import Admitted, Logits, Predictor
-from service.refusals import AnswerTooLarge, InvalidRequest, NotFinite, TooManyInputs
+from service.refusals import AnswerTooLarge, InvalidRequest, TooManyInputs
+from service.scores import check_finite
 
 NAMED = 5  # tasks in a sentence, of all that there are
 MAX_ANSWER_BYTES = 32 << 20  # a label may have as many as an adapter file's header
@@ -147,7 +147,8 @@ async def predicted(
     logits: list[list[Logits]] = []
     for (adapter, _), texts in zip(wanted, nested, strict=True):
         answers = [[next(rest).value for _ in windows] for windows in texts]
-        _check_finite(adapter, answers, predictor.dtype)
+        for i, windows in enumerate(answers):
+            check_finite(adapter, windows, predictor.dtype, i)
         problem_type = adapter.signature.problem_type
         logits.append([aggregated(windows, aggregate, problem_type) for windows in answers])
     return Prediction(
@@ -191,17 +192,6 @@ async def _rows(
         )
         spare -= sum(map(len, found[-1])) - len(texts)
     return found
-
-
-def _check_finite(adapter: Admitted, answers: list[list[Logits]], dtype: str) -> None:
-    """JSON has neither NaN nor infinity: they would be answered as null."""
-    for i, rows in enumerate(answers):
-        if not all(math.isfinite(value) for row in rows for value in row):
-            raise NotFinite(
-                f"version {adapter.version} of task {adapter.signature.task!r} gives logits that"
-                f" are NaN or infinite for input {i}, in {dtype}; expected finite numbers: another"
-                " version, or an ADAMIX_DTYPE with a wider range"
-            )
 
 
 def _headers(

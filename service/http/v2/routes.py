@@ -43,6 +43,7 @@ from service.http.v2.schemas import (
 )
 from service.predictor import Predictor, Signature
 from service.refusals import MalformedBody
+from service.scores import least_confidence
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
@@ -210,6 +211,7 @@ async def _infer(
     body = parse_body(content, InferRequest, "an infer request", "an object with 'inputs'")
     adapter = await predictor.admit(task, version)
     wanted = tensors.wanted_outputs(body, adapter.signature)
+    least = None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
     check_rows(predictor, tensors.count_rows(body, adapter.signature))
     texts = tensors.read_texts(body, binary, adapter.signature)
     numbers = check_answer([(adapter, texts)], max(output.classes or 1 for output in wanted))
@@ -224,7 +226,7 @@ async def _infer(
     )
 
     def encoded() -> tuple[bytes, int | None]:
-        outputs = [tensors.output(output, logits, adapter.signature) for output in wanted]
+        outputs = [tensors.output(output, logits, adapter.signature, least) for output in wanted]
         return tensors.encode(head, wanted, outputs)
 
     inline = numbers < INLINE_NUMBERS
