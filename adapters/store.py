@@ -294,16 +294,16 @@ class Store:
                 self._remember(entry)
         return entry
 
-    def end_canary(self, task: str, left: Left) -> bool:
-        """Compare and swap: end the canary `left.digest` and keep why it left, if it is the canary
-        still; whether it was. Raises StoreError."""
+    def end_canary(self, task: str, split: Split, left: Left) -> bool:
+        """Compare and swap: end the canary of a split and keep why it left, if the task's requests
+        are divided so still; whether they were. Raises StoreError."""
         with self._writing(task) as undo:
             entry = self._entries.get(task)
-            split = None if entry is None else entry.split
-            if entry is None or split is None or split.roles().get("canary") != left.digest:
+            if entry is None or entry.split != split:
                 return False
-            self._divide(task, split.without_canary(left), undo)
-            self._remember(entry.changed(split=split.without_canary(left)))
+            rest = split.without_canary(left)
+            self._divide(task, rest, undo)
+            self._remember(entry.changed(split=rest))
         return True
 
     def delete_task(self, task: str) -> None:

@@ -53,9 +53,11 @@ class Left(msgspec.Struct, frozen=True):
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True):
-    """How a task's requests are divided while the version `active` is active; digests are whole."""
+    """How a task's requests are divided while the version `active` is active; digests are whole.
+    `since` (seconds since the epoch, by the writer's clock) tells it from an earlier one."""
 
     active: str
+    since: float = 0.0
     canary: Canary | None = None
     shadow: Shadow | None = None
     rollback: Rollback | None = None

@@ -133,7 +133,9 @@ class Batcher(Generic[R, T]):
         self._queues: OrderedDict[str, _TaskQueue[R, T]] = OrderedDict()
         self._queued_rows = self._queued_tokens = 0
         self._pace = _Pace()
-        self._spare: SpareRows[R, T] = SpareRows(max(1, round(SPARE_ROWS * max_queue_rows)))
+        self._spare: SpareRows[R, Outcome[T]] = SpareRows(
+            max(1, round(SPARE_ROWS * max_queue_rows))
+        )
         self._spare_time = SpareTime(time.monotonic())
         # how many requests by the last batch; until when (time.monotonic's)
         self._answered, self._patience_ends = 0, 0.0
@@ -188,7 +190,7 @@ class Batcher(Generic[R, T]):
             raise
         return [outcome for outcome in request.outcomes if outcome is not None]
 
-    def offer(self, row: R, done: Callable[[T | Exception | None], None]) -> None:
+    def offer(self, row: R, done: Callable[[Outcome[T] | Exception | None], None]) -> None:
         """Run a row when the device has time to spare, in a batch without clients' rows: no answer
         to a client changes by it, in any bit. `done` is called on the event loop with the result,
         with what the device raised, or with None if the row was dropped: others came, or the
@@ -196,7 +198,7 @@ class Batcher(Generic[R, T]):
         if self._closing:
             done(None)
             return
-        self._spare.put(row.adapter_key, SpareRow(row, row.tokens, done))
+        self._spare.put(row.adapter_key, SpareRow(row, row.tokens, time.monotonic(), done))
         self._wake.set()
 
     async def close(self) -> None:
@@ -301,13 +303,19 @@ class Batcher(Generic[R, T]):
         await self._wake.wait()
         end.cancel()
 
-    async def _run_spare(self, batch: list[SpareRow[R, T]]) -> None:
+    async def _run_spare(self, batch: list[SpareRow[R, Outcome[T]]]) -> None:
         """Run spare rows. It is no batch to any statistic of clients' batches."""
         loop, started = asyncio.get_running_loop(), time.monotonic()
-        results: Sequence[T | Exception]
+        waits = [started - spare.since for spare in batch]
+        results: Sequence[Outcome[T] | Exception]
         try:
             rows = [spare.row for spare in batch]
-            results = await loop.run_in_executor(self._worker, self._run, rows)
+            values = await loop.run_in_executor(self._worker, self._run, rows)
+            tokens, seconds = sum(row.tokens for row in batch), time.monotonic() - started
+            report = BatchReport(len(batch), tokens, 1, started, seconds, waits)
+            results = [
+                Outcome(value, wait, report) for value, wait in zip(values, waits, strict=True)
+            ]
         except Exception as error:
             results = [error] * len(batch)
         ended = time.monotonic()

@@ -18,10 +18,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class SpareRow(Generic[R, T]):
-    """`done` gets the row's result, what the device raised, or None if the row was dropped."""
+    """`done` gets the row's result, what the device raised, or None if the row was dropped.
+    `since`: when it was offered."""
 
     row: R
     tokens: int
+    since: float
     done: Callable[[T | Exception | None], None]
 
 

@@ -300,14 +300,13 @@ class BucketStore:
             self._log.commit(decide)
             return self.entry(task)
 
-    def end_canary(self, task: str, left: Left) -> bool:
+    def end_canary(self, task: str, split: Split, left: Left) -> bool:
         """Compare and swap, as `Store.end_canary`: one writer of all replicas wins. Raises
         StoreError."""
 
         def decide(state: State) -> Change | None:
             entry = state.entries.get(task)
-            split = None if entry is None else entry.split
-            if split is None or split.roles().get("canary") != left.digest:
+            if entry is None or entry.split != split:
                 return None
             return _divided(task, split.without_canary(left))
 

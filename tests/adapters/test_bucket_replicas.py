@@ -226,11 +226,12 @@ def test_one_replica_ends_a_canary(replica: Replica, files: list[bytes]) -> None
     """Of four replicas that end a canary at once, one does, and all know what it wrote."""
     replicas = [replica() for _ in range(4)]
     a, b = (replicas[0].put(parse(data), activate=not i)[0] for i, data in enumerate(files[:2]))
-    replicas[0].set_split("sst2", Split(active=a.digest, canary=Canary(b.digest, 5)))
+    divided = Split(active=a.digest, canary=Canary(b.digest, 5))
+    replicas[0].set_split("sst2", divided)
     generation = replicas[0].generation
     with ThreadPoolExecutor() as threads:
         ended = [
-            threads.submit(store.end_canary, "sst2", Left(b.digest, f"as {i} saw", i))
+            threads.submit(store.end_canary, "sst2", divided, Left(b.digest, f"as {i} saw", i))
             for i, store in enumerate(replicas)
         ]
     (winner,) = (i for i, done in enumerate(ended) if done.result())

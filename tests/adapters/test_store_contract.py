@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from adapters.__main__ import app
@@ -124,13 +125,13 @@ def test_the_contract_of_a_store(opened: Open, files: list[bytes], mrpc: bytes) 
 
 
 def test_the_contract_of_a_split(opened: Open, files: list[bytes]) -> None:
-    """A split holds for the next process until it is replaced, another version becomes active or
-    the task goes; it keeps its versions from deletion; its canary is ended once, by one who
-    names it."""
+    """A split holds for the next process until it is replaced, a version is activated or the task
+    goes; it keeps its versions from deletion; its canary is ended once, by one who knows it."""
     store = opened()
     a, b, c = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files))
     split = Split(
         active=a.digest,
+        since=1764347000.25,
         canary=Canary(b.digest, 5),
         shadow=Shadow(c.digest, 100),
         rollback=Rollback(disagreement=0.2),
@@ -152,10 +153,11 @@ def test_the_contract_of_a_split(opened: Open, files: list[bytes]) -> None:
         store.set_split("mrpc", split)
     assert store.entry("sst2").split == split
     left = Left(b.digest, "its answers differ", 1.0)
-    assert not store.end_canary("sst2", Left(c.digest, "it is the shadow", 1.0))
-    assert store.end_canary("sst2", left)
-    assert not store.end_canary("sst2", left)
-    assert not store.end_canary("mrpc", left)
+    earlier = structs.replace(split, since=split.since - 1)
+    assert not store.end_canary("sst2", earlier, left)
+    assert store.end_canary("sst2", split, left)
+    assert not store.end_canary("sst2", split, left)
+    assert not store.end_canary("mrpc", split, left)
     store = opened()
     kept = store.entry("sst2").split
     assert kept == split.without_canary(left)

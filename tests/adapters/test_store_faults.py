@@ -111,7 +111,9 @@ OPERATIONS: dict[str, Operation] = {
     "divide the traffic": lambda s, v, _: s.set_split("sst2", _split(v)),
     "divide it anew": lambda s, v, _: s.set_split("sst2", _split(v, percent=50)),
     "divide it no more": lambda s, *_: s.set_split("sst2", None),
-    "end a canary": lambda s, v, _: s.end_canary("sst2", Left(v[0].digest, "it failed", 1.0)),
+    "end a canary": lambda s, v, _: s.end_canary(
+        "sst2", _split(v), Left(v[0].digest, "it failed", 1.0)
+    ),
     "activate the canary": lambda s, v, _: s.activate("sst2", v[0].digest),
     "activate the active version again": lambda s, v, _: s.activate("sst2", v[1].digest),
     "put a new version beside a canary": lambda s, v, _: s.put(v[2]),

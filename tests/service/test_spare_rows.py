@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from service.batcher import SPARE_ROWS, SPARE_TOKENS, Batcher
+from service.batcher import SPARE_ROWS, SPARE_TOKENS, Batcher, Outcome
 from service.spare_rows import MOST_SECONDS, SHARE
 from tests.service.device import (
     Clock,
@@ -26,7 +26,11 @@ Done = list[tuple[Text, Any]]
 def offered(batcher: Batcher[Text, Text], rows: list[Text], done: Done) -> None:
     """Offer rows; `done` gets each with what came of it."""
     for row in rows:
-        batcher.offer(row, lambda result, row=row: done.append((row, result)))  # type: ignore[misc]
+
+        def told(result: Outcome[Text] | Exception | None, row: Text = row) -> None:
+            done.append((row, result.value if isinstance(result, Outcome) else result))
+
+        batcher.offer(row, told)
 
 
 async def settled() -> None:
