@@ -82,16 +82,17 @@ class SeenShown(BaseModel):
         description=f"Each label's share of the rows, of the {MOST_LABELS} most frequent labels."
     )
     mean_score: float | None = Field(
-        description="Of each row's best label; of a regression the mean value."
+        None, description="Of each row's best label; of a regression the mean value."
     )
     compared: int = Field(description="Rows that the active version ran too.")
-    disagreement: float | None = Field(description="The share of them with other labels.")
+    disagreement: float | None = Field(None, description="The share of them with other labels.")
     mean_difference: float | None = Field(
-        description="Of a compared row's two scores: of a regression, of its two values."
+        None, description="Of a compared row's two scores: of a regression, of its two values."
     )
     dropped: int = Field(description="Rows that were not compared, for lack of time or length.")
     latency: Latency | None = Field(
-        description="Seconds on the device, of the last 256 requests' (of a shadow: rows') batches."
+        None,
+        description="Seconds on the device of the last 256 requests, of a shadow of its rows.",
     )
 
 
