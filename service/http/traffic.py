@@ -92,7 +92,7 @@ class SeenShown(BaseModel):
     dropped: int = Field(description="Rows that were not compared, for lack of time or length.")
     latency: Latency | None = Field(
         None,
-        description="Seconds on the device of the last 256 requests, of a shadow of its rows.",
+        description="Seconds of the device a row: a batch's by its rows, of the last 256 requests.",
     )
 
 

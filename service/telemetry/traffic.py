@@ -22,7 +22,7 @@ COUNTS: dict[str, tuple[str, Callable[[Seen], float]]] = {
     "compared": ("Rows that the active version ran too.", lambda seen: seen.compared),
     "disagreed": ("Those of them with other labels.", lambda seen: seen.disagreed),
     "dropped": ("Rows that were not compared.", lambda seen: seen.dropped),
-    "device_seconds": ("Sum of its requests' batches.", lambda seen: seen.seconds),
+    "device_seconds": ("Seconds of the device for its rows.", lambda seen: seen.seconds),
 }
 ROLES = ("task", "role")
 

@@ -57,7 +57,7 @@ class Rollout:
     split: Split
     began: float = field(default_factory=time.time)
     seen: dict[Role, Seen] = field(default_factory=dict)
-    latencies: Latencies = field(default_factory=Latencies)  # by role: of batches with its rows
+    latencies: Latencies = field(default_factory=Latencies)  # by role: seconds a row
     due: float = 0.0  # how much of a request the shadow is owed
     leaving: bool = False
 
@@ -65,9 +65,11 @@ class Rollout:
         for role in ("active", *self.split.roles()):
             self.seen[role] = Seen()  # type: ignore[index]  # mypy takes them for any strings
 
-    def took(self, role: Role, seconds: float) -> None:
-        """One request of a version was so long on the device."""
-        self.latencies.add(role, seconds)
+    def took(self, role: Role, outcomes: Sequence[Outcome[Logits]]) -> None:
+        """The device ran these rows of a version. A row's time is its batch's by the rows of that:
+        so versions can be compared whose rows are in batches of other sizes."""
+        seconds = sum(outcome.batch.seconds / outcome.batch.rows for outcome in outcomes)
+        self.latencies.add(role, seconds / len(outcomes))
         self.seen[role].seconds += seconds
 
     def broken_rule(self) -> str | None:
@@ -230,7 +232,7 @@ class Rollouts:
         whole = [verdict for verdict in verdicts if verdict is not None]
         for verdict in whole:
             seen.answered(verdict)
-        rollout.took(admitted.role, max(outcome.batch.seconds for _, outcome in group))
+        rollout.took(admitted.role, [outcome for _, outcome in group])
         pairs = [(tokens, verdict) for (tokens, _), verdict in zip(group, whole, strict=True)]
         if admitted.role == "canary":
             self._compare(rollout, "canary", split.active, pairs)
@@ -310,7 +312,7 @@ class Rollouts:
         else:
             seen.answered(verdict)
             seen.agreed(verdict, answered)
-            rollout.took(role, result.batch.seconds)
+            rollout.took(role, [result])
 
     def _apply_rule(self, rollout: Rollout) -> None:
         reason = rollout.broken_rule()

@@ -44,7 +44,7 @@ class Seen:
     NaN or infinite. `compared` are rows that the active version ran too, `disagreed` those to which
     it gave other labels, and `difference` the sum of the distances of their scores; `dropped` rows
     were to be compared, but the device had no time for them, or they were too long for the other.
-    `seconds` is the sum of its requests' (of a shadow: rows') batches on the device.
+    `seconds` are those of the device for its rows.
     """
 
     requests: int = 0
