@@ -12,8 +12,8 @@ from torch import Tensor
 
 from training.config import Recipe
 from training.data import Dataset
+from training.defaults import LEAST_STEPS
 
-FEW_STEPS = 300
 JUDGED_STEPS = 20  # of fewer, the loss says nothing
 FELL = 0.9  # the loss of the last fifth, in parts of that of the first
 JUDGED_ROWS = 10  # of fewer dev rows, the predictions say nothing
@@ -28,16 +28,16 @@ def of_training(recipe: Recipe, steps: int, losses: Sequence[float]) -> list[str
     """Sentences on a training that has made all its steps. `losses` are those of the steps; a run
     that was resumed lacks the first ones, and its loss is not judged."""
     said = []
-    if steps < FEW_STEPS:
-        epochs = -(-recipe.epochs * FEW_STEPS // steps)
+    if steps < LEAST_STEPS:
+        epochs = -(-recipe.epochs * LEAST_STEPS // steps)
         experts = (
             f", and each of the {recipe.experts} experts learns from a part of them"
-            if recipe.method == "adamix"
+            if recipe.method == "adamix" and recipe.routing == "batch"
             else ""
         )
         counted = "1 step is" if steps == 1 else f"{steps} steps are"
         said.append(
-            f"{counted} few{experts}: --epochs {epochs} makes {FEW_STEPS} of them, and so does a"
+            f"{counted} few{experts}: --epochs {epochs} makes {LEAST_STEPS} of them, and so does a"
             " smaller --batch-size"
         )
     if steps == len(losses) >= JUDGED_STEPS:

@@ -20,7 +20,7 @@ from training.config import Method, Recipe
 
 # Rows in a mini-batch, and up to how many training rows.
 MINI_BATCHES = ((4, 500), (8, 5_000), (16, 20_000), (32, math.inf))
-LEAST_STEPS = 300
+LEAST_STEPS = 250  # fewer are few (training.advice)
 LEAST_EPOCHS, MOST_EPOCHS = 3, 40
 SMALL, LARGE = 384, 1024  # hidden sizes, and the peak rates that go with them
 ADAPTER_RATES = (3e-3, 3e-4)

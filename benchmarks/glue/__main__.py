@@ -179,7 +179,10 @@ def render(
     """Write the page and its plot from the cells that there are."""
     try:
         page.write(
-            out, cells.read(results / "cells.jsonl"), cells.read(results / "best_epoch.jsonl")
+            out,
+            cells.read(results / "cells.jsonl"),
+            cells.read(results / "best_epoch.jsonl"),
+            defaults.read(results / "defaults.jsonl"),
         )
     except ValueError as error:
         fail(str(error))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.glue import cells as stored
-from benchmarks.glue import plots
+from benchmarks.glue import defaults, plots
 from benchmarks.glue.cells import Cells
 from benchmarks.glue.contrasts import Contrast, contrast
 from benchmarks.glue.protocol import ABLATIONS, COMPARED, RATES, SEARCH_TASKS, STAGES, TASKS
@@ -28,7 +28,7 @@ STAGE_NAMES = """A stage is named by its training rows and its methods. `search`
 HERE = Path(__file__).parent
 
 
-def write(out: Path, cells: Cells, by_epoch: Cells) -> None:
+def write(out: Path, cells: Cells, by_epoch: Cells, without_options: Cells) -> None:
     """The page, section by section; ValueError if there is nothing to show."""
     if not cells:
         raise ValueError("there are no cells yet; expected some: python -m benchmarks.glue run")
@@ -42,6 +42,7 @@ def write(out: Path, cells: Cells, by_epoch: Cells) -> None:
         _plot(cells, out),
         _ablations(stored.of_rows(cells, 1000)),
         _best_epoch(by_epoch),
+        defaults.section(without_options),
         (HERE / "protocol.md").read_text(encoding="utf-8"),
         _search(cells),
         _every_cell(cells),
