@@ -12,7 +12,8 @@ export function rollout(traffic, { promote, end }) {
   const { canary, shadow, left, rollback, seen } = traffic;
   if (!canary && !shadow && !left) return null;
   const parts = { active: { version: traffic.active, percent: 100 - (canary?.percent ?? 0) }, canary, shadow };
-  const names = [...new Set(Object.values(seen).flatMap((counts) => Object.keys(counts.labels)))].sort();
+  const of = (name) => seen.active?.labels[name] ?? 0;
+  const names = [...new Set(Object.values(seen).flatMap((counts) => Object.keys(counts.labels)))].sort((a, b) => of(b) - of(a));
   const rows = Object.entries(seen).map(([role, counts]) => version(role, parts[role], counts, names, rollback));
   return h("div", { class: "rollout" },
     h("p", { class: "quiet heads" }, h("span", {}, "Traffic"), h("span", {}, "What it answers"), h("span", {}, "Differs from the active version")),
@@ -30,7 +31,7 @@ function version(role, part, seen, names, rollback) {
   const limit = role === "canary" ? rollback?.disagreement : null;
   return h("li", { class: `role-${role}` },
     h("span", { class: "who" }, h("b", {}, NAMES[role]), " ", h("span", { class: "n" }, whole(part.percent)), h("br"), h("span", { class: "mono" }, part.version)),
-    h("span", {}, labels(seen, names), h("span", { class: "quiet" }, facts(seen))),
+    h("span", {}, labels(seen, names), h("span", { class: "quiet" }, facts(seen, names[0]))),
     role === "active" ? h("span", {}) : h("span", {}, difference(seen, limit), h("span", { class: "quiet" }, compared(seen))),
   );
 }
@@ -65,12 +66,11 @@ function bar(label, parts) {
     s("title", {}, label), s("rect", { width: WIDTH, height: HEIGHT, class: "ground" }), parts);
 }
 
-function facts({ requests, labels: shares, errors, mean_score: score, latency }) {
-  const [first] = Object.entries(shares).sort(([, a], [, b]) => b - a);
+function facts({ requests, rows, labels: shares, errors, mean_score: score, latency }, first) {
   return [
-    first && `${first[0]} ${share(first[1])}`,
+    rows > 0 && first && `${first} ${share(shares[first] ?? 0)}`,
     `${count(requests)} request${requests === 1 ? "" : "s"}`,
-    score !== null && `mean score ${score.toFixed(3)}`,
+    score !== null && `score ${score.toFixed(3)}`,
     errors > 0 && `${count(errors)} error${errors === 1 ? "" : "s"}`,
     latency && `${millisecondsBoth(1000 * latency.p50, 1000 * latency.p99)} a row`,
   ].filter(Boolean).join(" · ");
