@@ -7,6 +7,7 @@ Everything here runs on the event loop, in the process that has the engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -203,8 +204,9 @@ class Rollouts:
         """Whether a task's traffic is divided as this rollout has it; one that is not is
         forgotten."""
         task = rollout.task
-        if task in self._store and self._store.entry(task).split == rollout.split:
-            return True
+        with contextlib.suppress(StoreError):  # the task was deleted
+            if self._store.entry(task).split == rollout.split:
+                return True
         if self._rollouts.get(task) is rollout:
             self._rollouts.pop(task, None)
         return False
