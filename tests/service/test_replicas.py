@@ -156,16 +156,16 @@ def test_a_canary_on_every_replica(
     assert uploaded.status_code in (200, 201), uploaded.text
     upload(clients[0], files[0])
     canary, active = (hashlib.sha256(file).hexdigest()[:12] for file in (flipped(bert), files[0]))
-    split = {
-        "active": active,
-        "canary": {"version": canary, "percent": 50},
-        "rollback": {"disagreement": 0.2, "after": 5},
-    }
+    split: dict[str, Any] = {"active": active, "canary": {"version": canary, "percent": 50}}
     assert clients[1].put(path, json=split).status_code == 200
     keys = [f"user-{i}" for i in range(12)]
     found = [[version(predict(each, **{"X-Request-Key": key})) for key in keys] for each in clients]
     assert set(found[0]) == {active, canary}
     assert found[0] == found[1] == found[2]
+    split["rollback"] = {"disagreement": 0.2, "after": 5}
+    assert clients[2].put(path, json=split).status_code == 200
+    for key in keys:
+        predict(clients[1], **{"X-Request-Key": key})
 
     def left(client: httpx2.Client) -> str:
         return str((client.get(path).json()["left"] or {}).get("version"))
