@@ -7,19 +7,25 @@ import contextlib
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
+
 from adapters.disk import LEFTOVER, sync_folder
 from adapters.file import Summary
 from adapters.spec import TASK_PATTERN, shown
+from adapters.traffic import Split, unpacked
 
 SUFFIX = ".safetensors"
 ACTIVE = "active"
+TRAFFIC = "traffic"
 DELETED = "deleted"  # a task whose folder holds this file is deleted; the rest goes next
 SHOWN_DIGITS = 12
 LISTED = 8  # versions that a sentence names
+MAX_TRAFFIC_BYTES = 1 << 16
 TASK = re.compile(TASK_PATTERN)
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FILE = re.compile(f"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
@@ -45,6 +51,7 @@ class Entry:
 
     `problem` says what is wrong with the file `active`: then no version is active, or the one that
     must have been. `summaries` holds what was read of the header of the version that lists show.
+    `split` says which requests other versions than the active one get.
     """
 
     task: str
@@ -52,6 +59,7 @@ class Entry:
     active: str | None = None
     summaries: dict[str, Summary] = field(default_factory=dict, compare=False, repr=False)
     problem: str | None = None
+    split: Split | None = None
 
     @property
     def active_version(self) -> Version | None:
@@ -91,10 +99,17 @@ class Entry:
         names = [self.shown(version) for version in self.versions[:LISTED]]
         return ", ".join(names) + (", …" if len(self.versions) > LISTED else "")
 
+    def splits(self, split: Split) -> bool:
+        """Whether a split is for this state of the task."""
+        named = split.roles().values()
+        return split.active == self.active and all(map(self.version, named))
+
     def changed(self, **changes: object) -> Entry:
         """A copy with these changes. Its versions are in order, and it keeps no header but that of
-        the version that lists show."""
+        the version that lists show. A split ends where another version becomes active."""
         entry = replace(self, **changes)  # type: ignore[arg-type]  # the fields' own names
+        if entry.split is not None and not entry.splits(entry.split):
+            entry = replace(entry, split=None)
         if not entry.versions:
             return replace(entry, summaries={})
         entry = replace(entry, versions=tuple(sorted(entry.versions, key=_age)))
@@ -103,16 +118,19 @@ class Entry:
         return replace(entry, summaries=kept)
 
 
-def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
+def scan(
+    task: str, folder: str, *, repair: bool, told: Callable[[str], None] = lambda _: None
+) -> Entry | None:
     """Read from disk what a task's folder holds; None if that is no version and no `active`.
 
     With `repair`, removes what a crash left over and completes a deletion that it interrupted. An
-    entry without versions has a `problem`. Raises OSError.
+    entry without versions has a `problem`. `told` gets a sentence about a split that cannot be
+    read: the active version then gets all requests. Raises OSError.
 
     Makes no `Path` of a file: that would take most of the time that ten thousand tasks take.
     """
     versions = []
-    deleted = False
+    deleted = divided = False
     # First: where another process writes, the version that it names is there when it is read.
     active = read_active(folder)
     with os.scandir(folder) as files:
@@ -124,6 +142,8 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
                         versions.append(Version(found[1], about.st_size, created(about)))
             elif file.name == DELETED:
                 deleted = True
+            elif file.name == TRAFFIC:
+                divided = True
             elif file.name.startswith(LEFTOVER) and repair:
                 with contextlib.suppress(OSError):  # it takes a little room, nothing else
                     os.unlink(file.path)  # noqa: PTH108
@@ -136,7 +156,8 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
         return None
     versions.sort(key=_age)
     if active is None or any(version.digest == active for version in versions):
-        return Entry(task, tuple(versions), active)
+        entry = Entry(task, tuple(versions), active)
+        return _with_split(entry, folder, repair=repair, told=told) if divided else entry
     found_there = f"its file {ACTIVE!r} holds {shown(active)}"
     if _DIGEST.fullmatch(active):  # nobody activated the other versions
         reason = f"{found_there}, a version whose file is gone"
@@ -152,21 +173,50 @@ def scan(task: str, folder: str, *, repair: bool) -> Entry | None:
 def read_active(folder: str) -> str | None:
     """Read what a task's file `active` holds; None if there is none. Raises OSError."""
     try:
-        # NONBLOCK: where it is a pipe
-        descriptor = os.open(f"{folder}/{ACTIVE}", os.O_RDONLY | os.O_NONBLOCK)
+        return _read(f"{folder}/{ACTIVE}", 256).decode("ascii", "replace").strip()
     except FileNotFoundError:
         return None
+
+
+def _read(path: str, most: int) -> bytes:
+    """The beginning of a file, which may be a pipe. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return os.read(descriptor, 256).decode("ascii", "replace").strip()
+        return os.read(descriptor, most)
     finally:
         os.close(descriptor)
+
+
+def _with_split(entry: Entry, folder: str, *, repair: bool, told: Callable[[str], None]) -> Entry:
+    """With the split that the file `traffic` holds, if it is for the version that is active. Else a
+    crash came between an activation and the end of its split."""
+    try:
+        split = unpacked(_read(f"{folder}/{TRAFFIC}", MAX_TRAFFIC_BYTES))
+    except FileNotFoundError:  # another process just ended it
+        return entry
+    except msgspec.MsgspecError as error:
+        told(
+            f"task {entry.task!r}: its file {TRAFFIC!r} cannot be read: {error}; the active version"
+            " gets all requests"
+        )
+        return entry
+    if entry.splits(split):
+        return replace(entry, split=split)
+    if repair:
+        with contextlib.suppress(OSError):  # the next change of it writes it anew
+            os.unlink(f"{folder}/{TRAFFIC}")  # noqa: PTH108
+    return entry
 
 
 def clear(folder: Path) -> None:
     """Complete a task's deletion: remove the store's own files, the mark of the deletion last.
     Raises OSError."""
     for path in folder.iterdir():
-        if _FILE.fullmatch(path.name) or path.name == ACTIVE or path.name.startswith(LEFTOVER):
+        if (
+            path.name in (ACTIVE, TRAFFIC)
+            or _FILE.fullmatch(path.name)
+            or path.name.startswith(LEFTOVER)
+        ):
             path.unlink(missing_ok=True)
     sync_folder(folder)  # before the mark goes: else a power cut might bring a version back
     (folder / DELETED).unlink(missing_ok=True)

@@ -18,6 +18,8 @@
         ├── AmbiguousVersion    a prefix that fits several versions
         ├── NoActiveVersion     a task whose versions are all inactive
         ├── VersionIsActive     the active version cannot be deleted by itself
+        ├── VersionInTraffic    nor can a canary or a shadow
+        ├── ActiveHasChanged    a split of the traffic for a version that is not the active one
         ├── DamagedAdapter      what is stored is not what it was, or cannot be read
         └── StoreUnreachable    the bucket of a store gives no answer
             └── WriteUnknown    a write to a bucket, of which nobody knows whether it was done
@@ -98,6 +100,14 @@ class NoActiveVersion(StoreError):
 
 class VersionIsActive(StoreError):
     """The version is the active one and cannot be deleted by itself."""
+
+
+class VersionInTraffic(StoreError):
+    """The version is a canary or a shadow and cannot be deleted by itself."""
+
+
+class ActiveHasChanged(StoreError):
+    """A split of a task's traffic names a version as active that is not."""
 
 
 class DamagedAdapter(StoreError):

@@ -11,13 +11,17 @@ from rapidfuzz import fuzz, process
 
 from adapters.entry import Entry, Version
 from adapters.errors import (
+    ActiveHasChanged,
     AmbiguousVersion,
     DamagedAdapter,
     NoActiveVersion,
     UnknownTask,
     UnknownVersion,
+    VersionInTraffic,
+    VersionIsActive,
 )
 from adapters.spec import shown
+from adapters.traffic import Split
 
 MIN_PREFIX = 4  # digits, as git has it: clients send versions such as "1" by habit
 _PREFIX = re.compile(f"[0-9a-f]{{{MIN_PREFIX},64}}")
@@ -42,6 +46,35 @@ def version_of(entry: Entry, version: str | None) -> Version:
             f" {', '.join(map(entry.shown, fitting))}; expected a longer prefix"
         )
     return fitting[0]
+
+
+def check_unused(entry: Entry, version: Version) -> None:
+    """Raises VersionIsActive or VersionInTraffic for a version that requests may get."""
+    if entry.active == version.digest:
+        raise VersionIsActive(
+            f"version {entry.shown(version)} is the active one of task {entry.task!r}; "
+            "expected another one to be activated first, or the whole task to be deleted"
+        )
+    for role, digest in entry.split.roles().items() if entry.split is not None else ():
+        if digest == version.digest:
+            raise VersionInTraffic(
+                f"version {entry.shown(version)} is the {role} of task {entry.task!r}; expected"
+                f" that to be ended first, by DELETE /adapters/{entry.task}/traffic or another PUT"
+            )
+
+
+def check_split(entry: Entry, split: Split) -> None:
+    """Raises ActiveHasChanged or UnknownVersion for a split that is for another state of a task."""
+    if split.active != entry.active:
+        found, active = entry.version(split.active), entry.active_version
+        raise ActiveHasChanged(
+            f"version {split.active[:12] if found is None else entry.shown(found)} is not the"
+            f" active one of task {entry.task!r};"
+            f" expected {'one to be' if active is None else entry.shown(active) + ', or it'}"
+            f" activated first, by POST /adapters/{entry.task}/activate"
+        )
+    for digest in split.roles().values():
+        version_of(entry, digest)
 
 
 def unknown(task: str, tasks: Iterable[str]) -> UnknownTask:

@@ -1,7 +1,9 @@
-"""Keep versions of adapters by task in a folder: put, get, activate, list, delete.
+"""Keep versions of adapters by task in a folder: put, get, activate, divide, list, delete.
 
     <folder>/<task>/<sha256>.safetensors     one file per version; never changed
     <folder>/<task>/active                   the sha256 of the version that requests get
+    <folder>/<task>/traffic                  which requests other versions get; void once `active`
+                                             names another version than it does
     <folder>/<task>/deleted                  the task is deleted; its other files go next
     <folder>/.lock                           locked by the process that may write
     <folder>/.seeded                         the store was given the shipped adapters once
@@ -38,6 +40,7 @@ from adapters.entry import (
     DELETED,
     SUFFIX,
     TASK,
+    TRAFFIC,
     Entry,
     Version,
     clear,
@@ -49,11 +52,11 @@ from adapters.errors import (
     DamagedAdapter,
     InvalidAdapter,
     StoreError,
-    VersionIsActive,
 )
 from adapters.file import Adapter, Summary, read_summary, reread
-from adapters.lookup import unknown, version_of
+from adapters.lookup import check_split, check_unused, unknown, version_of
 from adapters.pieces import read_file
+from adapters.traffic import Left, Split, packed
 
 DEFAULT_CACHE_BYTES = 512 << 20
 LOCK = ".lock"
@@ -255,8 +258,7 @@ class Store:
             others = tuple(v for v in entry.versions if v.digest != digest)
             entry = entry.changed(versions=(*others, version))
             if activate and not self._points(entry, digest):
-                self._point(task, digest, undo)
-                entry = entry.changed(active=digest, problem=None)
+                entry = self._activated(entry, digest, undo)
             if entry.listed_version.digest == digest:
                 entry.summaries[digest] = Summary(adapter.spec, adapter.parameters)
             self._remember(entry)
@@ -264,15 +266,41 @@ class Store:
         return version, known is None
 
     def activate(self, task: str, version: str) -> Version:
-        """Make a version the one that requests get. Raises as `get`, or StoreError."""
+        """Make a version the one that all requests get: a split of the traffic ends. Raises as
+        `get`, or StoreError."""
         with self._writing(task) as undo:
             found = self.find(task, version)
             self._load(task, found)  # from disk: what cannot be served is not activated
             entry = self._entries[task]
-            if not self._points(entry, found.digest):
-                self._point(task, found.digest, undo)
-                self._remember(entry.changed(active=found.digest, problem=None))
+            if not self._points(entry, found.digest) or entry.split is not None:
+                self._remember(self._activated(entry, found.digest, undo))
         return found
+
+    def set_split(self, task: str, split: Split | None) -> Entry:
+        """Divide a task's requests from now on, or let the active version get all of them. Raises
+        UnknownTask, UnknownVersion, ActiveHasChanged where `split` is for another active version,
+        DamagedAdapter or StoreError."""
+        with self._writing(task) as undo:
+            entry = self.entry(task)
+            if split is not None:
+                check_split(entry, split)
+            if entry.split != split:
+                self._divide(task, split, undo)
+                entry = entry.changed(split=split)
+                self._remember(entry)
+        return entry
+
+    def end_canary(self, task: str, split: Split, left: Left) -> bool:
+        """Compare and swap: end the canary of a split and keep why it left, if the task's requests
+        are divided so still; whether they were. Raises StoreError."""
+        with self._writing(task) as undo:
+            entry = self._entries.get(task)
+            if entry is None or entry.split != split:
+                return False
+            rest = split.without_canary(left)
+            self._divide(task, rest, undo)
+            self._remember(entry.changed(split=rest))
+        return True
 
     def delete_task(self, task: str) -> None:
         """Delete a task with all its versions. Raises UnknownTask, DamagedAdapter or StoreError."""
@@ -280,16 +308,12 @@ class Store:
             self._delete(self.entry(task), undo)
 
     def delete_version(self, task: str, version: str) -> Version:
-        """Delete an inactive version; the last one takes its task along. Raises as `find`,
-        VersionIsActive or StoreError."""
+        """Delete a version that no request gets; the last one takes its task along. Raises as
+        `find`, VersionIsActive, VersionInTraffic or StoreError."""
         with self._writing(task) as undo:
             found = self.find(task, version)
             entry = self._entries[task]
-            if entry.active == found.digest:
-                raise VersionIsActive(
-                    f"version {entry.shown(found)} is the active one of task {task!r}; "
-                    "expected another one to be activated first, or the whole task to be deleted"
-                )
+            check_unused(entry, found)
             rest = tuple(v for v in entry.versions if v != found)
             if not rest:
                 self._delete(entry, undo)
@@ -338,7 +362,9 @@ class Store:
                     continue
                 try:
                     entry = (
-                        scan(folder.name, folder.path, repair=repair) if folder.is_dir() else None
+                        scan(folder.name, folder.path, repair=repair, told=self._problems.append)
+                        if folder.is_dir()
+                        else None
                     )
                 except OSError as error:
                     self._set_aside(folder.name, str(error.strerror))
@@ -434,6 +460,23 @@ class Store:
         path = self.folder / task / ACTIVE
         undo.append(partial(_restore, path, _content(path)))
         disk.write_atomically(path, f"{digest}\n".encode())
+
+    def _activated(self, entry: Entry, digest: str, undo: Undo) -> Entry:
+        """Make a version active on disk, then end the split: it is void by then."""
+        if not self._points(entry, digest):
+            self._point(entry.task, digest, undo)
+        if entry.split is not None:
+            self._divide(entry.task, None, undo)
+        return entry.changed(active=digest, problem=None, split=None)
+
+    def _divide(self, task: str, split: Split | None, undo: Undo) -> None:
+        """Make `traffic` hold a split, or be gone."""
+        path = self.folder / task / TRAFFIC
+        undo.append(partial(_restore, path, _content(path)))
+        if split is None:
+            disk.remove(path)
+        else:
+            disk.write_atomically(path, packed(split))
 
     def _delete(self, entry: Entry, undo: Undo) -> None:
         """One rename deletes the task, `active`'s if that is there: it takes no room on a full

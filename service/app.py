@@ -42,7 +42,7 @@ from service.http.downloads import DownloadRoom
 from service.http.generations import Generations
 from service.http.lists import Lists
 from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
-from service.http.routes import adapters, docs, health, page, predict, storage
+from service.http.routes import adapters, docs, health, page, predict, storage, traffic
 from service.http.uploads import UploadRoom
 from service.http.v2 import routes as v2
 from service.loader import Loader
@@ -52,6 +52,7 @@ from service.service import ServedBackbone, Service
 from service.settings import InvalidSettings, Settings
 from service.telemetry.memory import memory_bytes
 from service.telemetry.metrics import Metrics, StateCollector
+from service.telemetry.traffic import TrafficCollector
 from service.tokenizer import RequestTokenizer
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     answers.install(app)
     # Not by include_router: that would match every request twice.
     app.router.routes.extend(predict.router.routes)
-    for routes in (v2, adapters, storage, health, page, docs):
+    for routes in (v2, adapters, traffic, storage, health, page, docs):
         app.include_router(routes.router)
     if service.replication is not None:
         app.add_middleware(Generations, replication=service.replication, guard=guard)
@@ -194,6 +195,7 @@ def build_service(settings: Settings) -> Service:
         replication=replication,
     )
     metrics.registry.register(StateCollector(service.state))
+    metrics.registry.register(TrafficCollector(service.rollouts.all))
     _seed(service, settings)
     return service
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from service.refusals import AdapterNotLoaded, Closed, DeviceOutOfMemory, QueueFull
+from service.spare_rows import SpareRow, SpareRows, SpareTime
 
 # A task may queue four times as many rows as places are free: alone it gets four fifths of the
 # queue, and each further task still finds room. This is the dynamic threshold of Choudhury and
@@ -27,6 +28,8 @@ KEPT = 0.9
 # A slow device's batches end within `max_wait`, but no batch is limited to less than this part of
 # `max_tokens`: small batches take longer a token.
 SMALLEST_LIMIT = 1 / 4
+# Of what clients' rows may take: so many spare rows are kept, and in one batch so many tokens.
+SPARE_ROWS, SPARE_TOKENS = 1 / 2, 1 / 8
 
 
 class Queueable(Protocol):
@@ -100,7 +103,8 @@ class Batcher(Generic[R, T]):
     A batch takes one row of each waiting task in turn (round robin, going on where the last batch
     stopped) until `batch_tokens` tokens or `max_adapters` distinct adapters are reached; it always
     takes at least one row. So a flood of one task delays another task's row by one batch at most.
-    `patience`: see `_regroup`. Which requests are admitted: see `_check_room`.
+    `patience`: see `_regroup`. Which requests are admitted: see `_check_room`. Rows that nobody
+    waits for: see `offer`.
     """
 
     def __init__(
@@ -129,6 +133,10 @@ class Batcher(Generic[R, T]):
         self._queues: OrderedDict[str, _TaskQueue[R, T]] = OrderedDict()
         self._queued_rows = self._queued_tokens = 0
         self._pace = _Pace()
+        self._spare: SpareRows[R, Outcome[T]] = SpareRows(
+            max(1, round(SPARE_ROWS * max_queue_rows))
+        )
+        self._spare_time = SpareTime(time.monotonic())
         # how many requests by the last batch; until when (time.monotonic's)
         self._answered, self._patience_ends = 0, 0.0
         self._wake = asyncio.Event()
@@ -181,6 +189,17 @@ class Batcher(Generic[R, T]):
                     self._uncount(entry)
             raise
         return [outcome for outcome in request.outcomes if outcome is not None]
+
+    def offer(self, row: R, done: Callable[[Outcome[T] | Exception | None], None]) -> None:
+        """Run a row when the device has time to spare, in a batch without clients' rows: no answer
+        to a client changes by it, in any bit. `done` is called on the event loop with the result,
+        with what the device raised, or with None if the row was dropped: others came, or the
+        batcher was closed, before there was time."""
+        if self._closing:
+            done(None)
+            return
+        self._spare.put(row.adapter_key, SpareRow(row, row.tokens, time.monotonic(), done))
+        self._wake.set()
 
     async def close(self) -> None:
         """Take no more rows, answer those that are queued, then stop."""
@@ -259,13 +278,51 @@ class Batcher(Generic[R, T]):
                 await self._execute(batch)
                 ended = time.monotonic()
                 self._pace.add(tokens, ended - began, full=full)
+                self._spare_time.worked(ended - began, ended)
                 busy_since = ended if full else None
             elif self._closing:
+                self._spare.drop()
                 return
             else:
                 busy_since = None
-                self._wake.clear()
-                await self._wake.wait()
+                await self._idle()
+
+    async def _idle(self) -> None:
+        """Wait for rows; where there is time for spare ones, run some."""
+        self._wake.clear()
+        if not self._spare:
+            await self._wake.wait()
+            return
+        limit = round(SPARE_TOKENS * self.batch_tokens)
+        seconds = self._pace.seconds(self._spare.tokens(limit))
+        lacking = self._spare_time.lacking(seconds, time.monotonic())
+        if lacking <= 0:
+            await self._run_spare(self._spare.take(limit))
+            return
+        end = asyncio.get_running_loop().call_later(lacking, self._wake.set)
+        await self._wake.wait()
+        end.cancel()
+
+    async def _run_spare(self, batch: list[SpareRow[R, Outcome[T]]]) -> None:
+        """Run spare rows. It is no batch to any statistic of clients' batches."""
+        loop, started = asyncio.get_running_loop(), time.monotonic()
+        waits = [started - spare.since for spare in batch]
+        results: Sequence[Outcome[T] | Exception]
+        try:
+            rows = [spare.row for spare in batch]
+            values = await loop.run_in_executor(self._worker, self._run, rows)
+            tokens, seconds = sum(row.tokens for row in batch), time.monotonic() - started
+            report = BatchReport(len(batch), tokens, 1, started, seconds, waits)
+            results = [
+                Outcome(value, wait, report) for value, wait in zip(values, waits, strict=True)
+            ]
+        except Exception as error:
+            results = [error] * len(batch)
+        ended = time.monotonic()
+        self._spare_time.spent(ended - started, ended)
+        for spare, result in zip(batch, results, strict=True):
+            # as `_observe`: what goes wrong in it stops no batch
+            loop.call_soon(spare.done, result)
 
     async def _regroup(self) -> None:
         """Wait until the queue has half as many rows as the last batch answered requests. Wait no

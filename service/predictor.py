@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from adapters.spec import AdapterSpec, ProblemType
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # only their names are needed here; a front end does without 
     from service.tokenizer import RequestTokenizer
 
 Logits = list[float]
+Role = Literal["active", "canary", "shadow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,17 @@ class Signature:
 @dataclass(frozen=True, slots=True, eq=False)
 class Admitted:
     """The adapter that a request was admitted with. `digest` is the sha256 of its file; `handle` is
-    the predictor's own, which it needs to run rows with it."""
+    the predictor's own, which it needs to run rows with it.
+
+    `role` is the version's part in a split of its task's traffic: None where there is no split, or
+    the request names the version. `places` is how many places the split's canary takes.
+    """
 
     signature: Signature
     digest: str
     handle: object
+    role: Role | None = None
+    places: int = 0
 
     @property
     def version(self) -> str:
@@ -89,6 +96,16 @@ class Predictor(Protocol):
     async def admit(self, task: str, version: str | None) -> Admitted:
         """The adapter of a version, by default of the active one. Raises as `Store.get`, and
         BackboneMismatch."""
+
+    async def route(self, adapter: Admitted, key: bytes, /) -> Admitted:
+        """The version that answers a request with this key: the canary, if it has the key's place;
+        else the adapter that was admitted. Raises as `admit`."""
+
+    async def fall_back(self, canary: Admitted, /) -> Admitted:
+        """The active version, for a request that its canary cannot answer. Raises as `admit`."""
+
+    def failed(self, canary: Admitted, error: Exception, /) -> None:
+        """Count a request that a canary could not answer, and the active version could."""
 
     async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
         """Queue a request's rows together and wait for their logits. Raises QueueFull, Closed, or

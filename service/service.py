@@ -14,11 +14,12 @@ import structlog
 
 from adapters.adapter_store import AdapterStore
 from adapters.entry import Entry
-from adapters.errors import BackboneMismatch, DamagedAdapter
+from adapters.errors import AdaMixError, BackboneMismatch, DamagedAdapter
 from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
 from adapters.text import Tokens
+from adapters.traffic import place_of
 from service.batcher import Batcher, Outcome
 from service.engine.row import Row
 from service.engine.slots import Slots
@@ -28,6 +29,7 @@ from service.refusals import Closed
 from service.replication import Replication
 from service.telemetry.metrics import Metrics, State
 from service.tokenizer import RequestTokenizer
+from service.traffic.rollouts import Choice, Rollouts
 
 if TYPE_CHECKING:  # OpenTelemetry's SDK is an extra
     from service.telemetry.tracing import Tracing
@@ -96,10 +98,21 @@ class Service:
     tracing: Tracing | None
     replication: Replication | None = None  # where the store is in a bucket
     stopping: bool = False
+    rollouts: Rollouts = field(init=False)
     # of their own, so that writes that wait for a disk or a bucket hold up nothing else
     writers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
     )
+
+    def __post_init__(self) -> None:
+        self.rollouts = Rollouts(
+            self.store,
+            held=self._held,
+            bring=lambda task, digest: self.bring(task, Choice(digest)),
+            offer=lambda admitted, tokens, done: self.batcher.offer(_row(admitted, tokens), done),
+            write=self.write,
+            rolled_back=self.metrics.rollbacks.inc,
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -112,6 +125,7 @@ class Service:
         finally:
             self.stopping = True
             await self.batcher.close()
+            await self.rollouts.close()
             self.writers.shutdown(wait=False, cancel_futures=True)
             if self.replication is not None:
                 await asyncio.to_thread(self.replication.stop)
@@ -155,23 +169,55 @@ class Service:
     async def admit(self, task: str, version: str | None) -> Admitted:
         """The adapter that a request is admitted with. Raises as `Store.get`, and
         BackboneMismatch."""
-        digest = self.store.find(task, version).digest
+        return await self._counting(task, self.rollouts.choose(task, version))
+
+    async def route(self, adapter: Admitted, key: bytes) -> Admitted:
+        """The version that has the key's place; the one that was admitted, where that is a canary
+        that cannot be loaded."""
+        task = adapter.signature.task
+        choice = self.rollouts.choose(task, None, place_of(task, key))
+        if choice.role != "canary":
+            return adapter
         try:
-            return await self.bring(task, digest)
+            return await self._counting(task, choice)
+        except AdaMixError as error:
+            self.rollouts.failed(task, choice.digest, error)
+            return adapter
+
+    async def fall_back(self, canary: Admitted) -> Admitted:
+        """The active version."""
+        return await self.admit(canary.signature.task, None)
+
+    def failed(self, canary: Admitted, error: Exception) -> None:
+        """Count a request that a canary could not answer, and the active version could."""
+        self.rollouts.failed(canary.signature.task, canary.digest, error)
+
+    async def bring(self, task: str, choice: Choice) -> Admitted:
+        """Load one version of a task and start to bring it to the device. Raises as `admit`, and
+        counts nothing."""
+        adapter = await self.loader.load(task, choice.digest)
+        await self.loader.prefetch(adapter)
+        return _admitted(adapter, choice)
+
+    async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
+        """Queue a request's rows together and wait for their logits. Raises as `Batcher.submit`,
+        and as `Rollouts.ran`."""
+        outcomes = await self.batcher.submit([_row(admitted, tokens) for admitted, tokens in rows])
+        self.rollouts.ran(rows, outcomes)
+        return outcomes
+
+    async def _counting(self, task: str, choice: Choice) -> Admitted:
+        """`bring`, and count a file that cannot be served."""
+        try:
+            return await self.bring(task, choice)
         except (DamagedAdapter, BackboneMismatch):
             self.metrics.load_failures.inc()
             raise
 
-    async def bring(self, task: str, digest: str) -> Admitted:
-        """Load one version of a task and start to bring it to the device. Raises as `admit`, and
-        counts nothing."""
-        adapter = await self.loader.load(task, digest)
-        await self.loader.prefetch(adapter)
-        return _admitted(adapter)
-
-    async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
-        """Queue a request's rows together and wait for their logits. Raises as `Batcher.submit`."""
-        return await self.batcher.submit([_row(admitted, tokens) for admitted, tokens in rows])
+    def _held(self, digest: str) -> Admitted | None:
+        """A version that is in memory."""
+        adapter = self.store.held(digest)
+        return None if adapter is None else _admitted(adapter)
 
     def tokenized(self, seconds: float) -> None:
         """Time one request's tokenisation."""
@@ -250,8 +296,9 @@ class Service:
         return State({**queue, **values, **store}, tiers, self.slots.held())
 
 
-def _admitted(adapter: Adapter) -> Admitted:
-    return Admitted(Signature.of(adapter.spec), adapter.digest, adapter)
+def _admitted(adapter: Adapter, choice: Choice | None = None) -> Admitted:
+    role, places = (None, 0) if choice is None else (choice.role, choice.places)
+    return Admitted(Signature.of(adapter.spec), adapter.digest, adapter, role, places)
 
 
 def _row(admitted: Admitted, tokens: Tokens) -> Row:

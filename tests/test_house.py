@@ -117,12 +117,12 @@ def test_http_is_the_service_s(package: str) -> None:
 
 def test_the_batcher_knows_the_standard_library_alone() -> None:
     """Importing the batcher loads no module outside the standard library but the refusals, the
-    adapters' errors and itself."""
+    adapters' errors, the spare rows and itself."""
     before = "import sys, service, adapters; known = set(sys.modules); "
     done = run(f"{before}import service.batcher; print(*sorted(set(sys.modules) - known))")
     assert (done.returncode, done.stderr) == (0, "")
     loaded = done.stdout.split()
-    ours = {"service.batcher", "service.refusals", "adapters.errors"}
+    ours = {"service.batcher", "service.refusals", "service.spare_rows", "adapters.errors"}
     assert ours <= set(loaded)
     others = {name.split(".")[0] for name in loaded if name not in ours}
     assert others <= set(sys.stdlib_module_names)

@@ -14,9 +14,14 @@ import msgspec
 
 from adapters.entry import Entry, Version
 from adapters.errors import StoreError
+from adapters.traffic import Split
 
 FORMAT = 1
-Kind = Literal["found", "upload", "upload_inactive", "activate", "delete_task", "delete_version"]
+SPLIT_FORMAT = 2  # of what holds a split: a service that knows none would let it pass unseen
+FORMATS = (FORMAT, SPLIT_FORMAT)
+Kind = Literal[
+    "found", "upload", "upload_inactive", "activate", "delete_task", "delete_version", "traffic"
+]
 T = TypeVar("T", bound=msgspec.Struct)
 STEP = (
     1e-6  # seconds: versions of a task are in the log's order, whatever their writers' clocks say
@@ -26,7 +31,7 @@ STEP = (
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """One change. `writer` and `nonce` tell who made it; `created` is the writer's clock, in
     seconds since the epoch. `found` begins a log: its `digest` is the fingerprint of the backbone
-    that the store is for, `task` that backbone's name."""
+    that the store is for, `task` that backbone's name. `traffic` sets the task's `split`."""
 
     change: Kind
     task: str
@@ -35,6 +40,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Fa
     writer: str = ""
     nonce: str = ""
     created: float = 0.0
+    split: Split | None = None
     format: int = FORMAT
 
     def signed(self, writer: str) -> Change:
@@ -54,6 +60,7 @@ class _StoredTask(msgspec.Struct, array_like=True):
     task: str
     active: str | None
     versions: list[_StoredVersion]
+    split: Split | None = None
 
 
 class _Snapshot(msgspec.Struct):
@@ -85,11 +92,13 @@ class State:
         elif change.change == "delete_version":
             rest = tuple(v for v in entry.versions if v.digest != change.digest)
             self._keep(entry.changed(versions=rest))
+        elif change.change == "traffic":
+            self._keep(entry.changed(split=change.split))
         else:
             if entry.version(change.digest) is None and change.change != "activate":
                 entry = entry.changed(versions=(*entry.versions, self._version(entry, change)))
             if change.change != "upload_inactive":
-                entry = entry.changed(active=change.digest)
+                entry = entry.changed(active=change.digest, split=None)
             self._keep(entry)
         self.generation += 1
 
@@ -100,10 +109,13 @@ class State:
                 entry.task,
                 entry.active,
                 [_StoredVersion(v.digest, v.bytes, v.created) for v in entry.versions],
+                entry.split,
             )
             for entry in list(self.entries.values())
         ]
-        return msgspec.json.encode(_Snapshot(self.generation, self.founded, tasks))
+        divided = any(task.split is not None for task in tasks)
+        form = SPLIT_FORMAT if divided else FORMAT
+        return msgspec.json.encode(_Snapshot(self.generation, self.founded, tasks, form))
 
     def _version(self, entry: Entry, change: Change) -> Version:
         after = entry.versions[-1].created + STEP if entry.versions else 0.0
@@ -123,7 +135,7 @@ def unpacked(data: bytes, where: str) -> State:
     state.generation, state.founded = snapshot.generation, snapshot.founded
     for task in snapshot.tasks:
         versions = tuple(Version(v.digest, v.bytes, v.created) for v in task.versions)
-        state.entries[task.task] = Entry(task.task, versions, task.active)
+        state.entries[task.task] = Entry(task.task, versions, task.active, split=task.split)
     return state
 
 
@@ -140,10 +152,10 @@ def decoded(data: bytes, where: str) -> Change:
 def _decoded(data: bytes, kind: type[T], where: str) -> T:
     try:
         found = msgspec.json.decode(data, type=_Format).format
-        if found != FORMAT:
+        if found not in FORMATS:
             raise StoreError(
                 f"{where} has format {found}, of another version of this service; expected format"
-                f" {FORMAT}: update this service to read further"
+                f" {' or '.join(map(str, FORMATS))}: update this service to read further"
             )
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from adapters.bucket.blobs import Blobs
-from adapters.bucket.changes import Change, Kind, State
+from adapters.bucket.changes import SPLIT_FORMAT, Change, Kind, State
 from adapters.bucket.kept_state import KeptState
 from adapters.bucket.log import Log, key_of
 from adapters.bucket.objects import NotPermitted, Objects
@@ -37,11 +37,11 @@ from adapters.errors import (
     InvalidAdapter,
     StoreError,
     StoreUnreachable,
-    VersionIsActive,
 )
 from adapters.file import Adapter, Summary, read_summary, reread
-from adapters.lookup import unknown, version_of
+from adapters.lookup import check_split, check_unused, unknown, version_of
 from adapters.spec import BackboneRef
+from adapters.traffic import Left, Split
 
 DEFAULT_CACHE_BYTES = 512 << 20
 DEFAULT_COPIES_BYTES = 16 << 30
@@ -270,11 +270,13 @@ class BucketStore:
         return version, new
 
     def activate(self, task: str, version: str) -> Version:
-        """Make a version the one that requests get. Raises as `get`, or StoreError."""
+        """Make a version the one that all requests get, as `Store.activate`. Raises as `get`, or
+        StoreError."""
 
         def decide(state: State) -> Change | None:
             found = version_of(self.entry(task), version)
-            if state.entries[task].active == found.digest:
+            entry = state.entries[task]
+            if entry.active == found.digest and entry.split is None:
                 return None
             return Change(change="activate", task=task, digest=found.digest)
 
@@ -283,6 +285,33 @@ class BucketStore:
             self._load(task, self.find(task, version))  # what cannot be served is not activated
             self._log.commit(decide)
             return self.find(task, version)
+
+    def set_split(self, task: str, split: Split | None) -> Entry:
+        """Divide a task's requests from now on, as `Store.set_split`. Raises UnknownTask,
+        UnknownVersion, ActiveHasChanged or StoreError."""
+
+        def decide(_: State) -> Change | None:
+            entry = self.entry(task)
+            if split is not None:
+                check_split(entry, split)
+            return None if entry.split == split else _divided(task, split)
+
+        with self._writing():
+            self._log.commit(decide)
+            return self.entry(task)
+
+    def end_canary(self, task: str, split: Split, left: Left) -> bool:
+        """Compare and swap, as `Store.end_canary`: one writer of all replicas wins. Raises
+        StoreError."""
+
+        def decide(state: State) -> Change | None:
+            entry = state.entries.get(task)
+            if entry is None or entry.split != split:
+                return None
+            return _divided(task, split.without_canary(left))
+
+        with self._writing():
+            return self._log.commit(decide)
 
     def delete_task(self, task: str) -> None:
         """Delete a task with all its versions. Raises UnknownTask or StoreError."""
@@ -294,19 +323,15 @@ class BucketStore:
             self._log.commit(decide)
 
     def delete_version(self, task: str, version: str) -> Version:
-        """Delete an inactive version; the last one takes its task along. Raises as `find`,
-        VersionIsActive or StoreError."""
+        """Delete a version that no request gets; the last one takes its task along. Raises as
+        `find`, VersionIsActive, VersionInTraffic or StoreError."""
         found: Version | None = None
 
         def decide(_: State) -> Change:
             nonlocal found
             entry = self.entry(task)
             found = version_of(entry, version)
-            if entry.active == found.digest:
-                raise VersionIsActive(
-                    f"version {entry.shown(found)} is the active one of task {task!r}; "
-                    "expected another one to be activated first, or the whole task to be deleted"
-                )
+            check_unused(entry, found)
             return Change(change="delete_version", task=task, digest=found.digest)
 
         with self._writing():
@@ -485,3 +510,7 @@ class BucketStore:
             raise
         finally:
             self._kept.write(self._log.state)
+
+
+def _divided(task: str, split: Split | None) -> Change:
+    return Change(change="traffic", task=task, split=split, format=SPLIT_FORMAT)

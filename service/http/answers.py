@@ -40,6 +40,8 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.AmbiguousVersion, 409),
     (adapter_errors.NoActiveVersion, 409),
     (adapter_errors.VersionIsActive, 409),
+    (adapter_errors.VersionInTraffic, 409),
+    (adapter_errors.ActiveHasChanged, 409),
     (adapter_errors.StoreError, 503),
     (refusals.BodyTooLarge, 413),
     (refusals.TooManyInputs, 413),

@@ -137,4 +137,35 @@ ADAPTERS = {
     for name in ("adapters", "details")
 }
 ACTIVATION = one(_ASKED["activation"].body)
+TRAFFIC_ASKED = one(
+    {
+        "active": VERSION,
+        "canary": {"version": "9f8e7d6c5b4a", "percent": 5},
+        "shadow": {"version": "0a1b2c3d4e5f", "percent": 100},
+        "rollback": {"disagreement": 0.2, "errors": 0.01, "after": 200},
+    }
+)
+_SEEN = {
+    "requests": 1900,
+    "errors": 0,
+    "non_finite": 0,
+    "rows": 1900,
+    "labels": {"positive": 0.55, "negative": 0.45},
+    "mean_score": 0.97,
+    "compared": 0,
+    "disagreement": None,
+    "mean_difference": None,
+    "dropped": 0,
+    "latency": {"p50": 0.012, "p99": 0.031},
+}
+_COMPARED = {**_SEEN, "compared": 1880, "disagreement": 0.03, "mean_difference": 0.02}
+TRAFFIC = one(
+    {
+        **TRAFFIC_ASKED["example"]["value"],
+        "labels_may_differ": False,
+        "left": None,
+        "since": "2026-11-28T12:00:00+00:00",
+        "seen": {"active": _SEEN, "canary": _COMPARED, "shadow": _COMPARED},
+    }
+)
 METRICS = one(_answered("metrics"))

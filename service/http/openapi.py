@@ -91,6 +91,14 @@ _SENTENCES: dict[type[Exception], str] = {
         f"version {VERSION} is the active one of task 'sst2'; "
         "expected another one to be activated first, or the whole task to be deleted"
     ),
+    adapter_errors.VersionInTraffic: (
+        f"version {VERSION} is the canary of task 'sst2'; expected that to be ended first, by"
+        " DELETE /adapters/sst2/traffic or another PUT"
+    ),
+    adapter_errors.ActiveHasChanged: (
+        f"version 1c9af0bd3e92 is not the active one of task 'sst2'; expected {VERSION}, or it"
+        " activated first, by POST /adapters/sst2/activate"
+    ),
     refusals.RequestTooSlow: str(refusals.RequestTooSlow()),
     refusals.BodyTooLarge: str(refusals.BodyTooLarge(10000014, 2097152)),
     refusals.TooManyInputs: (

@@ -349,6 +349,7 @@ ANSWERS: dict[str, Any] = {
             "dev_scores": {"accuracy": 0.892202, "f1_macro": 0.892197, "matthews": 0.784628},
             "requests": 8,
             "latency": {"p50": 0.16950273513793945, "p99": 0.8320754766464233},
+            "canary": None,
         }
     ],
     "storage": {

@@ -218,6 +218,7 @@ class AdapterListed(AdapterInfo):
     dev_scores: dict[str, float]
     requests: int
     latency: Latency | None = Field(description="null until the task has answered.")
+    canary: float | None = Field(None, description="The percent of the keys that a canary has.")
 
 
 class ProbeShown(BaseModel):

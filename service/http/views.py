@@ -36,13 +36,14 @@ def info(service: Service, entry: Entry) -> AdapterInfo:
 def listed(service: Service, entry: Entry) -> AdapterListed:
     """As listed with details. Raises as `Store.summary`."""
     spec = _summary(service, entry).spec
-    metrics = service.metrics
+    metrics, split = service.metrics, entry.split
     quantiles = metrics.latencies.quantiles(entry.task, 0.5, 0.99)
     return AdapterListed(
         **_fields(service, entry),
         dev_scores=_dev_scores(spec),
         requests=metrics.requests_of[entry.task],
         latency=None if quantiles is None else Latency(p50=quantiles[0], p99=quantiles[1]),
+        canary=None if split is None or split.canary is None else split.canary.percent,
     )
 
 

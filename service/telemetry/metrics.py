@@ -122,6 +122,11 @@ class Metrics:
         self.fetch = histogram(
             "adapter_fetch_duration_seconds", "Fetching one file from the bucket.", SECONDS
         )
+        self.rollbacks = Counter(
+            "adamix_canary_rollbacks",
+            "Canaries that this process ended by their rules.",
+            registry=registry,
+        )
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         Info(
             "adamix_build", "Versions of this service and what it runs on.", registry=registry

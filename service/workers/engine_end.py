@@ -99,9 +99,12 @@ class EngineEnd:
     def _admit(self, message: Admit) -> None:
         async def admit() -> AdmitResult:
             await self._service.see()
-            digest = self._service.store.find(message.task, message.version).digest
-            adapter = await self._service.bring(message.task, digest)
-            return AdmitResult(message.call, adapter.digest, adapter.signature)
+            service = self._service
+            choice = service.rollouts.choose(message.task, message.version, message.place)
+            adapter = await service.bring(message.task, choice)
+            return AdmitResult(
+                *(message.call, adapter.digest, adapter.signature), adapter.role, adapter.places
+            )
 
         self._start(message.call, self._answer(message.call, admit()))
 
@@ -110,9 +113,11 @@ class EngineEnd:
             rows = []
             await self._service.see()
             for group in message.groups:
-                if self._service.store.find(group.task, group.version).digest != group.digest:
+                choice = self._service.rollouts.choose(group.task, group.version, group.place)
+                # without a place: the front end does not know yet that the task has a canary
+                if choice.digest != group.digest or (choice.places and group.place is None):
                     raise Referred
-                adapter = await self._service.bring(group.task, group.digest)
+                adapter = await self._service.bring(group.task, choice)
                 rows += [(adapter, tokens) for tokens in group.tokens()]
             return RunResult.of(message.call, await self._service.run(rows))
 

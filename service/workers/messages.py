@@ -10,8 +10,8 @@
                       Pong ->                                  its event loop runs
 
     a prediction
-                      Admit(call, task, version) ->            only for a task not seen before
-                   <- AdmitResult(call, digest, signature)
+                      Admit(call, task, version, place) ->     only for a task not seen before,
+                   <- AdmitResult(call, digest, signature, …)  or a canary
                       Run(call, groups) ->                     the tokens of one request
                    <- RunResult(call, logits, …)
                       Tokenized(seconds) ->                    both for the metrics
@@ -43,7 +43,7 @@ import msgspec
 from adapters.text import Tokens
 from service.batcher import BatchReport, Outcome
 from service.http.connections import ConnectionSettings
-from service.predictor import Admitted, Logits, Signature
+from service.predictor import Admitted, Logits, Role, Signature
 from service.refusals import Closed, QueueFull, Referred
 
 
@@ -89,19 +89,22 @@ class Pong(_Message, frozen=True):
 
 
 class Admit(_Message, frozen=True):
-    """`version` None: the active one."""
+    """`version` None: the active one, or the one that has `place` while the task has a canary."""
 
     call: int
     task: str
     version: str | None
+    place: int | None = None
 
 
 class AdmitResult(_Message, frozen=True):
-    """`digest` is the sha256 of the adapter's file."""
+    """`digest` is the sha256 of the adapter's file; `role` and `places` are `Admitted`'s."""
 
     call: int
     digest: str
     signature: Signature
+    role: Role | None = None
+    places: int = 0
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -114,17 +117,24 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 class RowGroup(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Rows of one adapter. `digest` is the file that they were made for, `version` what the client
-    asked for."""
+    asked for, `place` that of its key if the task had a canary."""
 
     task: str
     version: str | None
     digest: str
     rows: list[Row]
+    place: int | None = None
 
     @classmethod
-    def of(cls, adapter: Admitted, version: str | None, tokens: Sequence[Tokens]) -> Self:
+    def of(
+        cls,
+        adapter: Admitted,
+        version: str | None,
+        tokens: Sequence[Tokens],
+        place: int | None = None,
+    ) -> Self:
         rows = [Row(row.ids, row.types, row.mask) for row in tokens]
-        return cls(adapter.signature.task, version, adapter.digest, rows)
+        return cls(adapter.signature.task, version, adapter.digest, rows, place)
 
     def tokens(self) -> list[Tokens]:
         """The rows."""

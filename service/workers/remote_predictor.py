@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import cast
 
 from adapters.text import Tokens
+from adapters.traffic import place_of
 from service.batcher import Outcome
 from service.http.answers import at_fault
 from service.predictor import Admitted, Logits
@@ -33,10 +35,17 @@ KEPT = 4096  # adapters remembered; each takes a kilobyte or so
 Answer = AdmitResult | RunResult
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The handle of an admitted adapter: the version that the client asked for, None for any; and
+    the place of its key, if the task has a canary."""
+
+    version: str | None
+    place: int | None = None
+
+
 class RemotePredictor:
     """A `service.predictor.Predictor` at the other end of a wire.
-
-    The handle of an admitted adapter is the version that was asked for, None for the active one.
 
     What is remembered of a task may be out of date. Rows are therefore sent with the digest that
     they were made for, and the engine process runs them only if that is still the version asked
@@ -59,7 +68,8 @@ class RemotePredictor:
         self.tokenizer, self.dtype = tokenizer, dtype
         self.max_inputs, self.auto_truncate = max_inputs, auto_truncate
         self._wire, self._calls = wire, calls
-        self._remembered: OrderedDict[tuple[str, object], Admitted] = OrderedDict()
+        # by task, version asked for, and whether it is the canary
+        self._remembered: OrderedDict[tuple[str, str | None, bool], Admitted] = OrderedDict()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
 
     def tasks(self) -> list[str]:
@@ -72,30 +82,41 @@ class RemotePredictor:
     async def admit(self, task: str, version: str | None) -> Admitted:
         """The adapter as remembered, or else as the engine process says. Raises QueueFull, Closed
         or Referred."""
-        key = (task, version)
-        adapter = self._remembered.get(key)
-        if adapter is not None:
-            self._remembered.move_to_end(key)
-            return adapter
-        call = next(self._calls)
-        found = cast("AdmitResult", await self._answer(Admit(call, task, version)))
-        adapter = self._remembered[key] = Admitted(found.signature, found.digest, version)
-        if len(self._remembered) > KEPT:
-            self._remembered.popitem(last=False)
-        return adapter
+        return await self._admit(task, _Asked(version), canary=False)
+
+    async def route(self, adapter: Admitted, key: bytes) -> Admitted:
+        """The adapter, or the canary if that has the key's place. Raises as `admit`."""
+        task = adapter.signature.task
+        place = place_of(task, key)
+        asked = _Asked(None, place)
+        if place < adapter.places:
+            adapter = await self._admit(task, asked, canary=True)
+        return replace(adapter, handle=asked)
+
+    async def fall_back(self, _canary: Admitted) -> Admitted:
+        """Raises Referred: the engine process gets the request whole, finds the canary's failure
+        again, and counts it."""
+        raise Referred
+
+    def failed(self, _canary: Admitted, _error: Exception) -> None:
+        """Nothing: see `fall_back`."""
 
     async def run(self, rows: Sequence[tuple[Admitted, Tokens]]) -> list[Outcome[Logits]]:
         """Run the rows of one request. Raises QueueFull, Closed or Referred."""
         groups = [
-            RowGroup.of(adapter, cast("str | None", adapter.handle), [row for _, row in group])
+            RowGroup.of(
+                adapter, _asked(adapter).version, [row for _, row in group], _asked(adapter).place
+            )
             for adapter, group in groupby(rows, key=lambda pair: pair[0])
         ]
         call = next(self._calls)
         try:
             result = cast("RunResult", await self._answer(Run(call, groups)))
         except Referred:
-            for adapter, _ in rows:
-                self._remembered.pop((adapter.signature.task, adapter.handle), None)
+            for adapter, _ in groupby(adapter for adapter, _ in rows):
+                for canary in (False, True):
+                    key = (adapter.signature.task, _asked(adapter).version, canary)
+                    self._remembered.pop(key, None)
             raise
         return result.outcomes()
 
@@ -128,6 +149,20 @@ class RemotePredictor:
                 waiting.set_exception(Closed())
         self._waiting.clear()
 
+    async def _admit(self, task: str, asked: _Asked, *, canary: bool) -> Admitted:
+        key = (task, asked.version, canary)
+        adapter = self._remembered.get(key)
+        if adapter is not None:
+            self._remembered.move_to_end(key)
+            return adapter
+        question = Admit(next(self._calls), task, asked.version, asked.place)
+        found = cast("AdmitResult", await self._answer(question))
+        adapter = Admitted(found.signature, found.digest, asked, found.role, found.places)
+        self._remembered[key] = adapter
+        if len(self._remembered) > KEPT:
+            self._remembered.popitem(last=False)
+        return adapter
+
     async def _answer(self, question: Admit | Run) -> Answer:
         if not self._wire.open:
             raise Closed
@@ -140,3 +175,7 @@ class RemotePredictor:
             if self._waiting.pop(question.call, None) is not None:
                 self._wire.send(Cancel(question.call))
             raise
+
+
+def _asked(adapter: Admitted) -> _Asked:
+    return cast("_Asked", adapter.handle)

@@ -4,8 +4,10 @@ the files, and refuses a bucket that it cannot share."""
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import obstore
 import pytest
 
@@ -16,6 +18,7 @@ from adapters.bucket.objects import NotPermitted, connect
 from adapters.bucket.store import BucketStore
 from adapters.errors import DamagedAdapter, StoreError
 from adapters.file import Adapter, parse
+from adapters.traffic import Canary, Left, Split
 from tests.adapters.faulty_bucket import BACKBONE, Faulty, Replica
 from tests.buckets import rclone
 from tests.tiny import random_adapter
@@ -183,17 +186,60 @@ def test_a_change_of_a_newer_format(bucket: Faulty, replica: Replica, files: lis
     it was before it."""
     store = replica()
     store.put(parse(files[0]))
-    bucket.create(log.key_of(3), b'{"format": 2, "change": "rename"}')
+    bucket.create(log.key_of(3), b'{"format": 3, "change": "rename"}')
     for act in (store.refresh, lambda: store.put(parse(files[1])), replica):
-        with pytest.raises(StoreError, match=r"log/0{19}3\.json.* has format 2, of an"):
+        with pytest.raises(StoreError, match=r"log/0{19}3\.json.* has format 3, of an"):
             act()
     assert store.generation == 2
     assert not store.reached
     assert store.get("sst2").digest == parse(files[0]).digest
     store.follow(0.01)
     assert store.soon().exception(20) is not None
-    with pytest.raises(StoreError, match="has format 2"):  # not that the bucket gives no answer
+    with pytest.raises(StoreError, match="has format 3"):  # not that the bucket gives no answer
         store.put(parse(files[1]))
+
+
+def test_a_split_is_of_a_newer_format(
+    bucket: Faulty, replica: Replica, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split is in the log and in snapshots under a format that a service without splits refuses;
+    others begin with the snapshot, and once it has ended, snapshots have the first format again."""
+    monkeypatch.setattr(log, "SNAPSHOT_EVERY", 1)
+    store = replica()
+    a, b = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files[:2]))
+
+    def formats(generation: int) -> list[int]:
+        keys = (log.key_of(generation), f"snapshots/{generation:020d}.json")
+        return [msgspec.json.decode(bucket.read(key) or b"")["format"] for key in keys]
+
+    split = Split(active=a.digest, canary=Canary(b.digest, 5))
+    store.set_split("sst2", split)
+    assert formats(store.generation) == [2, 2]
+    assert replica().entry("sst2").split == split
+    store.activate("sst2", b.digest)
+    assert formats(store.generation) == [1, 1]
+    there = replica()
+    assert (there.find("sst2"), there.entry("sst2").split) == (b, None)
+
+
+def test_one_replica_ends_a_canary(replica: Replica, files: list[bytes]) -> None:
+    """Of four replicas that end a canary at once, one does, and all know what it wrote."""
+    replicas = [replica() for _ in range(4)]
+    a, b = (replicas[0].put(parse(data), activate=not i)[0] for i, data in enumerate(files[:2]))
+    divided = Split(active=a.digest, canary=Canary(b.digest, 5))
+    replicas[0].set_split("sst2", divided)
+    generation = replicas[0].generation
+    with ThreadPoolExecutor() as threads:
+        ended = [
+            threads.submit(store.end_canary, "sst2", divided, Left(b.digest, f"as {i} saw", i))
+            for i, store in enumerate(replicas)
+        ]
+    (winner,) = (i for i, done in enumerate(ended) if done.result())
+    for store in replicas:
+        store.refresh()
+        split = store.entry("sst2").split
+        assert split == Split(active=a.digest, left=Left(b.digest, f"as {winner} saw", winner))
+        assert store.generation == generation + 1
 
 
 def test_two_backbones_on_one_prefix(replica: Replica) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from adapters.__main__ import app
@@ -18,16 +19,19 @@ from adapters.backbone import Backbone
 from adapters.bucket.objects import connect
 from adapters.bucket.store import BucketStore
 from adapters.errors import (
+    ActiveHasChanged,
     AmbiguousVersion,
     BackboneMismatch,
     NoActiveVersion,
     StoreError,
     UnknownTask,
     UnknownVersion,
+    VersionInTraffic,
     VersionIsActive,
 )
 from adapters.file import Adapter, load, parse
 from adapters.store import Store
+from adapters.traffic import Canary, Left, Rollback, Shadow, Split
 from tests.adapters.faulty_bucket import BACKBONE, Faulty
 from tests.buckets import S3, seaweedfs
 
@@ -119,6 +123,63 @@ def test_the_contract_of_a_store(opened: Open, files: list[bytes], mrpc: bytes) 
     assert len(opened()) == 0
     assert opened().put(parse(files[1]))[1]
     assert "sst2" in opened()
+
+
+def test_the_contract_of_a_split(opened: Open, files: list[bytes]) -> None:
+    """A split holds for the next process until it is replaced, a version is activated or the task
+    goes; it keeps its versions from deletion; its canary is ended once, by one who knows it."""
+    store = opened()
+    a, b, c = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files))
+    split = Split(
+        active=a.digest,
+        since=1764347000.25,
+        canary=Canary(b.digest, 5),
+        shadow=Shadow(c.digest, 100),
+        rollback=Rollback(disagreement=0.2),
+    )
+    assert store.set_split("sst2", split).split == split
+    assert store.entry("sst2").split == split
+    store.put(parse(files[0]))  # the active version again: nothing has changed
+    store = opened()
+    assert store.entry("sst2").split == split
+    for version, role in ((b, "canary"), (c, "shadow")):
+        with pytest.raises(VersionInTraffic, match=f"{version.short} is the {role} of task 'sst2'"):
+            store.delete_version("sst2", version.short)
+    gone = Split(active=a.digest, canary=Canary("0" * 64, 5))
+    with pytest.raises(UnknownVersion, match=r"has no version '0{64}'"):
+        store.set_split("sst2", gone)
+    with pytest.raises(ActiveHasChanged, match=f"{b.short} is not the active one .* {a.short}"):
+        store.set_split("sst2", Split(active=b.digest, canary=Canary(a.digest, 5)))
+    with pytest.raises(UnknownTask):
+        store.set_split("mrpc", split)
+    assert store.entry("sst2").split == split
+    left = Left(b.digest, "its answers differ", 1.0)
+    earlier = structs.replace(split, since=split.since - 1)
+    assert not store.end_canary("sst2", earlier, left)
+    assert store.end_canary("sst2", split, left)
+    assert not store.end_canary("sst2", split, left)
+    assert not store.end_canary("mrpc", split, left)
+    store = opened()
+    kept = store.entry("sst2").split
+    assert kept == split.without_canary(left)
+    assert (kept.canary, kept.shadow, kept.rollback) == (None, split.shadow, None)
+    store.delete_version("sst2", b.short)
+    store.set_split("sst2", None)
+    assert store.entry("sst2").split is None
+    for end in (c.digest, a.digest):  # another version, then the one that is active
+        store.set_split("sst2", Split(active=a.digest, canary=Canary(c.digest, 5)))
+        store.activate("sst2", end)
+        assert store.entry("sst2").split is None
+        assert opened().entry("sst2").split is None
+        store = opened()
+        store.activate("sst2", a.digest)
+    store.set_split("sst2", Split(active=a.digest, canary=Canary(c.digest, 5)))
+    store.put(parse(files[1]))
+    assert store.entry("sst2").split is None
+    store.set_split("sst2", Split(active=b.digest, shadow=Shadow(c.digest, 1)))
+    store.delete_task("sst2")
+    store.put(parse(files[1]))
+    assert opened().entry("sst2").split is None
 
 
 def test_what_a_check_refuses_is_not_stored(opened: Open, files: list[bytes]) -> None:

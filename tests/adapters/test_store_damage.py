@@ -18,6 +18,7 @@ import pytest
 from adapters.errors import DamagedAdapter, NoActiveVersion, StoreError, UnknownVersion
 from adapters.file import parse
 from adapters.store import Store
+from adapters.traffic import Canary, Split
 from tests.adapters.store_on_disk import on_disk, reopened, state
 
 DAMAGES = {
@@ -374,3 +375,25 @@ def test_a_deletion_that_the_disk_refuses(
             store.delete_task("sst2")
         assert store.get("sst2").digest == parse(files[0]).digest
     assert reopened(store).entries() == store.entries()
+
+
+def test_a_split_that_cannot_be_read(store: Store, files: list[bytes]) -> None:
+    """A damaged file of a split is said, and the active version gets all requests; one that is for
+    a version that is not active any more, as a crash leaves it, is removed; another split mends
+    both."""
+    a, b = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files[:2]))
+    split = Split(active=a.digest, canary=Canary(b.digest, 5))
+    path = store.folder / "sst2" / "traffic"
+    for content in (b"", b"{", b'{"active": 1}', b"\xff"):
+        store.set_split("sst2", split)
+        path.write_bytes(content)
+        store = reopened(store)
+        assert (store.find("sst2"), store.entry("sst2").split) == (a, None)
+        (problem,) = store.problems
+        assert problem.startswith("task 'sst2': its file 'traffic' cannot be read: ")
+    store.set_split("sst2", split)
+    (store.folder / "sst2" / "active").write_text(b.digest)
+    store = reopened(store)
+    assert (store.find("sst2"), store.entry("sst2").split) == (b, None)
+    assert not path.exists()
+    assert store.problems == ()

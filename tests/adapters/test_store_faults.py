@@ -18,6 +18,7 @@ from adapters.backbone import Backbone
 from adapters.errors import DamagedAdapter, StoreError
 from adapters.file import Adapter, parse, serialize
 from adapters.store import Store
+from adapters.traffic import Canary, Left, Shadow, Split
 from tests.tiny import random_adapter
 
 # Each way that the store has to the operating system.
@@ -107,6 +108,16 @@ OPERATIONS: dict[str, Operation] = {
     "delete the last version": lambda s, _, m: s.delete_version("mrpc", m.digest),
     "delete a task": lambda s, *_: s.delete_task("sst2"),
     "delete a task without active": lambda s, *_: s.delete_task("mrpc"),
+    "divide the traffic": lambda s, v, _: s.set_split("sst2", _split(v)),
+    "divide it anew": lambda s, v, _: s.set_split("sst2", _split(v, percent=50)),
+    "divide it no more": lambda s, *_: s.set_split("sst2", None),
+    "end a canary": lambda s, v, _: s.end_canary(
+        "sst2", _split(v), Left(v[0].digest, "it failed", 1.0)
+    ),
+    "activate the canary": lambda s, v, _: s.activate("sst2", v[0].digest),
+    "activate the active version again": lambda s, v, _: s.activate("sst2", v[1].digest),
+    "put a new version beside a canary": lambda s, v, _: s.put(v[2]),
+    "delete a task with a canary": lambda s, *_: s.delete_task("sst2"),
     "mark as seeded": lambda s, *_: s.mark_seeded(),
     "put over a damaged file": lambda s, v, _: s.put(v[0], activate=False),
     "put after an interrupted deletion": lambda s, v, _: s.put(v[2]),
@@ -139,17 +150,35 @@ def _interrupt(store: Store, _: list[Adapter]) -> Store:
     return store
 
 
+def _split(versions: list[Adapter], percent: float = 5) -> Split:
+    first, active = (adapter.digest for adapter in versions[:2])
+    return Split(active=active, canary=Canary(first, percent), shadow=Shadow(first, 100))
+
+
+def _divide(store: Store, versions: list[Adapter]) -> Store:
+    store.set_split("sst2", _split(versions))
+    return store
+
+
 PREPARATIONS: dict[str, Callable[[Store, list[Adapter]], Store]] = {
     "put over a damaged file": _damage,
     "put after an interrupted deletion": _interrupt,
+    "divide it anew": _divide,
+    "divide it no more": _divide,
+    "end a canary": _divide,
+    "activate the canary": _divide,
+    "activate the active version again": _divide,
+    "put a new version beside a canary": _divide,
+    "delete a task with a canary": _divide,
 }
 
 
-Tasks = dict[str, tuple[set[str], str | None]]
+Tasks = dict[str, tuple[set[str], str | None, Split | None]]
+NO_TASK: tuple[set[str], None, None] = (set(), None, None)
 
 
 def tasks(store: Store) -> Tasks:
-    return {e.task: ({v.digest for v in e.versions}, e.active) for e in store.entries()}
+    return {e.task: ({v.digest for v in e.versions}, e.active, e.split) for e in store.entries()}
 
 
 class Write:
@@ -212,9 +241,9 @@ def check_whole(store: Store, write: Write, where: str, *, exactly: Tasks | None
     found = tasks(store)
     assert exactly is None or found == exactly, where
     for task in write.before.keys() | write.after.keys():
-        digests, active = found.get(task, (set(), None))
-        allowed = [state.get(task, (set(), None)) for state in (write.before, write.after)]
-        assert active in {state[1] for state in allowed}, where
+        digests, *traffic = found.get(task, NO_TASK)
+        allowed = [state.get(task, NO_TASK) for state in (write.before, write.after)]
+        assert tuple(traffic) in {state[1:] for state in allowed}, where
         assert allowed[0][0] & allowed[1][0] <= digests <= allowed[0][0] | allowed[1][0], where
     for entry in store.entries():
         for version in entry.versions:

@@ -15,10 +15,11 @@ from adapters.file import load
 from adapters.store import Store
 from tests.browser.conftest import Tab
 from tests.browser.many import answer_as_if
-from tests.service.conftest import ADMIN_KEY, TASKS, Server, running
+from tests.service.conftest import ADMIN_KEY, TASKS, Server, running, until
 
 OpenTab = Callable[..., Tab]
 AdapterFile = Callable[..., Path]
+SHARE_OF_BAR = "part => part.getBBox().width / part.ownerSVGElement.viewBox.baseVal.width"
 MARKUP = "<img src=x onerror=alert(1)>"
 
 
@@ -128,6 +129,54 @@ def test_a_text_on_several_tasks(open_tab: OpenTab) -> None:
     )
     assert share == pytest.approx(score, abs=0.02)
     expect(page.locator(".timing")).to_contain_text("inference")
+
+
+def test_a_canary(open_tab: OpenTab, adapter_file: AdapterFile, tmp_path: Path) -> None:
+    """A task with a canary is tagged; open, it shows of each version the shares of its labels and
+    how often it differs, as bars to scale; its buttons promote the canary and end a split."""
+    with Store(tmp_path / "store") as store:
+        old, new = (store.put(load(adapter_file("sst2", seed=i)))[0].short for i in range(2))
+    with running(tmp_path / "store", admin_key=ADMIN_KEY) as server, server.client() as client:
+        keyed = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        divided = {
+            "active": new,
+            "canary": {"version": old, "percent": 50},
+            "rollback": {"disagreement": 1, "after": 1000},
+        }
+        path = "/adapters/sst2/traffic"
+        assert client.put(path, json=divided, headers=keyed).status_code == 200
+        for i in range(30):
+            body = {"inputs": f"{'a good film' if i % 3 else 'an awful plot'} {i}"}
+            assert client.post("/predict?task=sst2", json=body).status_code == 200
+        until(lambda: client.get(path).json()["seen"]["canary"]["compared"] > 0)
+        seen = client.get(path).json()["seen"]
+        tab = open_tab(server.url)
+        page = tab.page
+        expect(row(page, "sst2").locator(".tag")).to_have_text("canary 50 %")
+        page.get_by_role("button", name="sst2", exact=True).click()
+        canary = page.locator(".rollout li.role-canary")
+        expect(canary).to_contain_text(old)
+        expect(canary).to_contain_text(f"{seen['canary']['requests']} requests")
+        differs = canary.locator(".differs").evaluate(SHARE_OF_BAR)
+        assert differs == pytest.approx(seen["canary"]["disagreement"], abs=0.01)
+        for role in ("active", "canary"):
+            shares = sorted(seen[role]["labels"].values())
+            bars = page.locator(f".rollout li.role-{role} .part").evaluate_all(
+                f"parts => parts.map({SHARE_OF_BAR})"
+            )
+            assert sorted(bars) == pytest.approx(shares, abs=0.01)
+        tab.refusals = True
+        page.get_by_role("button", name=f"Promote {old}").click()
+        expect(page.locator(".versions [role=alert]")).to_contain_text("bears no key")
+        page.get_by_label("Admin key").fill(ADMIN_KEY)
+        page.get_by_role("button", name=f"Promote {old}").click()
+        expect(page.locator(".rollout")).to_have_count(0)
+        expect(row(page, "sst2")).to_contain_text(old)
+        shadow = {"active": old, "shadow": {"version": new, "percent": 100}}
+        assert client.put(path, json=shadow, headers=keyed).status_code == 200
+        page.get_by_role("button", name="End the shadow").click()
+        expect(page.locator(".rollout")).to_have_count(0)
+        assert client.get(path).json()["shadow"] is None
 
 
 def test_pairs_and_single_texts_together(open_tab: OpenTab) -> None:

@@ -162,6 +162,7 @@ OTHERS = {
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
     *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
     *("StoreError", "OutcomeUnknown"),
+    *("VersionInTraffic", "ActiveHasChanged"),  # of a task with several versions
     *("StoreUnreachable", "WriteUnknown", "Stale", "BehindGeneration"),  # of a bucket
 }
 

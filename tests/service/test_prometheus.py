@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapters.file import parse
+from adapters.store import Store
+from adapters.traffic import Canary, Split
 from service.telemetry.metrics import OUTCOMES, SECONDS
 from tests.service.conftest import TASKS, Server, running
 
@@ -89,10 +92,21 @@ def send_traffic(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def watched(filled_store: Path) -> Iterator[Server]:
+def watched(
+    filled_store: Path,
+    adapter_bytes: Callable[..., bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
     """A server whose numbers are counted, with traffic before the first scrape: a rate begins at a
-    series' first value."""
-    with running(filled_store, read_only=True) as server:
+    series' first value. The traffic of sst2 is divided, though the active version gets all of
+    it."""
+    folder = tmp_path_factory.mktemp("watched") / "store"
+    shutil.copytree(filled_store, folder)
+    with Store(folder) as store:
+        other = store.put(parse(adapter_bytes("sst2", seed=1)), activate=False)[0].digest
+        active = store.find("sst2").digest
+        store.set_split("sst2", Split(active=active, canary=Canary(other, 0)))
+    with running(folder, read_only=True) as server:
         send_traffic(server)
         yield server
 

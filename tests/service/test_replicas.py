@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import httpx2
 import pytest
 
 from adapters.backbone import Backbone
+from adapters.file import serialize
 from tests.buckets import S3, rclone, seaweedfs
 from tests.service.conftest import Server, running, sample, until
 from tests.tiny import random_adapter
@@ -131,6 +134,49 @@ def test_a_generation_is_never_answered_by_older_state(
         twice = [("X-Adamix-Generation", generation), ("X-Adamix-Generation", "99999")]
         answer = client.post("/predict?task=sst2", json=FILM, headers=twice)
         assert answer.status_code == 422
+
+
+def flipped(bert: Backbone) -> bytes:
+    """The first version of sst2 with its labels the other way round."""
+    spec, tensors, _ = random_adapter(bert, "sst2", ["no", "yes"])
+    turned = {name: -t if name.startswith("head.out") else t for name, t in tensors.items()}
+    logits = tuple(tuple(-value for value in row) for row in spec.probe.logits)
+    probe = spec.probe.model_copy(update={"logits": logits})
+    return serialize(spec.model_copy(update={"probe": probe}), turned)
+
+
+def test_a_canary_on_every_replica(
+    clients: list[httpx2.Client], files: list[bytes], bert: Backbone
+) -> None:
+    """A split that one replica acknowledged holds on all, which give a key the same version; a
+    canary that breaks its rule on one of them leaves them all within two seconds."""
+    path = "/adapters/sst2/traffic"
+    data = {"activate": "false"}
+    uploaded = clients[0].post("/adapters", files={"file": flipped(bert)}, data=data)
+    assert uploaded.status_code in (200, 201), uploaded.text
+    upload(clients[0], files[0])
+    canary, active = (hashlib.sha256(file).hexdigest()[:12] for file in (flipped(bert), files[0]))
+    split: dict[str, Any] = {"active": active, "canary": {"version": canary, "percent": 50}}
+    assert clients[1].put(path, json=split).status_code == 200
+    keys = [f"user-{i}" for i in range(12)]
+    found = [[version(predict(each, **{"X-Request-Key": key})) for key in keys] for each in clients]
+    assert set(found[0]) == {active, canary}
+    assert found[0] == found[1] == found[2]
+    split["rollback"] = {"disagreement": 0.2, "after": 5}
+    assert clients[2].put(path, json=split).status_code == 200
+    for key in keys:
+        predict(clients[1], **{"X-Request-Key": key})
+
+    def left(client: httpx2.Client) -> str:
+        return str((client.get(path).json()["left"] or {}).get("version"))
+
+    until(lambda: any(left(each) == canary for each in clients))
+    since = time.monotonic()
+    until(lambda: all(left(each) == canary for each in clients))
+    assert time.monotonic() - since < 2
+    for each in clients:
+        assert {version(predict(each, **{"X-Request-Key": key})) for key in keys} == {active}
+    assert clients[0].delete("/adapters/sst2").status_code == 204
 
 
 def test_a_generation_needs_the_key(s3: S3, bert_folder: Path, cache: Path) -> None:

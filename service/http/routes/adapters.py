@@ -232,7 +232,8 @@ async def download(
     dependencies=WRITE,
 )
 async def activate(request: Request, task: Task) -> AdapterDetail:
-    """Serve a version from now on; rolling back is activating an older one."""
+    """Let a version get all requests from now on. Rolling back is activating an older one,
+    promoting is activating the canary; a split of the traffic ends."""
     service = service_of(request)
     body = parse_body(
         await read_body(request), Activation, "an activation", "an object with 'version'"
@@ -266,13 +267,14 @@ async def delete_task(request: Request, task: Task) -> None:
     responses={
         204: answered("Deleted"),
         **problems(
-            "UnknownTask", "UnknownVersion", "AmbiguousVersion", "VersionIsActive", *WRITE_PROBLEMS
+            *("UnknownTask", "UnknownVersion", "AmbiguousVersion", "VersionIsActive"),
+            *("VersionInTraffic", *WRITE_PROBLEMS),
         ),
     },
     dependencies=WRITE,
 )
 async def delete_version(request: Request, task: Task, version: Version) -> None:
-    """Delete one version that is not active."""
+    """Delete one version that is neither active nor a canary nor a shadow."""
     service = service_of(request)
     await service.write(lambda: service.store.delete_version(task, version))
     if task not in service.store:  # that was its last one

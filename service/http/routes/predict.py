@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -19,11 +20,14 @@ from service.http.openapi import PREDICT_PROBLEMS, answered, body_of, problems
 from service.http.routes import PREDICT, guard_of, predictor_of
 from service.http.routes.prediction import (
     INLINE_NUMBERS,
+    KEY,
     TRUNCATE,
+    answered_by,
     check_answer,
     check_rows,
     counted,
     expected_path,
+    key_of,
     predicted,
     truncates,
 )
@@ -72,6 +76,7 @@ _QUERY = [
         "schema": {"type": "string"},
     },
     TRUNCATE,
+    KEY,
 ]
 
 
@@ -126,7 +131,7 @@ async def _predict(
         raise InvalidRequest(CUT_ON_THE_LEFT)
 
     adapters = [await predictor.admit(name, version) for name in tasks]
-    wanted: list[tuple[Admitted, list[TextInput]]] = []
+    rows: list[list[TextInput]] = []
     lists: list[bool] = []  # of each task: whether its inputs were a list
     # Once for the tasks of texts and once for those of pairs: a body of 2 MiB for 256 tasks must
     # not cost as much as 256 bodies.
@@ -137,27 +142,38 @@ async def _predict(
             check_rows(predictor, count_inputs(body.inputs, adapter.signature), len(tasks))
             read[pairs] = read_inputs(body.inputs, adapter.signature)
         texts, several = read[pairs]
-        wanted.append((adapter, texts))
+        rows.append(texts)
         lists.append(several)
-    least = [
-        None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
-        for adapter in adapters
-    ]
     top_k = body.parameters.top_k if body.parameters is not None else None
-    numbers = check_answer(wanted, top_k)
-    prediction = await predicted(request, predictor, wanted, truncate=truncate, window=body.window)
-
-    def answer() -> bytes:
-        answers: dict[str, Any] = {}
-        for adapter, several, rows, lowest in zip(
-            adapters, lists, prediction.logits, least, strict=True
-        ):
-            signature = adapter.signature
-            function = body.function(signature.problem_type)
-            scores = [answer_of(logits, signature, function, top_k, lowest) for logits in rows]
-            answers[signature.task] = scores if several or always_nested else scores[0]
-        return orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
-
     always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")
-    content = answer() if numbers < INLINE_NUMBERS else await asyncio.to_thread(answer)
-    return Response(content, headers=prediction.headers, media_type="application/json")
+
+    async def answer(adapters: Sequence[Admitted]) -> Response:
+        wanted = list(zip(adapters, rows, strict=True))
+        least = [
+            None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
+            for adapter in adapters
+        ]
+        numbers = check_answer(wanted, top_k)
+        prediction = await predicted(
+            request, predictor, wanted, truncate=truncate, window=body.window
+        )
+
+        def encoded() -> bytes:
+            answers: dict[str, Any] = {}
+            for adapter, several, found, lowest in zip(
+                adapters, lists, prediction.logits, least, strict=True
+            ):
+                signature = adapter.signature
+                function = body.function(signature.problem_type)
+                scores = [answer_of(logits, signature, function, top_k, lowest) for logits in found]
+                answers[signature.task] = scores if several or always_nested else scores[0]
+            return orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
+
+        content = encoded() if numbers < INLINE_NUMBERS else await asyncio.to_thread(encoded)
+        return Response(content, headers=prediction.headers, media_type="application/json")
+
+    routed = [
+        await predictor.route(adapter, key_of(request, texts)) if adapter.places else adapter
+        for adapter, texts in zip(adapters, rows, strict=True)
+    ]
+    return await answered_by(predictor, routed, answer)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
 import orjson
-from fastapi import Request
+from fastapi import Request, Response
 
 from adapters.spec import shown
 from adapters.text import TextInput, Tokens
@@ -23,13 +23,32 @@ from service.http.routes import guard_of, predictor_of
 from service.http.schemas import CUT_AND_WINDOWED, Window
 from service.http.sentences import plural
 from service.predictor import Admitted, Logits, Predictor
-from service.refusals import AnswerTooLarge, InvalidRequest, TooManyInputs
+from service.refusals import (
+    AnswerTooLarge,
+    ClientClosed,
+    Closed,
+    InvalidRequest,
+    QueueFull,
+    Referred,
+    TooManyInputs,
+)
 from service.scores import check_finite
 
 NAMED = 5  # tasks in a sentence, of all that there are
 MAX_ANSWER_BYTES = 32 << 20  # a label may have as many as an adapter file's header
 SCORE_BYTES = 40  # of {"label":…,"score":0.0019916133044318757}
 INLINE_NUMBERS = 4096  # of an answer; more of them are made off the event loop: a few milliseconds
+REQUEST_KEY = "X-Request-Key"
+KEY = {
+    "name": REQUEST_KEY,
+    "in": "header",
+    "required": False,
+    "description": (
+        "The caller's own id of what it asks for, such as a user's. While a task has a canary, the"
+        " same key always gets the same version; without a key the first text decides."
+    ),
+    "schema": {"type": "string"},
+}
 TRUNCATE = {
     "name": "truncate",
     "in": "query",
@@ -123,6 +142,40 @@ def _label_bytes(labels: tuple[str, ...]) -> tuple[int, int]:
     """Bytes of all labels in JSON, each with its score, and of the longest."""
     sizes = [len(orjson.dumps(label)) + SCORE_BYTES for label in labels]
     return sum(sizes), max(sizes)
+
+
+def key_of(request: Request, texts: Sequence[TextInput]) -> bytes:
+    """What decides which version answers while a task has a canary: the request's own key, else
+    its first text, without its pair. One version answers all of a request's texts."""
+    key = request.headers.get(REQUEST_KEY)
+    # as the bytes that came
+    return key.encode("latin-1") if key else texts[0][0].encode()
+
+
+async def answered_by(
+    predictor: Predictor,
+    adapters: Sequence[Admitted],
+    answer: Callable[[Sequence[Admitted]], Awaitable[Response]],
+) -> Response:
+    """What `answer` makes of the adapters. If it fails with a canary among them, it is asked again
+    with the active version in its place: what only the canary cannot answer is no client's error.
+    Raises what `answer` raises."""
+    try:
+        return await answer(adapters)
+    except (QueueFull, Closed, ClientClosed, Referred):
+        raise
+    except Exception as error:
+        canaries = [adapter for adapter in adapters if adapter.role == "canary"]
+        if not canaries:
+            raise
+        safe = [
+            await predictor.fall_back(adapter) if adapter.role == "canary" else adapter
+            for adapter in adapters
+        ]
+        response = await answer(safe)
+        for canary in canaries:
+            predictor.failed(canary, error)
+        return response
 
 
 async def predicted(

@@ -22,10 +22,10 @@ export function onAway(listener) {
 }
 
 /**
- * Ask for a path, relative to the page's. `json` and `form` make it a POST; `key` is sent as a bearer token; `as: "blob"` answers a
+ * Ask for a path, relative to the page's. `json` and `form` make it a POST, unless `method` says another; `key` is sent as a bearer token; `as: "blob"` answers a
  * file. Throws Refusal or Away.
  */
-export async function ask(path, { json, form, key = apiKey(), as = "text", patience = PATIENCE } = {}) {
+export async function ask(path, { json, form, method = json === undefined && form === undefined ? "GET" : "POST", key = apiKey(), as = "text", patience = PATIENCE } = {}) {
   const headers = {};
   if (json !== undefined) headers["Content-Type"] = "application/json";
   if (key) headers["Authorization"] = `Bearer ${key}`;
@@ -34,7 +34,7 @@ export async function ask(path, { json, form, key = apiKey(), as = "text", patie
   let response, text, blob;
   try {
     const signal = AbortSignal.timeout(patience);
-    response = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body, signal, cache: "no-store" });
+    response = await fetch(path, { method, headers, body, signal, cache: "no-store" });
     if (response.ok && as === "blob") blob = await response.blob();
     else text = await response.text();
   } catch {

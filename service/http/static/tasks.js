@@ -4,6 +4,7 @@ import { coverageCurve } from "./coverage.js";
 import { byId, h, say, show } from "./dom.js";
 import { bytes, count, date, millisecondsBoth } from "./format.js";
 import { adminKey, apiKey } from "./keys.js";
+import { rollout } from "./rollout.js";
 import { ask, Refusal } from "./server.js";
 import { chosenTasks, toggle } from "./try.js";
 
@@ -11,7 +12,7 @@ const PAGE = matchMedia("(max-width: 700px)").matches ? 10 : 25; // a card of a 
 const WHERE = { device: "on device", host: "in memory", disk: "on disk" };
 const LABELS_SHOWN = 3;
 
-const state = { search: "", offset: 0, total: 0, asked: 0, open: null, versions: null, problem: "" };
+const state = { search: "", offset: 0, total: 0, asked: 0, open: null, versions: null, traffic: null, problem: "" };
 const rows = new Map(); // task → {adapter, rows of the table}: kept while nothing changes, so that the focus stays
 let changed = () => {};
 
@@ -28,18 +29,17 @@ function go(search, offset) {
   listTasks().catch(() => {}); // what went wrong has been shown
 }
 
-/** Ask for the page that is shown, and the open task's versions; returns the tasks on it. */
+/** Ask for the page that is shown, and the open task's versions and traffic; returns the tasks on it. */
 export async function listTasks() {
   const asked = ++state.asked;
   const query = new URLSearchParams({ search: state.search, offset: state.offset, limit: PAGE, details: true });
   try {
-    const [list, open] = await Promise.all([
-      ask(`adapters?${query}`),
-      state.open && ask(`adapters/${encodeURIComponent(state.open)}`).catch(() => null), // deleted meanwhile
-    ]);
+    const of = (path) => state.open && ask(path).catch(() => null); // deleted meanwhile
+    const [list, open, traffic] = await Promise.all([ask(`adapters?${query}`), of(address(state.open)), of(`${address(state.open)}/traffic`)]);
     if (asked !== state.asked) return list.data; // a later question is under way
     state.total = Number(list.headers.get("X-Total-Count") ?? list.data.length);
     state.versions = open?.data ?? null;
+    state.traffic = traffic?.data ?? null;
     show(byId("tasks-problem"), null);
     draw(list.data);
     return list.data;
@@ -51,7 +51,7 @@ export async function listTasks() {
 
 function draw(adapters) {
   const shown = adapters.flatMap((adapter) => {
-    const content = JSON.stringify([adapter, isOpen(adapter) ? [state.versions, state.problem] : null]);
+    const content = JSON.stringify([adapter, isOpen(adapter) ? [state.versions, state.traffic, state.problem] : null]);
     const kept = rows.get(adapter.task);
     if (kept?.content !== content) rows.set(adapter.task, { content, elements: elements(adapter, kept?.elements) });
     return rows.get(adapter.task).elements;
@@ -87,7 +87,7 @@ export function markChosen() {
 
 function elements(adapter) {
   const { task, latency } = adapter;
-  const kind = [adapter.kind === "lora" && "LoRA", adapter.text_pair && "pairs", adapter.problem_type === "multi_label_classification" && "several at once"].filter(Boolean);
+  const kind = [adapter.kind === "lora" && "LoRA", adapter.text_pair && "pairs", adapter.problem_type === "multi_label_classification" && "several at once", typeof adapter.canary === "number" && `canary ${adapter.canary} %`].filter(Boolean);
   const [score] = Object.entries(adapter.dev_scores);
   const box = h("input", { type: "checkbox", "aria-label": `Try ${task}`, "data-task": task, "data-focus": `box ${task}`, disabled: !adapter.version, onchange: () => toggle(adapter) });
   const name = h("button", {
@@ -139,6 +139,10 @@ function versions(adapter) {
       : h("button", { type: "button", "data-focus": `activate ${version.version}`, onclick: () => activate(adapter.task, version.version), "aria-label": `${i < active ? "Roll back to" : "Activate"} ${version.version}` }, i < active ? "Roll back" : "Activate"),
   );
   return h("div", {},
+    state.traffic && rollout(state.traffic, {
+      promote: () => activate(adapter.task, state.traffic.canary.version),
+      end: () => endSplit(adapter.task),
+    }),
     h("ol", { reversed: true, "aria-label": `Versions of ${adapter.task}, newest first` }, detail.versions.map(item).reverse()),
     h("p", { class: "quiet" }, facts.filter(Boolean).join(" · ")),
     curve && h("p", { class: "quiet abstains" }, curve, "right answers (up) by answered rows (across), where it may abstain"),
@@ -154,7 +158,8 @@ function shape({ kind, bottleneck, ranks, scale }) {
   return `LoRA of rank ${parts.join(", ")}; scale ${Number(scale.toPrecision(6))}`;
 }
 
-const file = (task, version) => `adapters/${encodeURIComponent(task)}/versions/${encodeURIComponent(version)}/file`;
+const address = (task) => `adapters/${encodeURIComponent(task)}`;
+const file = (task, version) => `${address(task)}/versions/${encodeURIComponent(version)}/file`;
 
 /** A link sends no key: where there is one, the file is asked for with it. */
 async function download(event, task, version) {
@@ -173,14 +178,17 @@ async function download(event, task, version) {
 }
 
 async function openTask(task) {
-  Object.assign(state, { open: state.open === task ? null : task, versions: null, problem: "" });
+  Object.assign(state, { open: state.open === task ? null : task, versions: null, traffic: null, problem: "" });
   await listTasks().catch(() => {});
 }
 
-async function activate(task, version) {
+const activate = (task, version) => write(`${address(task)}/activate`, { json: { version } });
+const endSplit = (task) => write(`${address(task)}/traffic`, { method: "DELETE" });
+
+async function write(path, options) {
   state.problem = "";
   try {
-    await ask(`adapters/${encodeURIComponent(task)}/activate`, { json: { version }, key: adminKey() });
+    await ask(path, { ...options, key: adminKey() });
     changed();
   } catch (error) {
     state.problem = error.message;

@@ -4,6 +4,7 @@ a model."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -22,10 +23,13 @@ from service.http.openapi import (
 from service.http.routes import PREDICT, READ, Task, Version, as_json, lists_of, service_of
 from service.http.routes.prediction import (
     INLINE_NUMBERS,
+    KEY,
     TRUNCATE,
+    answered_by,
     check_answer,
     check_rows,
     counted,
+    key_of,
     predicted,
     truncates,
 )
@@ -41,7 +45,7 @@ from service.http.v2.schemas import (
     ServerMetadata,
     model_metadata,
 )
-from service.predictor import Predictor, Signature
+from service.predictor import Admitted, Predictor, Signature
 from service.refusals import MalformedBody
 from service.scores import least_confidence
 
@@ -190,7 +194,7 @@ async def model_ready(request: Request, task: Task, version: AskedVersion) -> Mo
     summary="Infer",
     response_model=InferResponse,
     responses={200: _INFERRED, **problems(*PREDICT_PROBLEMS)},
-    openapi_extra={"parameters": [_JSON_LENGTH, TRUNCATE], "requestBody": _BODY},
+    openapi_extra={"parameters": [_JSON_LENGTH, TRUNCATE, KEY], "requestBody": _BODY},
     dependencies=PREDICT,
 )
 async def infer(request: Request, task: Task, version: AskedVersion) -> Response:
@@ -209,32 +213,41 @@ async def _infer(
 ) -> Response:
     content, binary = _split(await read_body(request), request.headers.get(JSON_LENGTH))
     body = parse_body(content, InferRequest, "an infer request", "an object with 'inputs'")
-    adapter = await predictor.admit(task, version)
-    wanted = tensors.wanted_outputs(body, adapter.signature)
-    least = None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
-    check_rows(predictor, tensors.count_rows(body, adapter.signature))
-    texts = tensors.read_texts(body, binary, adapter.signature)
-    numbers = check_answer([(adapter, texts)], max(output.classes or 1 for output in wanted))
+    admitted = await predictor.admit(task, version)
+    tensors.wanted_outputs(body, admitted.signature)  # what is wrong with them comes first
+    check_rows(predictor, tensors.count_rows(body, admitted.signature))
+    texts = tensors.read_texts(body, binary, admitted.signature)
     truncate = truncates(request, predictor, body.truncate, body.window)
-    prediction = await predicted(
-        request, predictor, [(adapter, texts)], truncate=truncate, window=body.window
-    )
 
-    (logits,) = prediction.logits
-    head = {"model_name": task, "model_version": adapter.version} | (
-        {} if body.id is None else {"id": body.id}
-    )
+    async def answer(adapters: Sequence[Admitted]) -> Response:
+        (adapter,) = adapters
+        wanted = tensors.wanted_outputs(body, adapter.signature)
+        least = None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
+        numbers = check_answer([(adapter, texts)], max(output.classes or 1 for output in wanted))
+        prediction = await predicted(
+            request, predictor, [(adapter, texts)], truncate=truncate, window=body.window
+        )
+        (logits,) = prediction.logits
+        head = {"model_name": task, "model_version": adapter.version} | (
+            {} if body.id is None else {"id": body.id}
+        )
 
-    def encoded() -> tuple[bytes, int | None]:
-        outputs = [tensors.output(output, logits, adapter.signature, least) for output in wanted]
-        return tensors.encode(head, wanted, outputs)
+        def encoded() -> tuple[bytes, int | None]:
+            outputs = [
+                tensors.output(output, logits, adapter.signature, least) for output in wanted
+            ]
+            return tensors.encode(head, wanted, outputs)
 
-    inline = numbers < INLINE_NUMBERS
-    answer, json_length = encoded() if inline else await asyncio.to_thread(encoded)
-    if json_length is None:
-        return Response(answer, headers=prediction.headers, media_type="application/json")
-    headers = {**prediction.headers, JSON_LENGTH: str(json_length)}
-    return Response(answer, headers=headers, media_type="application/octet-stream")
+        inline = numbers < INLINE_NUMBERS
+        content, json_length = encoded() if inline else await asyncio.to_thread(encoded)
+        if json_length is None:
+            return Response(content, headers=prediction.headers, media_type="application/json")
+        headers = {**prediction.headers, JSON_LENGTH: str(json_length)}
+        return Response(content, headers=headers, media_type="application/octet-stream")
+
+    if admitted.places:
+        admitted = await predictor.route(admitted, key_of(request, texts))
+    return await answered_by(predictor, [admitted], answer)
 
 
 def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes | None]:
