@@ -207,11 +207,6 @@ class Runs:
             typer.echo(measured.calibration.told)
             if measured.calibration.points:
                 typer.echo(f"if it may abstain: {coverage_told(measured.calibration.points)}")
-        elif outs and recipe.calibrate == "auto" and sets[0].problem_type != "regression":
-            typer.echo(
-                f"the scores are not calibrated: {measured.rows} rows are too few to hold some out"
-                " (--calibrate folds does it by five more trainings)"
-            )
         adapter = None
         if trained is not None and current().main:
             for out in outs:
