@@ -79,8 +79,13 @@ def parsed_json(answer: httpx2.Response) -> Any:
 def refusal(answer: httpx2.Response) -> str:
     """What a server refused with: the end of a sentence that begins with its address."""
     said = parsed_json(answer)
-    reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
+    reason = said["error"] if isinstance(said, dict) and "error" in said else _start(answer)
     return f"answered {answer.status_code}: {legible(shortened(reason, 500))}"
+
+
+def _start(answer: httpx2.Response) -> str:
+    """Of a page of text: its charset may be one that Python knows and cannot decode."""
+    return answer.content[:200].decode("utf-8", "replace")
 
 
 def _has(said: Any, digest: str) -> bool:
@@ -112,7 +117,12 @@ def _parsed(url: str) -> httpx2.URL:
         target = httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise CannotUpload(f"{shortened(url)} cannot be reached: {shortened(error)}") from None
-    if target.scheme not in ("http", "https") or not target.host:
+    try:
+        target.host.encode("idna")  # as its address is looked up
+        usable = target.scheme in ("http", "https") and target.host != ""
+    except UnicodeError:  # an empty label, or one of more than 63 characters
+        usable = False
+    if not usable:
         raise CannotUpload(
             f"{shortened(url)} cannot be reached: it is no address; expected http://HOST:PORT"
         )

@@ -32,7 +32,7 @@ def of_training(recipe: Recipe, steps: int, losses: Sequence[float]) -> list[str
         epochs = -(-recipe.epochs * LEAST_STEPS // steps)
         experts = (
             f", and each of the {recipe.experts} experts learns from a part of them"
-            if recipe.method == "adamix"
+            if recipe.method == "adamix" and recipe.routing == "batch"
             else ""
         )
         counted = "1 step is" if steps == 1 else f"{steps} steps are"

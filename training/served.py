@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,9 @@ def _logits(
         try:
             found = [{each["label"]: float(each["score"]) for each in row} for row in said]
             rows = [[row[label] for label in spec.labels] for row in found]
-            if len(rows) != len(part):
+            if len(rows) != len(part) or not all(map(math.isfinite, chain(*rows))):
                 raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # an integer of 400 digits
             raise TrainingError(
                 f"{_shown(client)} answered with something else than the scores of {len(part)}"
                 " rows; expected an adamix-serve"
@@ -107,9 +109,10 @@ def _asked(client: httpx2.Client, method: str, path: str, **more: Any) -> httpx2
 def _seconds(said: str | None) -> float:
     """What `Retry-After` says, at most 30 seconds; one second where it says nothing."""
     try:
-        return min(max(float(said or 1), 0.1), 30.0)
+        seconds = float(said or 1)
     except ValueError:
         return 1.0
+    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.1), 30.0)
 
 
 def _shown(client: httpx2.Client) -> str:

@@ -3,10 +3,12 @@ with a sentence."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+import random
 import struct
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from adapters.header import FORMAT
 from adapters.parity import check_backbone, check_parity
 from adapters.replay import replay
 from adapters.text import encode
-from benchmarks.reliability.files import join, split
+from benchmarks.reliability.files import join, mutated, split
 from tests.conftest import ROOT
 from tests.tiny import random_adapter, tiny_backbone
 
@@ -291,10 +293,15 @@ def test_broken_tensors(bert: Backbone, case: str) -> None:
         ({"dtype": ["F16"]}, r"has dtype \['F16'\]; expected one of"),
         ({"dtype": None}, "has dtype None; expected one of"),
         ({"shape": "32"}, r"has shape '32'; expected \[2, 2, 32\]"),
-        ({"shape": [2, 2, 32.0]}, "not valid safetensors"),
+        ({"shape": [2, 2, 32.0]}, r"has shape \[2, 2, 32.0\]; expected \[2, 2, 32\]"),
         ({"data_offsets": [0, 1 << 40]}, "not valid safetensors"),
         ({"data_offsets": [-1, 255]}, "not valid safetensors"),
         ({"data_offsets": [2, 258]}, "not valid safetensors"),
+        ({"data_offsets": [0, 256.0]}, r"not valid safetensors.*\[0, 256.0\]; expected its first"),
+        ({"data_offsets": [False, 256]}, r"not valid safetensors.*\[False, 256\]; expected its"),
+        ({"data_offsets": [[], {}]}, "not valid safetensors"),
+        ({"data_offsets": [0]}, "not valid safetensors"),
+        ({"data_offsets": None}, "not valid safetensors"),
         (3, "has dtype None; expected"),
     ],
 )
@@ -306,6 +313,19 @@ def test_broken_entries(valid: bytes, change: Any, message: str) -> None:
     )
     with pytest.raises(InvalidAdapter, match=message):
         parse(join(header, body))
+
+
+def test_what_is_taken_can_be_read_by_the_library_of_safetensors(valid: bytes) -> None:
+    """Of files that are damaged at random, none is taken that the library of the format refuses."""
+    chance = random.Random(7)
+    taken = 0
+    for _ in range(3000):
+        data = mutated(valid, chance)
+        with contextlib.suppress(InvalidAdapter):
+            parse(data)
+            assert safetensors.torch.load(data)
+            taken += 1
+    assert taken > 100
 
 
 @pytest.mark.parametrize(

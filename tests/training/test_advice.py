@@ -27,12 +27,12 @@ def hints(stdout: str) -> list[str]:
 def test_few_steps(tmp_path: Path, bert_folder: Path) -> None:
     """A run of few steps ends with a hint that names a number of epochs; that number makes none."""
     data, out = jsonl(tmp_path / "data.jsonl", ROWS), tmp_path / "toy.safetensors"
-    result = invoke(data, out, bert_folder)
+    result = invoke(data, out, bert_folder, "--routing", "batch")
     assert result.exit_code == 0, result.output
     assert hints(result.stdout)[0].startswith(
-        "hint: 3 steps are few, and each of the 4 experts learns from a part of them: --epochs 100"
+        "hint: 3 steps are few, and each of the 4 experts learns from a part of them: --epochs 84"
     )
-    assert "steps are few" not in invoke(data, out, bert_folder, "--epochs", "100").stdout
+    assert "steps are few" not in invoke(data, out, bert_folder, "--epochs", "84").stdout
 
 
 def test_hints_of_several_seeds(tmp_path: Path, bert_folder: Path) -> None:

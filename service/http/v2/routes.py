@@ -19,7 +19,7 @@ from service.http.openapi import (
     body_of,
     problems,
 )
-from service.http.routes import PREDICT, READ, Task, Version, as_json, service_of
+from service.http.routes import PREDICT, READ, Task, Version, as_json, lists_of, service_of
 from service.http.routes.prediction import (
     INLINE_NUMBERS,
     TRUNCATE,
@@ -132,7 +132,7 @@ async def index(request: Request) -> Response:
             ]
         )
 
-    return await asyncio.to_thread(listed)
+    return await lists_of(request).run(request, len(store), listed)
 
 
 def _asked_version(request: Request) -> str | None:
