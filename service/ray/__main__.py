@@ -141,7 +141,9 @@ def set_variables(folder: Path) -> None:
         "RAY_SERVE_HAPROXY_RETRY_ON": RETRIES,
         # HAProxy knows within a second that a replica is to go; Ray's own 30 are for others.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        "RAY_raylet_start_wait_time_s": "120",  # Ray's own 30 are too few on a busy machine
+        # Ray's own 30 and 5 are too few on a busy machine.
+        "RAY_raylet_start_wait_time_s": "120",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "TOKENIZERS_PARALLELISM": "false",  # as `service.__main__` has it, and the next
         **({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": str(SPINS)}),
         **STATISTICS,
@@ -174,7 +176,8 @@ def run(settings: Settings, replicas: int, threads: int, folder: str) -> None:
         serve.run(deployment(settings, replicas, threads))
     except Exception as error:  # Ray raises no class of its own for each of these
         _end()
-        raise InvalidSettings(f"the replicas did not start: {error}; the log says more") from None
+        reason = str(error).partition("\n")[0]
+        raise InvalidSettings(f"the replicas did not start: {reason}; the log says more") from None
     except SystemExit:
         _end()
         raise
