@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RAY := .venv-ray
 LOCKS := $(wildcard locks/*.txt) locks/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser derived screenshots docs links check audit sbom format lock pin clean
+.PHONY: help serve test test-browser test-ray derived screenshots docs links check audit sbom format lock pin clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +25,9 @@ test: $(VENV)/dev.done ## Run the tests (about a quarter of an hour on two cores
 
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
 	@$(BIN)/python -m pytest tests/browser || $(call AGAIN,tests/browser)
+
+test-ray: $(RAY)/done ## Run the tests of replicas under Ray Serve, in an environment of their own, .venv-ray
+	@$(RAY)/bin/python -m pytest tests/ray
 
 derived: $(VENV)/dev.done ## Write anew what derives from the code: tables of settings and of reliability, OpenAPI's examples
 	@$(BIN)/python -m docs.settings_table
@@ -67,7 +71,7 @@ pin: ## Write the digests of today's base images into the Dockerfile and compose
 	@sh deploy/pin.sh
 
 clean: ## Remove the environment and what the tools left
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(RAY) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/serve.done: pyproject.toml $(LOCKS) | $(VENV)/bin/pip
 	@echo "installing (once; torch is large)…"
@@ -79,6 +83,11 @@ $(VENV)/dev.done: $(VENV)/serve.done
 	@PIP=$(BIN)/pip sh locks/install.sh service development
 	@touch $@
 
-$(VENV)/bin/pip:
+$(RAY)/done: pyproject.toml $(LOCKS) | $(RAY)/bin/pip
+	@PIP=$(RAY)/bin/pip sh locks/install.sh service ray
+	@$(RAY)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/bin/pip $(RAY)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python is {sys.version.split()[0]}; expected 3.11 or newer: make PYTHON=python3.12 …")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(@D)/..

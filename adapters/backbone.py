@@ -133,6 +133,8 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
             **source, dtype=torch.float32, output_loading_info=True
         )
         loaded = AutoTokenizer.from_pretrained(**source)
+        if own := family_of(config).tokenizers.get(type(loaded)):
+            loaded = own.from_pretrained(**source)
         tokenizer, mask_token = loaded.backend_tokenizer, loaded.mask_token
     except BackboneError:
         raise
@@ -141,10 +143,10 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
-        if "tiktoken" in str(error):  # what transformers tries when SentencePiece is not installed
+        if "tiktoken" in str(error):  # what transformers tries when SentencePiece fails
             reason = (
-                "its only tokeniser is SentencePiece's model, which needs the package sentencepiece"
-                " (or a tokenizer.json beside it)"
+                "its only tokeniser, SentencePiece's model, is damaged, or the packages"
+                " sentencepiece and protobuf are not installed"
             )
         raise BackboneError(
             f"backbone {name!r} cannot be loaded: {shortened(reason)}; "

@@ -39,8 +39,25 @@ def card(adapter: Adapter) -> dict[str, str]:
             or "the file names none"
         ),
         "dev scores": json.dumps(spec.training.get("dev_scores", {})),
+        **_calibration(spec),
         "recipe": json.dumps(spec.training.get("recipe", {})),
     }
+
+
+def _calibration(spec: AdapterSpec) -> dict[str, str]:
+    """The temperatures and the risk-coverage table, as far as the file has them."""
+    found = {}
+    if spec.temperatures is not None:
+        numbers = ", ".join(f"{value:g}" for value in spec.temperatures[:8])
+        several = len(spec.temperatures) > 1
+        more = ", …" if len(spec.temperatures) > 8 else ""
+        found["temperatures" if several else "temperature"] = numbers + more
+    if spec.risk_coverage is not None:
+        found["abstain"] = "; ".join(
+            f"{point.accuracy:g} right: {100 * point.coverage:.0f} % of rows"
+            for point in spec.risk_coverage
+        )
+    return found
 
 
 def _kind(spec: AdapterSpec) -> str:

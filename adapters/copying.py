@@ -24,7 +24,13 @@ def copied(source: str, target: str, timeout: float) -> int:
         raise StoreError(f"there is no folder {source}; expected a store")
     count = 0
     with contextlib.ExitStack() as stack:
-        cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        except OSError as error:
+            raise StoreError(
+                f"there is no folder for temporary files: {error.strerror}; expected TMPDIR to be"
+                " one to write to"
+            ) from None
         here = _opened(source, cache, timeout, None, read_only=True)
         stack.callback(here.close)
         entries = here.entries()

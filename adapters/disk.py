@@ -7,6 +7,7 @@ import contextlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LEFTOVER = ".tmp-"  # the prefix of a file that is not complete yet, or not needed any more
@@ -62,3 +63,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file to write to, which takes the place of `path` at the end of the context, as
+    in `write_atomically`; if that raises, nothing is left. Raises OSError."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=LEFTOVER)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

@@ -7,6 +7,8 @@
     ├── BackboneError           a backbone that cannot be found, read or served
     ├── CannotConvert           another library's file that cannot be converted, or the reverse
     ├── CannotUpload            a server that cannot be reached or refuses a file
+    ├── DataError               a data file that cannot be read or is not what is needed
+    ├── PackageMissing          a package that is not installed
     ├── InvalidText             an input text that no tokeniser can take
     ├── InvalidWindow           a stride, or a pair's shorter text, that leaves a window no room
     ├── TooManyWindows          a text with more windows than its request has rows left
@@ -54,6 +56,14 @@ class CannotConvert(AdaMixError):
 
 class CannotUpload(AdaMixError):
     """A server that cannot be reached or refuses a file."""
+
+
+class DataError(AdaMixError):
+    """A data file that cannot be read, or is not what is needed."""
+
+
+class PackageMissing(AdaMixError):
+    """A package that is not installed."""
 
 
 class InvalidText(AdaMixError):

@@ -4,6 +4,7 @@ docs/adapter-format.md, sections 1 to 3."""
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ FORMAT = "adamix-adapter/1"
 MAX_HEADER_BYTES = 1 << 20
 # In the spec. 1,000 labels have 16,000 logits in the probe; the rest is the training record's.
 MAX_SPEC_VALUES = 32_768
-DTYPES = ("F32", "F16", "BF16")
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2}  # with the bytes of a number
 TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 # How files begin that people take for weights, and what they are.
 LOOKALIKES = {
@@ -29,11 +30,13 @@ Entries = dict[str, dict[str, Any]]
 Layout = tuple[Entries, AdapterSpec, int]
 
 
-def read(data: bytes | bytearray) -> Layout:
-    """Return the tensors' entries, the spec, and the offset at which the tensors' bytes begin.
-    Raises InvalidAdapter."""
-    size = _size(data[:8], len(data))
-    return *_checked(data[8 : 8 + size]), 8 + size
+def read(data: bytes | memoryview) -> Layout:
+    """Return the tensors' entries, the spec, and the offset at which the tensors' bytes begin, and
+    where they lie. Raises InvalidAdapter."""
+    size = _size(bytes(data[:8]), len(data))
+    entries, spec = _checked(bytes(data[8 : 8 + size]))
+    _check_offsets(entries, len(data) - 8 - size)
+    return entries, spec, 8 + size
 
 
 def read_file(path: Path) -> tuple[Entries, AdapterSpec]:
@@ -100,20 +103,20 @@ def _lora_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _checked(data: bytes | bytearray) -> tuple[Entries, AdapterSpec]:
+def _checked(data: bytes) -> tuple[Entries, AdapterSpec]:
     header = _parsed(data)
     spec = _read_metadata(header.pop("__metadata__", None))
     _check_tensors(header, spec)
     return header, spec
 
 
-def _size(start: bytes | bytearray, file_size: int) -> int:
+def _size(start: bytes, file_size: int) -> int:
     if len(start) < 8:
         raise InvalidAdapter(
             f"the file has {len(start)} bytes; expected a safetensors file, which has at least 8"
         )
     size: int = struct.unpack("<Q", start)[0]
-    if size > MAX_HEADER_BYTES and (kind := lookalike(bytes(start))) is not None:
+    if size > MAX_HEADER_BYTES and (kind := lookalike(start)) is not None:
         raise InvalidAdapter(f"the file looks like {kind}; expected a safetensors file")
     if size > MAX_HEADER_BYTES:
         raise InvalidAdapter(
@@ -127,7 +130,7 @@ def _size(start: bytes | bytearray, file_size: int) -> int:
     return size
 
 
-def _parsed(data: bytes | bytearray) -> dict[str, Any]:
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -220,7 +223,7 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
                 f"tensor {name!r} has dtype {shown(entry.get('dtype'))}; expected one of"
                 f" {', '.join(DTYPES)}"
             )
-        if entry.get("shape") != list(shape):
+        if entry.get("shape") != list(shape) or not _whole(entry["shape"]):
             raise InvalidAdapter(
                 f"tensor {name!r} has shape {shown(entry.get('shape'))}; expected {list(shape)} by"
                 " the file's spec"
@@ -230,3 +233,34 @@ def _check_tensors(header: dict[str, Any], spec: AdapterSpec) -> None:
                 f"tensor {name!r} has the keys {shown(sorted(entry))}; expected only"
                 f" {', '.join(sorted(TENSOR_KEYS))}"
             )
+
+
+def _check_offsets(entries: Entries, tensor_bytes: int) -> None:
+    """Check that the tensors fill the rest of the file, one after the other, as the safetensors
+    library does. It copies every tensor meanwhile, and holds up all other threads."""
+    for name, entry in entries.items():
+        offsets = entry.get("data_offsets")
+        if not (isinstance(offsets, list) and len(offsets) == 2 and _whole(offsets)):
+            raise InvalidAdapter(
+                f"the file is not valid safetensors: tensor {name!r} has the data_offsets"
+                f" {shown(offsets)}; expected its first byte and the one after its last"
+            )
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = end, end + math.prod(entry["shape"]) * DTYPES[entry["dtype"]]
+        if entry["data_offsets"] != [begin, end]:
+            raise InvalidAdapter(
+                f"the file is not valid safetensors: tensor {name!r} has the data_offsets"
+                f" {shown(entry['data_offsets'])}; expected {[begin, end]}, without gaps or"
+                " overlaps"
+            )
+    if end != tensor_bytes:
+        raise InvalidAdapter(
+            f"the file is not valid safetensors: its tensors have {tensor_bytes} bytes; expected"
+            f" {end}, as the header says"
+        )
+
+
+def _whole(numbers: list[object]) -> bool:
+    """Whether they are whole numbers, of which Python takes `2.0` and `true` for equals."""
+    return all(type(number) is int for number in numbers)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import reprlib
@@ -68,6 +69,12 @@ PositionType = Literal["absolute", "relative", "rotary", "disentangled"]
 MAX_RANK = 256
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 MAX_SCALE = 1024.0  # far above alpha / r of any training
+# Of a temperature. Trained networks have 1 to 3; far outside, every score is 0 or 1, or all are
+# alike.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+MAX_COVERAGE_POINTS = 32
 
 MASK = "{mask}"
 TEXTS = ("{text}", "{text_pair}")
@@ -112,6 +119,15 @@ class Probe(_Frozen):
     logits: Annotated[tuple[tuple[float, ...], ...], Field(strict=False)]
 
 
+class CoveragePoint(_Frozen):
+    """Answers with a confidence of at least `threshold` are right as often as `accuracy` says; of
+    all rows, `coverage` have one. All three are shares of 1, estimated on held-out rows."""
+
+    accuracy: Share
+    coverage: Share
+    threshold: float = Field(ge=0, le=1, allow_inf_nan=False)
+
+
 # What the spec of each kind of adapter says about its tensors.
 KIND_KEYS: dict[Kind, tuple[str, ...]] = {
     "bottleneck": ("bottleneck", "activation"),
@@ -127,7 +143,9 @@ class AdapterSpec(_Frozen):
     """What an adapter is for and which backbone it fits. It is immutable.
 
     A bottleneck has `bottleneck` and `activation`, a LoRA adapter has `ranks` and `scale`, and
-    `intermediate_size` if it has one of INNER_SITES; the others are None.
+    `intermediate_size` if it has one of INNER_SITES; the others are None. `temperatures` divide the
+    logits before they become scores: one, or of a multi-label task one for each label; None counts
+    as 1. `risk_coverage` says below which confidence to abstain; its accuracies ascend.
     """
 
     task: Task
@@ -150,6 +168,17 @@ class AdapterSpec(_Frozen):
         default=None, gt=0, le=MAX_SCALE, allow_inf_nan=False, exclude_if=_absent
     )
     intermediate_size: int | None = Field(default=None, ge=1, le=65536, exclude_if=_absent)
+    temperatures: (
+        Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=1000, strict=False)]
+        | None
+    ) = Field(default=None, exclude_if=_absent)
+    risk_coverage: (
+        Annotated[
+            tuple[CoveragePoint, ...],
+            Field(min_length=1, max_length=MAX_COVERAGE_POINTS, strict=False),
+        ]
+        | None
+    ) = Field(default=None, exclude_if=_absent)
     training: dict[str, JsonValue]
     probe: Probe
 
@@ -193,6 +222,8 @@ class AdapterSpec(_Frozen):
             )
         if self.template is not None:
             check_template(self.template, text_pair=self.text_pair)
+        self._check_temperatures()
+        self._check_risk_coverage()
         for place, problem in _unfit(self.training, "training", 1):
             raise ValueError(f"{place} {problem}")
         if len(self.probe.logits) != len(self.probe.inputs):
@@ -233,9 +264,45 @@ class AdapterSpec(_Frozen):
                 " the feed-forward only"
             )
 
+    def _check_temperatures(self) -> None:
+        if self.temperatures is None:
+            return
+        wanted = {
+            "single_label_classification": 1,
+            "multi_label_classification": len(self.labels),
+            "regression": 0,
+        }[self.problem_type]
+        if len(self.temperatures) != wanted:
+            expected = f"{wanted}, as {self.problem_type} has" if wanted else "none with regression"
+            raise ValueError(
+                f"temperatures holds {len(self.temperatures)} numbers; expected {expected}"
+            )
+
+    def _check_risk_coverage(self) -> None:
+        points = self.risk_coverage or ()
+        if points and self.problem_type != "single_label_classification":
+            raise ValueError(
+                f"risk_coverage is there with {self.problem_type}; expected it with"
+                " single_label_classification only"
+            )
+        for before, after in itertools.pairwise(points):
+            if (
+                after.accuracy <= before.accuracy
+                or after.coverage > before.coverage
+                or after.threshold < before.threshold
+            ):
+                raise ValueError(
+                    f"risk_coverage has {_point(after)} after {_point(before)}; expected a higher"
+                    " accuracy, no higher coverage and no lower threshold"
+                )
+
     @property
     def _of_kind(self) -> str:
         return f"kind {self.kind!r}"
+
+
+def _point(point: CoveragePoint) -> str:
+    return f"accuracy {point.accuracy}, coverage {point.coverage}, threshold {point.threshold}"
 
 
 def parse_spec(json: str | bytes) -> AdapterSpec:

@@ -55,6 +55,7 @@ from adapters.errors import (
 )
 from adapters.file import Adapter, Summary, read_summary, reread
 from adapters.lookup import check_split, check_unused, unknown, version_of
+from adapters.pieces import read_file
 from adapters.traffic import Left, Split, packed
 
 DEFAULT_CACHE_BYTES = 512 << 20
@@ -200,16 +201,11 @@ class Store:
             entry.summaries[digest] = summary
         return summary
 
-    def read(self, task: str, version: Version) -> bytearray:
+    def read(self, task: str, version: Version) -> memoryview:
         """Read a version's file and check its sha256. Raises DamagedAdapter, or as `find` if it was
         deleted meanwhile."""
         try:
-            # Straight into the one buffer that the adapter keeps: a second one of its size would
-            # leave holes in memory.
-            data = bytearray(version.bytes)
-            with self.path(task, version.digest).open("rb") as file:
-                del data[file.readinto(data) :]
-                data += file.read()
+            data = read_file(self.path(task, version.digest), version.bytes)
         except OSError as error:
             raise self._not_read(task, version, error) from None
         found = hashlib.sha256(data).hexdigest()
@@ -257,7 +253,7 @@ class Store:
             if version is None:
                 undo.append(partial(disk.remove, self.path(task, digest)))
                 version = self._write(adapter)
-            elif not self._holds(task, version, adapter):
+            elif not self._holds(task, version):
                 version = self._write(adapter, version.created)
             others = tuple(v for v in entry.versions if v.digest != digest)
             entry = entry.changed(versions=(*others, version))
@@ -425,12 +421,13 @@ class Store:
             self._cache.drop(version.digest)  # deleted meanwhile
         return adapter
 
-    def _holds(self, task: str, version: Version, adapter: Adapter) -> bool:
+    def _holds(self, task: str, version: Version) -> bool:
         """Whether a version's file is what it was."""
         try:
-            return memoryview(self.path(task, version.digest).read_bytes()) == adapter.data
-        except OSError:
+            self.read(task, version)
+        except DamagedAdapter:
             return False
+        return True
 
     def _prepare(self, task: str, undo: Undo) -> Entry:
         """The task's entry, and its folder ready to be written to."""

@@ -1,11 +1,13 @@
-"""Send an adapter file to a running server; connect to one."""
+"""Send an adapter file to a running server; connect to one, and ask it."""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import os
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from adapters.errors import CannotUpload
 from adapters.spec import legible, shortened, shown
 
 SECONDS = 60  # the server replays the probe before it answers
+TRIES = 20  # where the server is overloaded
+BUSY = (429, 503)
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -68,6 +72,28 @@ def connected(url: str, key: str | None) -> Iterator[httpx2.Client]:
         ) from None
 
 
+def asked(client: httpx2.Client, method: str, path: str, **more: Any) -> httpx2.Response:
+    """A server's answer with status 200. One that is overloaded is asked again when it says. Raises
+    CannotUpload."""
+    for left in reversed(range(TRIES)):
+        answer = client.request(method, path, **more)
+        if answer.status_code == 200:
+            return answer
+        if answer.status_code not in BUSY or not left:
+            break
+        time.sleep(_seconds(answer.headers.get("Retry-After")))
+    raise CannotUpload(f"{without_user(client.base_url).rstrip('/')} {refusal(answer)}")
+
+
+def _seconds(said: str | None) -> float:
+    """What `Retry-After` says, at most a minute; one second where it says nothing."""
+    try:
+        seconds = float(said or 1)
+    except ValueError:
+        return 1.0
+    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.1), 60.0)
+
+
 def parsed_json(answer: httpx2.Response) -> Any:
     """What a server answered; None if that is no JSON."""
     try:
@@ -79,8 +105,13 @@ def parsed_json(answer: httpx2.Response) -> Any:
 def refusal(answer: httpx2.Response) -> str:
     """What a server refused with: the end of a sentence that begins with its address."""
     said = parsed_json(answer)
-    reason = said["error"] if isinstance(said, dict) and "error" in said else answer.text[:200]
+    reason = said["error"] if isinstance(said, dict) and "error" in said else _start(answer)
     return f"answered {answer.status_code}: {legible(shortened(reason, 500))}"
+
+
+def _start(answer: httpx2.Response) -> str:
+    """Of a page of text: its charset may be one that Python knows and cannot decode."""
+    return answer.content[:200].decode("utf-8", "replace")
 
 
 def _has(said: Any, digest: str) -> bool:
@@ -112,7 +143,12 @@ def _parsed(url: str) -> httpx2.URL:
         target = httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise CannotUpload(f"{shortened(url)} cannot be reached: {shortened(error)}") from None
-    if target.scheme not in ("http", "https") or not target.host:
+    try:
+        target.host.encode("idna")  # as its address is looked up
+        usable = target.scheme in ("http", "https") and target.host != ""
+    except UnicodeError:  # an empty label, or one of more than 63 characters
+        usable = False
+    if not usable:
         raise CannotUpload(
             f"{shortened(url)} cannot be reached: it is no address; expected http://HOST:PORT"
         )

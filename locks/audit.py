@@ -20,8 +20,11 @@ SECONDS_IN_ALL = 300
 
 def main() -> None:
     # The versions of torch's default build are those of its CPU build.
-    names = ("torch", "service", "development")
-    locked = "".join((LOCKS / f"{name}.txt").read_text() for name in names)
+    names = ("torch", "service", "development", "ray")
+    texts = ((LOCKS / f"{name}.txt").read_text() for name in names)
+    # Some packages are in two of them, with the same entry.
+    entries = dict.fromkeys(one for text in texts for one in re.split(r"\n(?! )", text))
+    locked = "\n".join(entries)
     (probe,) = re.findall(r"^setuptools==(?:.*\\\n)+.*\n", locked, re.MULTILINE)
     if not asked_about(probe, SECONDS_TO_ANSWER):
         sys.stdout.write("audit: no index of advisories can be reached; nothing was looked up\n")

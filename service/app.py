@@ -10,11 +10,12 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import structlog
 import torch
 from fastapi import FastAPI
@@ -39,6 +40,7 @@ from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
 from service.http.downloads import DownloadRoom
 from service.http.generations import Generations
+from service.http.lists import Lists
 from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, RequestContext
 from service.http.routes import adapters, docs, health, page, predict, storage, traffic
 from service.http.uploads import UploadRoom
@@ -86,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=openapi.TAGS,
         generate_unique_id_function=_operation_id,
         lifespan=lifespan,
+        openapi_url=None,  # its document would be made on the event loop
         docs_url=None,  # both would load their scripts from the internet
         redoc_url=None,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
@@ -94,7 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = app.state.predictor = service
     app.state.guard, app.state.root_path = guard, settings.root_path
     app.state.uploads = UploadRoom(settings.max_upload_bytes)
-    app.state.downloads = DownloadRoom()
+    app.state.downloads, app.state.lists = DownloadRoom(), Lists()
     app.router.redirect_slashes = False  # PlainPaths takes a last slash away
     answers.install(app)
     # Not by include_router: that would match every request twice.
@@ -122,6 +125,11 @@ class _App(FastAPI):
         if self.openapi_schema is None:
             self.openapi_schema = openapi.finished(super().openapi())
         return self.openapi_schema
+
+    @cached_property
+    def document(self) -> bytes:
+        """The OpenAPI document. To make it takes half a second."""
+        return orjson.dumps(self.openapi())
 
 
 def _operation_id(route: APIRoute) -> str:

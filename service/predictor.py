@@ -24,7 +24,8 @@ Role = Literal["active", "canary", "shadow"]
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a request and its answer depend on of an adapter's spec."""
+    """What a request and its answer depend on of an adapter's spec. `temperatures` are none, one
+    or one for each label; `thresholds` are (accuracy, least confidence), ascending."""
 
     task: str
     labels: tuple[str, ...]
@@ -32,6 +33,8 @@ class Signature:
     text_pair: bool
     max_length: int
     template: str | None
+    temperatures: tuple[float, ...] = ()
+    thresholds: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(cls, spec: AdapterSpec) -> Signature:
@@ -42,6 +45,8 @@ class Signature:
             spec.text_pair,
             spec.max_length,
             spec.template,
+            spec.temperatures or (),
+            tuple((point.accuracy, point.threshold) for point in spec.risk_coverage or ()),
         )
 
 

@@ -19,8 +19,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from adapters.bucket.objects import is_bucket
-from adapters.errors import AdaMixError
+from adapters.bucket.objects import check_address, is_bucket
+from adapters.errors import AdaMixError, StoreError
 from adapters.spec import first_problem
 from service.loopback import is_loopback
 
@@ -265,6 +265,10 @@ class Settings(BaseSettings):
     def _address(cls, store: object) -> object:
         """A folder may be given as a path, and begin with `~`."""
         if isinstance(store, str) and "://" in store:
+            try:
+                check_address(store)
+            except StoreError as error:
+                raise ValueError(f"STORE is not usable: {error}") from None
             if not is_bucket(store):
                 raise ValueError(
                     f"STORE is {store!r}; expected a folder, or a bucket as s3://BUCKET/PREFIX,"

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -117,6 +118,64 @@ def rclone(folder: Path) -> Iterator[S3]:
     command = [program("rclone"), "serve", "s3", str(folder), f"--addr=127.0.0.1:{port}"]
     with _served([*command, "--config", os.devnull], f"127.0.0.1:{port}") as server:
         yield server
+
+
+class Relay:
+    """A TCP relay to a server's address, on a port of its own. While it is `cut`, it ends each
+    connection, those that there are and those that come."""
+
+    def __init__(self, to: str) -> None:
+        host, _, port = to.rpartition(":")
+        self._to = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._cut = False
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        with self._lock:
+            self._cut = True
+            for each in self._open:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        with self._lock:
+            self._cut = False
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(connection,), daemon=True).start()
+
+    def _relay(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError), socket.create_connection(self._to) as other:
+            ends = {connection, other}
+            with self._lock:
+                if self._cut:
+                    return
+                self._open |= ends
+            back = threading.Thread(target=_copy, args=(other, connection), daemon=True)
+            back.start()
+            _copy(connection, other)
+            back.join()
+            with self._lock:
+                self._open -= ends
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ COMMANDS = [
     ("adamix",),
     ("adamix-train", "evaluate"),
     ("adamix-train", "compare"),
+    ("adamix-train", "calibrate"),
+    ("adamix-serve", "predict"),
     *(("adamix", command) for command in ("inspect", "validate", "push", "convert", "export")),
 ]
 

@@ -24,15 +24,16 @@ NO_NOUNS = {"utils", "common", "helpers", "base"}
 # Which rooms of `service` (a folder, or a file beside the folders) may import what. Everybody else
 # may not.
 SERVICE_MAY = {
-    "FastAPI and Starlette": (WEB, {"app", "http", "workers"}),
-    "HTTP": ({"service.http"}, {"__main__", "app", "http", "workers"}),
+    "FastAPI and Starlette": (WEB, {"app", "http", "ray", "workers"}),
+    "HTTP": ({"service.http"}, {"__main__", "app", "http", "ray", "workers"}),
     "torch": ({"torch"}, {"app", "engine"}),
     "Triton": ({"triton"}, {"engine"}),
     "transformers": ({"transformers"}, {"engine"}),
+    "Ray": ({"ray"}, {"ray"}),
     "OpenTelemetry": ({"opentelemetry"}, {"http", "telemetry"}),
-    "the settings": ({"service.settings"}, {"app", "__main__"}),
+    "the settings": ({"service.settings"}, {"__main__", "app", "ray"}),
     "the metrics": ({"service.telemetry.metrics"}, {"app", "http", "service"}),
-    "the application": ({"service.app"}, {"__main__"}),
+    "the application": ({"service.app"}, {"__main__", "ray"}),
     "the engine": ({"service.engine"}, {"app", "engine", "loader", "service"}),
     "the worker processes": ({"service.workers"}, {"__main__", "workers"}),
 }

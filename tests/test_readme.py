@@ -60,6 +60,9 @@ NOT_RUN = {
     "accelerate launch --multi_gpu": (
         "several GPUs; tests/training/test_processes.py has several processes"
     ),
+    "python -m training calibrate": (
+        "100 labelled rows or more; tests/training/test_calibration.py has them"
+    ),
     "python -m training … --": (
         "a backbone with a masked-language-model head; tests/adapters/test_prompt.py makes small"
         " ones"

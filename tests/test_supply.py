@@ -24,7 +24,7 @@ from adapters.backbone import EMBEDDED_REQUIREMENT
 ROOT = Path(__file__).parent.parent
 LOCKS = ROOT / "locks"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAMES = ("torch", "torch-cpu", "service", "development")
+NAMES = ("torch", "torch-cpu", "service", "development", "ray")
 DIGEST, NEWER = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 
 
@@ -54,10 +54,22 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     extra = PROJECT["optional-dependencies"]
     served = [*PROJECT["dependencies"], *extra["tracing"], *extra["bucket"]]
     assert {normal(one) for one in (*served, EMBEDDED_REQUIREMENT, "setuptools")} <= service
-    extras = [one for extra in PROJECT["optional-dependencies"].values() for one in extra]
+    of_ray = {normal(one) for one in extra["ray"]}
+    extras = [one for name in extra.keys() - {"ray"} for one in extra[name]]
     assert {normal(one) for one in extras} <= service | entries("development").keys()
-    assert not installed("service") & installed("development")
+    assert of_ray <= service | entries("ray").keys()
+    assert not installed("service") & (installed("development") | installed("ray"))
     assert not entries("service").keys() & entries("torch").keys()
+
+
+def test_ray_is_in_no_other_lock() -> None:
+    """Ray is locked for an environment of its own alone, at versions that other locks have as
+    well."""
+    others, rays = {**entries("service"), **entries("development")}, entries("ray")
+    assert "ray" in rays.keys() - others.keys()
+    both = others.keys() & rays.keys()
+    assert both
+    assert all(others[name].split(" ")[0] == rays[name].split(" ")[0] for name in both)
 
 
 def test_the_extra_for_training_is_what_training_imports() -> None:

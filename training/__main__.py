@@ -16,6 +16,7 @@ import typer
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
 from training import config, data, defaults, tasks
+from training.calibrate_command import calibrate
 from training.command_line import (
     DATA,
     EXIT_CODES,
@@ -48,6 +49,7 @@ _steps = functools.partial(typer.Option, rich_help_panel=config.STEPS)
 _machine = functools.partial(typer.Option, rich_help_panel=config.MACHINE)
 
 app.command("evaluate", epilog=EXIT_CODES)(evaluate)
+app.command("calibrate", epilog=EXIT_CODES)(calibrate)
 app.command("compare", epilog=EXIT_CODES)(compare)
 
 
@@ -62,7 +64,7 @@ def main(
         _data(
             metavar="FILE",
             help=(
-                ".jsonl, .csv (quoted) or .tsv (unquoted); needed but for"
+                ".jsonl, .csv (quoted), .tsv (unquoted) or .parquet; needed but for"
                 f" {', '.join(tasks.TASKS)}."
             ),
         ),

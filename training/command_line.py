@@ -7,11 +7,11 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from adapters.commands import DefaultCommand
 from training.config import RESULTS
 from training.errors import TrainingError
 
@@ -47,15 +47,10 @@ Predictions = Annotated[
 ]
 
 
-class TrainsByDefault(TyperGroup):
+class TrainsByDefault(DefaultCommand):
     """Where no command is named, it is `train`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = {name for option in self.params for name in option.opts}
-        if not args or (args[0] not in self.commands and args[0] not in own):
-            args = [TRAIN, *args]
-        rest: list[str] = super().parse_args(ctx, args)
-        return rest
+    default = TRAIN
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ Routing = Literal["batch", "rows"]
 SecondPass = Literal["random", "mean"]
 TaskLoss = Literal["first", "both"]
 Selected = Literal["last", "best"]
+Calibrated = Literal["auto", "folds", "none"]
 Evaluation = Literal["merged", "random", "fixed", "ensemble"]
 Precision = Literal["auto", "float32", "bfloat16"]
 FileDtype = Literal["float16", "bfloat16", "float32"]
@@ -174,6 +175,15 @@ class Recipe:
             bounds=(1, 10_000),
         ),
     ] = None
+    calibrate: Annotated[
+        Calibrated,
+        Option(
+            STEPS,
+            "The scores' temperature: `auto`, on a tenth of the training rows, held out, from 1,000"
+            " rows on; `folds`, by five more trainings, with no row held out; or `none`.",
+            "NAME",
+        ),
+    ] = "auto"
     batch_size: Annotated[
         int,
         Option(STEPS, "Rows in a mini-batch.", bounds=(1, 65_536), left_open="by the rows"),

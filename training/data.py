@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import InvalidText
+from adapters.rows import read_rows
 from adapters.spec import AdapterSpec, ProblemType
 from adapters.text import TextInput, check_encodable
 from training.errors import DataError
-from training.rows import read_rows
 
 Source = Path | str  # what errors call the place that rows come from
 Rows = Iterable[tuple[int, dict[str, Any]]]  # (line number, columns)

@@ -1,23 +1,21 @@
 """What a training run refuses, on top of `adapters.errors`.
 
     AdaMixError
+    ├── DataError             a data file is not what training needs
     └── TrainingError
-        ├── DataError         a data file is not what training needs
         ├── CheckpointError   a checkpoint cannot be read, written or gone on from
         └── NonFiniteLoss     the loss became NaN or infinite
 
 The command line turns each into one sentence and exit code 2.
 """
 
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, DataError
+
+__all__ = ["CheckpointError", "DataError", "NonFiniteLoss", "TrainingError"]
 
 
 class TrainingError(AdaMixError):
     """A run that cannot start or go on."""
-
-
-class DataError(TrainingError):
-    """A data file that is not what training needs."""
 
 
 class CheckpointError(TrainingError):

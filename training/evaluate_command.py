@@ -36,7 +36,9 @@ def evaluate(
             help="An adapter file; with `--url`, a task of that service, or TASK@VERSION.",
         ),
     ],
-    dev: Annotated[Path, _data(metavar="FILE", help="Labelled rows: .jsonl, .csv or .tsv.")],
+    dev: Annotated[
+        Path, _data(metavar="FILE", help="Labelled rows: .jsonl, .csv, .tsv or .parquet.")
+    ],
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",

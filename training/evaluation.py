@@ -11,10 +11,13 @@ from torch import Tensor
 
 from adapters import backbone as backbones
 from adapters.classifier import from_adapter
-from adapters.file import Adapter, load
+from adapters.file import Adapter, load, save
 from adapters.replay import replay
+from adapters.rows import read_rows
+from adapters.spec import shown
 from adapters.text import encode
 from training import advice
+from training.calibration import LEAST_ROWS, Calibration, calibration
 from training.curves import Curve
 from training.data import Columns, Dataset, labelled
 from training.errors import TrainingError
@@ -22,7 +25,6 @@ from training.hardware import device_of
 from training.judgement import Judgement, judge, write_predictions
 from training.processes import current
 from training.report import write_report
-from training.rows import read_rows
 from training.scoring import predict
 
 
@@ -63,7 +65,7 @@ class Evaluated:
 
     def predictions(self, path: Path | str) -> None:
         """Write a table (.csv) with the answer to each row. Raises TrainingError."""
-        write_predictions(Path(path), self.dataset, self.logits)
+        write_predictions(Path(path), self.dataset, self.logits, self.adapter.spec.temperatures)
 
     def with_training(self, hints: list[str], curves: Sequence[Curve]) -> Evaluated:
         """The same with what the training itself says."""
@@ -100,11 +102,47 @@ def evaluated(
     return found
 
 
+def calibrated(
+    file: Path,
+    data: Path,
+    columns: Columns,
+    backbone: str,
+    device: str | None,
+    out: Path,
+    twin: Path | None,
+) -> tuple[Adapter, Calibration]:
+    """Write the adapter of `file` to `out`, with temperatures and a risk-coverage table that are
+    fitted on the rows of `data`: on its logits, or on those of its `twin`. Raises AdaMixError."""
+    adapter = read_adapter(file)
+    if adapter.spec.problem_type == "regression":
+        raise TrainingError(f"{file} is of a regression task; expected a task with labels")
+    found = evaluated(twin or file, data, columns, backbone, device, None)
+    here, there = adapter.spec, found.adapter.spec
+    for name in ("labels", "problem_type", "text_pair"):
+        if getattr(here, name) != getattr(there, name):
+            raise TrainingError(
+                f"{twin} has {name} {shown(getattr(there, name))}; expected"
+                f" {shown(getattr(here, name))}, as {file} has"
+            )
+    if len(found.dataset.texts) < LEAST_ROWS:
+        raise TrainingError(
+            f"{data} holds {len(found.dataset.texts)} rows; expected {LEAST_ROWS} or more, as fewer"
+            " say little of a temperature"
+        )
+    source = "rows of a file" if twin is None else "rows that a twin was trained without"
+    fitted = calibration(found.dataset, found.logits, source)
+    assert fitted is not None, "the task has labels"
+    try:
+        return save(out, fitted.described(here), adapter.tensors), fitted
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {error.strerror}") from None
+
+
 def judged(
     adapter: Adapter, source: str, dataset: Dataset, logits: Tensor, positive: str | None
 ) -> Evaluated:
     """What the logits of a set's rows say, wherever they were computed. Raises TrainingError."""
-    judgement = judge(dataset, logits, positive)
+    judgement = judge(dataset, logits, positive, adapter.spec.temperatures)
     hints = advice.of_predictions(dataset, logits, judgement.scores)
     return Evaluated(adapter, source, dataset, logits, judgement, hints)
 

@@ -16,12 +16,18 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from adapters.disk import write_atomically
-from adapters.spec import ProblemType
+from training.calibration import (
+    BINS,
+    bin_of,
+    calibration_error,
+    probabilities,
+    targets,
+    tempered,
+)
 from training.data import Dataset
 from training.errors import TrainingError
 from training.scoring import scores
 
-BINS = 10  # of probabilities, equally wide
 WORST = 20
 
 
@@ -62,9 +68,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`confusion[i][j]` rows of label i were answered j; single label only, as are `bins` and
-    `calibration_error`: the mean distance of probability and share over the rows (Naeini et al.
-    2015, expected calibration error)."""
+    """`confusion[i][j]` rows of label i were answered j; single label only, as are `bins`.
+    `calibration_error` is `training.calibration.calibration_error`; None for regression."""
 
     rows: int
     scores: dict[str, float]
@@ -75,18 +80,24 @@ class Judgement:
     worst: list[Error]
 
 
-def judge(dataset: Dataset, logits: Tensor, positive: str | None = None) -> Judgement:
-    """Compare logits `[N, C]` with a set's labels. Raises TrainingError if `positive` is none of
-    them."""
+def judge(
+    dataset: Dataset,
+    logits: Tensor,
+    positive: str | None = None,
+    temperatures: tuple[float, ...] | None = None,
+) -> Judgement:
+    """Compare logits `[N, C]` with a set's labels; their probabilities are by the `temperatures`.
+    Raises TrainingError if `positive` is none of the labels."""
     if positive is not None and positive not in dataset.labels:
         raise TrainingError(
             f"positive is {positive!r}; expected one of {', '.join(dataset.labels)}"
         )
-    wanted = _wanted(dataset)
+    logits = tempered(logits, temperatures)
+    wanted = targets(dataset)
     labels: list[LabelScores] = []
     confusion: list[list[int]] = []
     bins: list[Bin] = []
-    calibration_error = None
+    error = None
     if dataset.problem_type != "regression":
         labels = _by_label(dataset, logits, wanted)
     if dataset.problem_type == "single_label_classification":
@@ -94,21 +105,22 @@ def judge(dataset: Dataset, logits: Tensor, positive: str | None = None) -> Judg
         predicted = logits.argmax(dim=-1).numpy()
         confusion = confusion_matrix(wanted, predicted, labels=numbers).tolist()
         bins = _bins(logits, wanted)
-        calibration_error = round(
-            sum(each.rows * abs(each.probability - each.right) for each in bins) / len(wanted), 6
-        )
+    if dataset.problem_type != "regression":
+        error = calibration_error(dataset, logits)
     return Judgement(
         rows=len(dataset.texts),
         scores=scores(dataset, logits, positive),
         labels=labels,
         confusion=confusion,
         bins=bins,
-        calibration_error=calibration_error,
+        calibration_error=error,
         worst=_worst(dataset, logits, wanted),
     )
 
 
-def write_predictions(path: Path, dataset: Dataset, logits: Tensor) -> None:
+def write_predictions(
+    path: Path, dataset: Dataset, logits: Tensor, temperatures: tuple[float, ...] | None = None
+) -> None:
     """A row each: its text, its label, the answer and every label's probability. Raises
     TrainingError."""
     regression = dataset.problem_type == "regression"
@@ -117,7 +129,7 @@ def write_predictions(path: Path, dataset: Dataset, logits: Tensor) -> None:
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow([*texts, "label", "predicted", *columns])
-    values = probabilities(dataset.problem_type, logits).tolist()
+    values = probabilities(dataset.problem_type, logits, temperatures).tolist()
     for i, text in enumerate(dataset.texts):
         shown = [] if regression else [f"{value:.6f}" for value in values[i]]
         writer.writerow([*text, _expected(dataset, i), _answered(dataset, logits[i]), *shown])
@@ -125,25 +137,6 @@ def write_predictions(path: Path, dataset: Dataset, logits: Tensor) -> None:
         write_atomically(path, table.getvalue().encode())
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def probabilities(problem_type: ProblemType, logits: Tensor) -> Tensor:
-    """`[N, C]`: of a row's labels together 1, or each label's own; a number as it is."""
-    if problem_type == "regression":
-        return logits
-    if problem_type == "multi_label_classification":
-        return logits.sigmoid()
-    return logits.softmax(dim=-1)
-
-
-def _wanted(dataset: Dataset) -> NDArray[Any]:
-    """`[N]` of label indices or numbers, or `[N, C]` of which labels each row has."""
-    if dataset.problem_type != "multi_label_classification":
-        return np.array(dataset.targets)
-    wanted = np.zeros((len(dataset.targets), len(dataset.labels)), dtype=bool)
-    for i, indices in enumerate(dataset.targets):
-        wanted[i, indices] = True
-    return wanted
 
 
 def _by_label(dataset: Dataset, logits: Tensor, wanted: NDArray[Any]) -> list[LabelScores]:
@@ -162,15 +155,15 @@ def _by_label(dataset: Dataset, logits: Tensor, wanted: NDArray[Any]) -> list[La
 
 def _bins(logits: Tensor, wanted: NDArray[Any]) -> list[Bin]:
     """Those that have rows."""
-    probability, predicted = logits.softmax(dim=-1).max(dim=-1)
-    right = predicted.numpy() == wanted
-    places = np.minimum((probability.numpy() * BINS).astype(int), BINS - 1)
+    best, predicted = logits.softmax(dim=-1).max(dim=-1)
+    probability, right = best.numpy(), predicted.numpy() == wanted
+    places = bin_of(probability)
     return [
         Bin(
             place / BINS,
             (place + 1) / BINS,
             int(chosen.sum()),
-            round(float(probability.numpy()[chosen].mean()), 6),
+            round(float(probability[chosen].mean()), 6),
             round(float(right[chosen].mean()), 6),
         )
         for place in range(BINS)

@@ -17,9 +17,11 @@ from adapters.classifier import from_adapter
 from adapters.disk import write_atomically
 from adapters.file import Adapter, parse, serialize
 from adapters.replay import replay
+from adapters.rows import read_rows
 from adapters.spec import ProblemType
 from adapters.text import TextInput, encode
 from training import advice, defaults
+from training.calibration import probabilities
 from training.comparison import scores_said
 from training.config import OPTIONS, Recipe
 from training.curves import curve
@@ -27,11 +29,9 @@ from training.data import Columns, Part, assemble, labelled
 from training.errors import DataError, TrainingError
 from training.evaluation import Evaluated, judged, read_adapter, scores_line
 from training.hardware import device_of
-from training.judgement import probabilities
 from training.one_run import train as run_once
 from training.processes import current
 from training.progress import Progress
-from training.rows import read_rows
 from training.runs import check_task
 from training.scoring import predict as logits_of
 
@@ -74,18 +74,19 @@ class TrainedAdapter:
         return [spec.labels[index] for index in values.argmax(axis=1)]
 
     def predict_proba(self, texts: Sequence[str | TextInput]) -> NDArray[np.float32]:
-        """`[N, C]`: the probability of each label, in the order of `adapter.spec.labels`; for
-        regression the number itself. Raises TrainingError."""
+        """`[N, C]`: the calibrated probability of each label, in the order of
+        `adapter.spec.labels`; for regression the number itself. Raises TrainingError."""
+        spec = self.adapter.spec
         if isinstance(texts, str | Mapping) or hasattr(texts, "columns"):
             found_type = "a text" if isinstance(texts, str) else f"a {type(texts).__name__}"
             raise TrainingError(
                 f"the inputs are {found_type}; expected a list of texts, such as ['…'], or the"
                 " column of a data frame that has them"
             )
-        inputs = [_text(text, self.adapter.spec.text_pair) for text in texts]
+        inputs = [_text(text, spec.text_pair) for text in texts]
         if not inputs:
-            return np.zeros((0, len(self.adapter.spec.labels)), dtype=np.float32)
-        found = probabilities(self.adapter.spec.problem_type, self.logits(inputs))
+            return np.zeros((0, len(spec.labels)), dtype=np.float32)
+        found = probabilities(spec.problem_type, self.logits(inputs), spec.temperatures)
         return np.asarray(found.numpy(), dtype=np.float32)
 
     def logits(self, texts: Sequence[TextInput]) -> Tensor:

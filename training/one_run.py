@@ -22,6 +22,7 @@ from adapters.merge import merge
 from adapters.spec import INNER_SITES, AdapterSpec, Pooling, Probe, check_template, first_problem
 from adapters.text import TextInput, Tokens, encode
 from training import few_shot, label_words
+from training.calibration import FOLDS, FROM_ROWS, LEAST_ROWS, Calibration, calibration
 from training.checkpoint import Checkpoints
 from training.config import SERVABLE, SERVABLE_NAMES, Recipe
 from training.data import Dataset
@@ -33,7 +34,7 @@ from training.methods import build, trained_parameters
 from training.probe import probe_of
 from training.progress import Progress
 from training.scoring import main_metric, predict, predict_unmerged, scores
-from training.selection import Selection, split
+from training.selection import Selection, folds, joined, split
 from training.warm_start import begin_as
 
 FAR = 10  # STS-B's scores go to 5
@@ -56,7 +57,8 @@ class Measured:
     `judged` is what the training was for: a mixture's merged adapter, or `model` itself. `logits`
     `[N, C]` are the dev set's, `scores` theirs, by the recipe's `evaluate`. `parameters` are those
     beyond the frozen backbone's that inference needs, the head left out; `rows` are those trained
-    on. `selection` has the scores of the epochs on held-out rows, with `select` best.
+    on. `selection` has the scores of the epochs on held-out rows, with `select` best;
+    `calibration` what such rows say of the scores.
     """
 
     model: Classifier
@@ -67,6 +69,12 @@ class Measured:
     parameters: int
     rows: int
     selection: Selection | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """What the logits are divided by."""
+        return None if self.calibration is None else self.calibration.temperatures
 
     @property
     def finished(self) -> bool:
@@ -145,6 +153,8 @@ def train(
         probe_of(judged, backbone, texts, max_length, recipe.prompt),
         normed=isinstance(judged.head, Head) and judged.head.norm is not None,
     )
+    if measured.calibration is not None:
+        spec = measured.calibration.described(spec)
     tensors = to_tensors(judged.sites, judged.head, getattr(torch, recipe.dtype))
     return Trained(spec, tensors, measured.scores, measured)
 
@@ -189,10 +199,11 @@ def measure(
         )
     if recipe.few_shot is not None:
         train_set = few_shot.draw(train_set, recipe.few_shot, recipe.seed)
-    held = None
-    if recipe.select == "best":
+    whole, held = train_set, None
+    if recipe.select == "best" or _holds_out_to_calibrate(recipe, train_set):
         train_set, held = split(train_set, recipe.seed)
-        say(f"{len(held.texts)} rows are held out of training, to select the best epoch by")
+        selects = "select the best epoch" if recipe.select == "best" else "calibrate the scores"
+        say(f"{len(held.texts)} rows are held out of training, to {selects} by")
     rows, dev_rows = (_rows(backbone, data, recipe) for data in (train_set, dev_set))
     _say_what_is_cut(say, backbone, recipe, rows, dev_rows)
     if train_set.problem_type == "regression":
@@ -207,13 +218,13 @@ def measure(
         fit_head(model, backbone, train_set, rows)
     checkpoint = checkpoints.of(backbone, train_set, recipe) if checkpoints is not None else None
     selection = None
-    if held is not None:
+    if held is not None and recipe.select == "best":
         selection = _selection(model, backbone, held, recipe, metric, say)
     done = fit(model, train_set, rows, recipe, report, checkpoint, selection)
 
     judged = _judged(model, backbone, recipe)
     logits = _logits(model, judged, dev_rows, recipe)
-    return Measured(
+    measured = Measured(
         model=model,
         judged=judged,
         done=done,
@@ -223,6 +234,45 @@ def measure(
         rows=len(rows),
         selection=selection,
     )
+    found = None
+    if recipe.calibrate == "folds" and measured.finished:
+        found = _calibrated_by_folds(backbone, whole, recipe, warm_start, say, metric)
+    elif recipe.calibrate == "auto" and held is not None and len(held.texts) >= LEAST_ROWS:
+        held_logits = _logits(model, judged, _rows(backbone, held, recipe), recipe)
+        found = calibration(held, held_logits, "held out of the training rows")
+    return dataclasses.replace(measured, calibration=found)
+
+
+def _holds_out_to_calibrate(recipe: Recipe, train_set: Dataset) -> bool:
+    """A tenth of a thousand rows is missed little. Of fewer, every row counts for the training."""
+    regression = train_set.problem_type == "regression"
+    return recipe.calibrate == "auto" and not regression and len(train_set.texts) >= FROM_ROWS
+
+
+def _calibrated_by_folds(
+    backbone: Backbone,
+    data: Dataset,
+    recipe: Recipe,
+    warm_start: Adapter | None,
+    say: Callable[[str], None],
+    metric: str | None,
+) -> Calibration | None:
+    """Cross-fitting: each row's logits are those of a training without it. None for regression, and
+    where Ctrl-C ended one of the trainings."""
+    if data.problem_type == "regression":
+        return None
+    recipe = dataclasses.replace(recipe, calibrate="none", few_shot=None)
+    logits, parts = [], []
+    for number, (rest, part) in enumerate(folds(data, recipe.seed, FOLDS), 1):
+        say(f"calibration: training {number} of {FOLDS}, without {len(part.texts)} of the rows")
+        measured = measure(backbone, rest, part, recipe, warm_start=warm_start, metric=metric)
+        if not measured.finished:
+            say("the calibration was stopped: the scores stay as they are")
+            return None
+        logits.append(measured.logits)
+        parts.append(part)
+    source = f"{FOLDS} trainings, each without a part of the training rows"
+    return calibration(joined(parts), torch.cat(logits), source)
 
 
 def _selection(

@@ -18,6 +18,7 @@ from adapters.file import Adapter, load, save, serialize
 from adapters.spec import TASK_PATTERN
 from adapters.text import TextInput
 from training import advice, few_shot, progress
+from training.calibration import coverage_told
 from training.command_line import check_output
 from training.config import Recipe
 from training.curves import Curve, curve
@@ -202,6 +203,15 @@ class Runs:
             typer.echo(_told(measured.selection))
         shown = "  ".join(f"{metric} {value:.4f}" for metric, value in measured.scores.items())
         typer.echo(f"dev ({len(sets[1].texts)} rows, {_judged(recipe)}): {shown}")
+        if measured.calibration is not None:
+            typer.echo(measured.calibration.told)
+            if measured.calibration.points:
+                typer.echo(f"if it may abstain: {coverage_told(measured.calibration.points)}")
+        elif outs and recipe.calibrate == "auto" and sets[0].problem_type != "regression":
+            typer.echo(
+                f"the scores are not calibrated: {measured.rows} rows are too few to hold some out"
+                " (--calibrate folds does it by five more trainings)"
+            )
         adapter = None
         if trained is not None and current().main:
             for out in outs:
@@ -221,13 +231,13 @@ class Runs:
             return
         measured = done.measured
         if self.predictions is not None:
-            write_predictions(self.predictions, dev_set, measured.logits)
+            write_predictions(self.predictions, dev_set, measured.logits, measured.temperatures)
             typer.echo(f"{self.predictions}: {len(dev_set.texts)} answers")
         if self.report is not None:
             write_report(
                 self.report,
                 self.task,
-                judge(dev_set, measured.logits, recipe.positive),
+                judge(dev_set, measured.logits, recipe.positive, measured.temperatures),
                 "the dev set",
                 hints,
                 done.adapter,

@@ -80,6 +80,7 @@ class Search:
         if recipe.few_shot is not None:
             drawn = few_shot.draw(drawn, recipe.few_shot, recipe.seed)
             recipe = dataclasses.replace(recipe, few_shot=None)
+        recipe = dataclasses.replace(recipe, calibrate="none")  # it changes no score
         rest, held = split(drawn, recipe.seed)
         by = main_metric(drawn.problem_type, recipe.positive, self.metric)
         key = {**identity(self.backbone, rest, recipe), "metric": by}

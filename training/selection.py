@@ -1,4 +1,4 @@
-"""The best of a run's epochs, by rows that are held out of its training rows.
+"""Rows held out of a run's training rows, and the best of its epochs by them.
 
 AdaMix's released code evaluates after every epoch and keeps the best model
 (`roberta_large_mnli_expert_soup.sh`: `--evaluation_strategy epoch --load_best_model_at_end
@@ -37,11 +37,33 @@ def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
             " held out"
         )
     count = min(max(rows // 10, USUAL), rows // 3, MOST)
-    order = list(range(rows))
-    random.Random(f"held out {seed}").shuffle(order)
-    if dataset.problem_type == "single_label_classification":
-        order = _evenly(order, dataset.targets)
+    order = _shuffled(dataset, seed)
     return _taken(dataset, sorted(order[count:])), _taken(dataset, sorted(order[:count]))
+
+
+def folds(dataset: Dataset, seed: int, count: int) -> list[tuple[Dataset, Dataset]]:
+    """`count` times rows to train on, and rows held out; each row is held out once. Of single
+    labels, each fold has its share. Raises TrainingError."""
+    rows = len(dataset.texts)
+    if rows < 2 * count:
+        raise TrainingError(
+            f"there are {rows} training rows; expected {2 * count} or more for {count} folds"
+        )
+    order = _shuffled(dataset, seed)
+    parts = [set(order[fold::count]) for fold in range(count)]
+    return [
+        (_taken(dataset, [i for i in range(rows) if i not in part]), _taken(dataset, sorted(part)))
+        for part in parts
+    ]
+
+
+def joined(parts: list[Dataset]) -> Dataset:
+    """The rows of several parts of a set, one part after the other."""
+    return dataclasses.replace(
+        parts[0],
+        texts=[text for part in parts for text in part.texts],
+        targets=[target for part in parts for target in part.targets],
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,15 @@ class Selection:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._weights = state_dict["weights"]
         self.history = [Epoch(**epoch) for epoch in state_dict["history"]]
+
+
+def _shuffled(dataset: Dataset, seed: int) -> list[int]:
+    """The rows' numbers, of which any first part has about the classes' shares."""
+    order = list(range(len(dataset.texts)))
+    random.Random(f"held out {seed}").shuffle(order)
+    if dataset.problem_type == "single_label_classification":
+        return _evenly(order, dataset.targets)
+    return order
 
 
 def _evenly(order: list[int], targets: list[int]) -> list[int]:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import torch
 
 from adapters.errors import CannotUpload, InvalidAdapter
 from adapters.file import Adapter, parse
+from adapters.rows import read_rows
 from adapters.text import TextInput
-from adapters.upload import connected, parsed_json, refusal, without_user
+from adapters.upload import asked, connected, parsed_json, without_user
 from training.data import Columns, labelled
 from training.errors import TrainingError
 from training.evaluation import Evaluated, judged
-from training.rows import read_rows
 
 ROWS = 16  # in a request
-TRIES = 20  # where the service is overloaded: it says itself how long to wait
-BUSY = (429, 503)
 
 
 def evaluated_by_service(
@@ -45,14 +43,14 @@ def evaluated_by_service(
 def _adapter(client: httpx2.Client, task: str, version: str) -> Adapter:
     """The very file that answers: its version is pinned in what is asked then."""
     if not version:
-        said = parsed_json(_asked(client, "GET", f"/adapters/{task}"))
+        said = parsed_json(asked(client, "GET", f"/adapters/{task}"))
         active = said.get("version") if isinstance(said, dict) else None
         if not isinstance(active, str):
             raise TrainingError(
                 f"task {task!r} has no active version there; expected one, or {task}@VERSION"
             )
         version = active
-    answer = _asked(client, "GET", f"/adapters/{task}/versions/{version}/file")
+    answer = asked(client, "GET", f"/adapters/{task}/versions/{version}/file")
     try:
         return parse(answer.content)
     except InvalidAdapter as error:
@@ -77,39 +75,18 @@ def _logits(
             "truncate": True,
             "parameters": {"function_to_apply": "none", "top_k": len(spec.labels)},
         }
-        said = parsed_json(_asked(client, "POST", "/predict", params=at, json=body))
+        said = parsed_json(asked(client, "POST", "/predict", params=at, json=body))
         try:
             found = [{each["label"]: float(each["score"]) for each in row} for row in said]
             rows = [[row[label] for label in spec.labels] for row in found]
-            if len(rows) != len(part):
+            if len(rows) != len(part) or not all(map(math.isfinite, chain(*rows))):
                 raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # an integer of 400 digits
             raise TrainingError(
                 f"{_shown(client)} answered with something else than the scores of {len(part)}"
                 " rows; expected an adamix-serve"
             ) from None
         yield from rows
-
-
-def _asked(client: httpx2.Client, method: str, path: str, **more: Any) -> httpx2.Response:
-    """The answer; a service that is overloaded is asked again when it says. Raises
-    TrainingError."""
-    for left in reversed(range(TRIES)):
-        answer = client.request(method, path, **more)
-        if answer.status_code == 200:
-            return answer
-        if answer.status_code not in BUSY or not left:
-            break
-        time.sleep(_seconds(answer.headers.get("Retry-After")))
-    raise TrainingError(f"{_shown(client)} {refusal(answer)}")
-
-
-def _seconds(said: str | None) -> float:
-    """What `Retry-After` says, at most 30 seconds; one second where it says nothing."""
-    try:
-        return min(max(float(said or 1), 0.1), 30.0)
-    except ValueError:
-        return 1.0
 
 
 def _shown(client: httpx2.Client) -> str:

@@ -16,6 +16,7 @@ from adapters import disk
 from adapters.bucket.objects import Objects
 from adapters.entry import SUFFIX
 from adapters.errors import DamagedAdapter
+from adapters.pieces import read_file
 
 QUARANTINE = "quarantine"
 
@@ -51,7 +52,7 @@ class Blobs:
         """Where the copy is, if there is one."""
         return self._folder / f"{digest}{SUFFIX}"
 
-    def read(self, digest: str) -> bytearray:
+    def read(self, digest: str) -> memoryview:
         """A file's bytes, from the copy or the bucket. What has another sha256 is put into
         quarantine, and fetched once more.
 
@@ -62,7 +63,7 @@ class Blobs:
             return data
         for _ in range(2):
             began = time.perf_counter()
-            found = self._objects.read(key_of(digest))
+            found = self._objects.fetch(key_of(digest))
             if found is None:
                 raise DamagedAdapter(
                     f"the bucket {self._objects.url} has no {key_of(digest)!r}; expected the"
@@ -72,7 +73,7 @@ class Blobs:
             sha256 = hashlib.sha256(found).hexdigest()
             if sha256 == digest:
                 self.keep(digest, found)
-                return bytearray(found)
+                return found
             self._set_aside(digest, found)
         raise DamagedAdapter(
             f"{key_of(digest)!r} of the bucket {self._objects.url} is damaged: its sha256 is"
@@ -103,10 +104,10 @@ class Blobs:
                     name, _ = self._copies.popitem(last=False)
                     (self._folder / name).unlink(missing_ok=True)
 
-    def _copy(self, digest: str) -> bytearray | None:
+    def _copy(self, digest: str) -> memoryview | None:
         path = self.path(digest)
         try:
-            data = bytearray(path.read_bytes())
+            data = read_file(path, path.stat().st_size)
         except OSError:
             return None
         if hashlib.sha256(data).hexdigest() != digest:
@@ -121,7 +122,7 @@ class Blobs:
             os.utime(path)
         return data
 
-    def _set_aside(self, digest: str, data: bytes | bytearray) -> None:
+    def _set_aside(self, digest: str, data: memoryview) -> None:
         """Keep what was found in place of a file, for whoever looks for the reason."""
         with contextlib.suppress(OSError):
             self._quarantine.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from adapters.errors import StoreError, StoreUnreachable
+from adapters.pieces import copied
 from adapters.spec import shortened
 
 if TYPE_CHECKING:  # an extra
@@ -49,11 +50,16 @@ class Objects:
         self.url, self._store = url, store
 
     def read(self, key: str) -> bytes | None:
-        """An object's content; None if there is none."""
+        """A small object's content; None if there is none."""
+        found = self.fetch(key)
+        return None if found is None else bytes(found)
+
+    def fetch(self, key: str) -> memoryview | None:
+        """An object's content, in a buffer of its own; None if there is none."""
         import obstore
 
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            return copied(memoryview(obstore.get(self._store, key).bytes()))
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -78,7 +84,7 @@ class Objects:
         import obstore
 
         try:
-            obstore.put(self._store, key, bytes(data))
+            obstore.put(self._store, key, data)
         except Exception as error:
             raise self._error("write", key, error) from None
 
@@ -157,6 +163,7 @@ def connect(url: str, timeout: float) -> Objects:
     """The objects under `url`, such as s3://bucket/prefix. `timeout` is in seconds, of one call
     with its repetitions. Connects to nothing yet. Raises StoreError for an address that is none, or
     where obstore is not installed."""
+    check_address(url)
     try:
         import obstore.store
     except ModuleNotFoundError:
@@ -182,6 +189,20 @@ def connect(url: str, timeout: float) -> Objects:
             " gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
         ) from None
     return Objects(url, store)
+
+
+def check_address(url: str) -> None:
+    """Raises StoreError for an address with a user, a query or a fragment. obstore passes them
+    over, where a user means them as credentials; and the address is shown to clients and in logs,
+    as this sentence is."""
+    scheme, _, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if any(sign in host for sign in "@:") or any(sign in rest for sign in "?#"):
+        raise StoreError(
+            f"the store's address, {scheme}://…, is more than a bucket and a prefix: it holds a"
+            f" user or a query, perhaps with a password; expected {scheme}://BUCKET/PREFIX alone,"
+            " and credentials in the cloud's own variables"
+        )
 
 
 def is_bucket(store: str) -> bool:

@@ -209,7 +209,7 @@ class BucketStore:
             entry.summaries[digest] = summary
         return summary
 
-    def read(self, task: str, version: Version) -> bytearray:
+    def read(self, task: str, version: Version) -> memoryview:
         """Read a version's file and check its sha256. Raises DamagedAdapter, StoreUnreachable, or
         as `find` if it was deleted meanwhile."""
         self.find(task, version.digest)

@@ -10,6 +10,7 @@ from adapters.spec import shortened, shown
 from adapters.text import TextInput, check_encodable
 
 MAX_ROWS = 8
+MAX_LINE_BYTES = 1 << 20
 
 # Long and short texts about nothing in particular.
 NEUTRAL_PAIRS = (
@@ -34,7 +35,12 @@ def read_probe(path: Path, text_pair: bool) -> tuple[TextInput, ...]:
     keys = ("text", "text_pair") if text_pair else ("text",)
     rows: list[TextInput] = []
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES:  # it may be larger than the memory
+                raise CannotConvert(
+                    f"{path.name}:{number} has more than {MAX_LINE_BYTES} bytes; expected shorter"
+                    " texts"
+                )
             if not line.strip():
                 continue
             rows.append(_row(line, keys, f"{path.name}:{number}"))

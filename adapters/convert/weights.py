@@ -24,6 +24,13 @@ ZIP = b"PK"
 TORCH_BEFORE_1_6 = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
+# A large encoder's whole checkpoint has some hundred tensors; each costs some tenths of a
+# millisecond, also one without numbers.
+MAX_TENSORS = 10_000
+MAX_HEADER_BYTES = 4 << 20
+MAX_RECORDS = MAX_TENSORS + 100  # of an archive, which has some beside its tensors
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file by name. Raises CannotConvert, or OSError if the file cannot be
     read."""
@@ -32,6 +39,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CannotConvert(
             f"{path.name} holds a {type(loaded).__name__}; expected tensors by name"
         )
+    _check_count(path, len(loaded))
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
             raise CannotConvert(
@@ -80,6 +88,11 @@ def refuse_rest(weights: dict[str, Tensor], known: str) -> None:
         )
 
 
+def _check_count(path: Path, tensors: int) -> None:
+    if tensors > MAX_TENSORS:
+        raise CannotConvert(f"{path.name} holds {tensors} tensors; expected at most {MAX_TENSORS}")
+
+
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's numbers are all in the file: a view can claim more than its storage has.
     Quantised ones, and those without numbers, have no place in a format of floating point."""
@@ -106,13 +119,17 @@ def _load(path: Path) -> object:
             " torch.save or safetensors wrote: if you trust its maker, load it and write its"
             " tensors with safetensors.torch.save_file"
         )
-    if head.startswith(ZIP) and _is_compressed(path):
+    if head.startswith(ZIP):
+        _check_archive(path)
+    header_bytes = int.from_bytes(head[:8], "little")
+    if safe and header_bytes > MAX_HEADER_BYTES:
         raise CannotConvert(
-            f"{path.name} is a compressed archive, which could become larger than the memory;"
-            " expected what torch.save writes, which is not compressed"
+            f"{path.name} has a header of {header_bytes} bytes; expected at most {MAX_HEADER_BYTES}"
         )
     try:
         if safe:
+            with safetensors.safe_open(path, "pt") as file:
+                _check_count(path, len(file.keys()))
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             # about old pickle protocols: whatever cannot be read is refused below
@@ -128,6 +145,8 @@ def _load(path: Path) -> object:
         raise CannotConvert(
             f"{path.name} is no readable pickle of tensors; expected a PyTorch or safetensors file"
         ) from None
+    except CannotConvert:
+        raise
     except Exception as error:
         # whatever PyTorch's readers of archives and safetensors raise on broken files
         reason = type(error).__name__
@@ -137,10 +156,20 @@ def _load(path: Path) -> object:
         ) from None
 
 
-def _is_compressed(path: Path) -> bool:
-    """Whether a zip archive would be larger when it is read. PyTorch's reader expands it."""
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that would be larger when it is read, as PyTorch's reader expands it; or
+    one of very many records."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError):  # which PyTorch's reader will say
-        return False
+        return
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CannotConvert(
+            f"{path.name} is a compressed archive, which could become larger than the memory;"
+            " expected what torch.save writes, which is not compressed"
+        )
+    if len(records) > MAX_RECORDS:
+        raise CannotConvert(
+            f"{path.name} has {len(records)} records; expected at most {MAX_RECORDS}"
+        )

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers import Regex, normalizers
 from torch import nn
+from transformers import DebertaV2Tokenizer
 
 from adapters.errors import BackboneError
 from adapters.families.family import EncoderConfig, Family, MaskedHead, Place
@@ -58,6 +60,26 @@ def prepare(encoder: Any) -> None:
             attention.pos_query_proj = _same(attention.query_proj)
 
 
+class WithCharacterMap(DebertaV2Tokenizer):
+    """DeBERTa's tokeniser with the checkpoint's own map of characters, by which `…` is three full
+    stops, and a no-break space is a space. transformers 5.23 drops the map, so that these become
+    unknown tokens; transformers 4 has it (`convert_slow_tokenizer.py`, `DebertaV2Converter`)."""
+
+    def __init__(
+        self, *args: Any, _spm_precompiled_charsmap: bytes | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        if _spm_precompiled_charsmap is not None:
+            steps = [
+                normalizers.Strip(),
+                normalizers.Precompiled(_spm_precompiled_charsmap),
+                normalizers.Replace(Regex(" {2,}"), " "),
+            ]
+            if self.do_lower_case:
+                steps.insert(0, normalizers.Lowercase())
+            self.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+
+
 def _same(linear: nn.Linear) -> nn.Linear:
     """Another module with the same parameters."""
     other = nn.Linear(linear.in_features, linear.out_features, device="meta")
@@ -107,4 +129,5 @@ FAMILY = Family(
     read=read,
     masked_head=masked_head,
     prepare=prepare,
+    tokenizers={DebertaV2Tokenizer: WithCharacterMap},
 )

@@ -7,7 +7,7 @@ How the engine computes a layer is described in `service.engine.families`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -75,3 +75,5 @@ class Family:
     pooling: Callable[[Any, bool], Pooling] = lambda _config, _has_pooler: "cls"
     dense_head: DenseHead | None = "tanh"  # of a fresh classifier; None: a linear layer alone
     prepare: Callable[[Any], None] = lambda _encoder: None  # changes a loaded encoder
+    # Classes that load a tokeniser in the place of transformers' own.
+    tokenizers: Mapping[type, Any] = field(default_factory=dict)

@@ -4,9 +4,14 @@ lengths on a CPU: random weights of base size, float32, no adapters.
     python -m benchmarks.engine.families --out benchmarks/results/families.json
 
 Both sides compute the last hidden states of the same rows. transformers gets them padded to the
-longest of the batch, with its fastest attention (SDPA; DeBERTa has only its own). The rows are in
-the order in which they came, as a server gets them. Runs are interleaved; the ratio of each pair of
-runs is taken, and its median and range are written.
+longest of the batch, with its fastest attention (SDPA; DeBERTa and MPNet have only their own). The
+rows are in the order in which they came, as a server gets them.
+
+The unit is the processor time of the one thread that computes, so that another program on the
+machine does not count, except for the cache that it takes. In each round every family has its turn,
+one batch a side, and the sides change places. A ratio is of the two batches of one turn; its median
+and range are written. The file is written after each round, so a run that is ended early has as
+many of each.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ from adapters.backbone import Backbone
 from adapters.families.registry import family_of
 from service.engine.encoder import PackedEncoder
 from training.hardware import hardware
+
+Run = Callable[[], torch.Tensor]
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
@@ -57,26 +64,28 @@ NEAR = 1e-3  # of hidden states
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--families", nargs="+", choices=BASE, default=list(BASE))
-    options.add_argument("--rows", type=int, default=16, help="of a batch")
+    options.add_argument("--rows", type=int, default=8, help="of a batch")
     options.add_argument("--longest", type=int, default=256, help="tokens of the longest row")
-    options.add_argument("--repeats", type=int, default=7)
-    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--rounds", type=int, default=11)
     options.add_argument("--out", type=Path, required=True)
     chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
+    torch.set_num_threads(1)
     lengths = mixed(chosen.rows, chosen.longest)
+    contests = {family: Contest(family, lengths) for family in chosen.families}
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.engine.families", *sys.argv[1:]]),
         "hardware": hardware(CPU),
-        "threads": chosen.threads,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "lengths": lengths,
-        "repeats": chosen.repeats,
-        "families": {
-            family: compared(family, lengths, chosen.repeats) for family in chosen.families
-        },
+        "tokens": sum(lengths),
+        "padded_tokens": max(lengths) * len(lengths),
     }
-    chosen.out.write_text(json.dumps(result, indent=2) + "\n")
+    for done in range(1, chosen.rounds + 1):
+        for contest in contests.values():
+            contest.turn(ours_first=done % 2 == 1)
+        found = {family: contest.found() for family, contest in contests.items()}
+        whole = {**result, "rounds": done, "families": found}
+        chosen.out.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def mixed(rows: int, longest: int) -> list[int]:
@@ -88,29 +97,48 @@ def mixed(rows: int, longest: int) -> list[int]:
     return lengths
 
 
-def compared(family: str, lengths: list[int], repeats: int) -> dict[str, Any]:
-    """Milliseconds a batch of both sides, and how many times as fast ours is."""
-    ours, theirs = sides(family, lengths)
-    check(ours(), theirs(), lengths)
-    times: dict[str, list[float]] = {"ours": [], "transformers": []}
-    for _ in range(repeats):
-        for name, run in (("ours", ours), ("transformers", theirs)):
-            start = time.perf_counter()
-            run()
-            times[name].append(1000 * (time.perf_counter() - start))
-    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-    return {
-        **{f"{name}_ms": round(statistics.median(each), 1) for name, each in times.items()},
-        "times_as_fast": round(statistics.median(ratios), 2),
-        "range": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
+class Contest:
+    """Both sides of one family, and the processor time of each of their batches."""
+
+    def __init__(self, family: str, lengths: list[int]) -> None:
+        """Both sides have run once, and agree, when this is done."""
+        self._ours, self._theirs, self._attention = sides(family, lengths)
+        check(self._ours(), self._theirs(), lengths)
+        self._times: list[tuple[float, float]] = []  # milliseconds: ours, theirs
+
+    def turn(self, *, ours_first: bool) -> None:
+        """One batch a side."""
+        if ours_first:
+            ours = milliseconds(self._ours)
+            theirs = milliseconds(self._theirs)
+        else:
+            theirs = milliseconds(self._theirs)
+            ours = milliseconds(self._ours)
+        self._times.append((ours, theirs))
+
+    def found(self) -> dict[str, Any]:
+        """Milliseconds a batch of both sides, and how many times as fast ours is."""
+        ours, theirs = zip(*self._times, strict=True)
+        ratios = [b / a for a, b in self._times]
+        return {
+            "ours_ms": round(statistics.median(ours), 1),
+            "transformers_ms": round(statistics.median(theirs), 1),
+            "transformers_attention": self._attention,
+            "times_as_fast": round(statistics.median(ratios), 2),
+            "range": [round(min(ratios), 2), round(max(ratios), 2)],
+        }
 
 
-Run = Callable[[], torch.Tensor]
+def milliseconds(run: Run) -> float:
+    """Of this thread's processor time."""
+    start = time.thread_time()
+    run()
+    return 1000 * (time.thread_time() - start)
 
 
-def sides(family: str, lengths: list[int]) -> tuple[Run, Run]:
-    """Ours gives `[tokens, d]`, transformers' `[rows, longest, d]`."""
+def sides(family: str, lengths: list[int]) -> tuple[Run, Run, str]:
+    """Ours gives `[tokens, d]`, transformers' `[rows, longest, d]`; and the name of transformers'
+    attention."""
     torch.manual_seed(0)
     encoder = transformers.AutoModel.from_config(BASE[family]).eval().requires_grad_(False)
     family_of(encoder.config).prepare(encoder)
@@ -132,7 +160,7 @@ def sides(family: str, lengths: list[int]) -> tuple[Run, Run]:
         states: torch.Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return states
 
-    return ours, theirs
+    return ours, theirs, encoder.config._attn_implementation
 
 
 def check(ours: torch.Tensor, theirs: torch.Tensor, lengths: list[int]) -> None:

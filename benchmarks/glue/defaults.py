@@ -115,7 +115,7 @@ def run(there: cells.Cells, backbone: Backbone, folder: Path | None) -> Iterator
 
 def _run(task: str, sets: Sets, choices: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     known = tasks.TASKS[task]
-    recipe = Recipe(**choices, precision="float32", positive=known.positive)
+    recipe = Recipe(**choices, precision="float32", positive=known.positive, calibrate="none")
     held = len(sets.held.texts)
     both = dataclasses.replace(
         sets.held,

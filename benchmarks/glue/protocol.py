@@ -28,6 +28,7 @@ COMMON = Recipe(
     batch_size=8,
     dense_head=True,
     max_length=128,
+    calibrate="none",
 )
 CORRECTED: dict[str, Any] = {"routing": "rows", "second_pass": "mean", "task_loss": "both"}
 # What is compared: a method, or AdaMix with one thing changed.

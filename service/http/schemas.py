@@ -1,8 +1,7 @@
-"""Request and response models, and what becomes of logits."""
+"""Request and response models."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,14 +18,20 @@ from pydantic_core import PydanticCustomError
 from adapters.spec import UNKNOWN_KEY, AdapterSpec, Kind, ProblemType
 from service.aggregation import Aggregate
 from service.http.sentences import quoted
+from service.scores import Function, default_function
 
-Function = Literal["softmax", "sigmoid", "none"]
+Accuracy = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Abstain = Accuracy | None
 
 STRIDE = (
     "Tokens that neighbouring windows share; by default a quarter of those that a window has of the"
     " text."
 )
 AGGREGATE = "One answer of the windows' logits: their mean, or each label's largest."
+ABSTAIN = (
+    "Answer the label null where the confidence is too low for this share of right answers, such"
+    " as 0.95."
+)
 CUT_ON_THE_LEFT = "truncation_direction is 'left'; expected 'right' where a text may be cut"
 CUT_AND_WINDOWED = "truncate is true with a window; expected one of them: windows need no cut"
 
@@ -95,7 +100,7 @@ class Window(Strict):
 
 
 class Parameters(Strict):
-    """Hugging Face's parameters of text classification, and `window`."""
+    """Hugging Face's parameters of text classification, `abstain` and `window`."""
 
     top_k: StrictInt | None = Field(
         None,
@@ -103,8 +108,13 @@ class Parameters(Strict):
         description="How many labels to answer, the best ones; by default all.",
     )
     function_to_apply: Function | None = Field(
-        None, description="By default softmax; sigmoid for multi-label tasks; none for regression."
+        None,
+        description=(
+            "By default softmax; sigmoid for multi-label tasks; none for regression. Both are of"
+            " calibrated logits; none answers the logits as they are."
+        ),
     )
+    abstain: Abstain = Field(None, description=ABSTAIN)
     window: Window | None = None
 
 
@@ -135,6 +145,10 @@ class PredictRequest(Strict):
         return self.parameters.window if self.parameters is not None else None
 
     @property
+    def abstain(self) -> float | None:
+        return self.parameters.abstain if self.parameters is not None else None
+
+    @property
     def cut_on_the_left(self) -> bool:
         return self.truncation_direction in ("Left", "left")
 
@@ -154,9 +168,9 @@ class PredictRequest(Strict):
 
 
 class Score(BaseModel):
-    """One label of an answer."""
+    """One label of an answer; null where the answer abstains, and `score` is the confidence."""
 
-    label: str
+    label: str | None
     score: float
 
 
@@ -257,33 +271,3 @@ class Storage(BaseModel):
     saved_bytes: int
     ratio: float = Field(description="full_copies_bytes / total_bytes")
     adapters: list[AdapterBytes]
-
-
-def default_function(problem_type: ProblemType) -> Function:
-    """What turns logits into scores where the client asks for nothing else."""
-    if problem_type == "regression":
-        return "none"
-    return "sigmoid" if problem_type == "multi_label_classification" else "softmax"
-
-
-def scored(
-    logits: list[float], labels: tuple[str, ...], function: Function, top_k: int | None
-) -> list[dict[str, Any]]:
-    """Logits → `[{"label", "score"}]`, best first: by the logits, since scores may saturate at 0 or
-    1."""
-    if function == "softmax":
-        top = max(logits)
-        powers = [math.exp(value - top) for value in logits]
-        total = sum(powers)
-        scores = [power / total for power in powers]
-    elif function == "sigmoid":
-        scores = [_sigmoid(value) for value in logits]
-    else:
-        scores = logits
-    best = sorted(range(len(labels)), key=lambda i: -logits[i])
-    return [{"label": labels[i], "score": scores[i]} for i in best[:top_k]]
-
-
-def _sigmoid(x: float) -> float:
-    # never exp of a large number
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

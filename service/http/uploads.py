@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Iterator
 
 from fastapi import Request
@@ -19,6 +18,7 @@ from service.refusals import InvalidRequest, MalformedBody, RequestTooSlow
 # While uploads wait for room: what a client must send within what time, to be waited for.
 PATIENCE_SECONDS = 5.0
 LEAST_BYTES = 256 << 10
+LEAST_PIECE_BYTES = 64 << 10
 EXPECTED = "expected multipart/form-data, as curl -F file=@FILE sends it"
 
 
@@ -118,14 +118,25 @@ class _Upload:
         return self.turn is not None and not self.turn.done()
 
 
-class _InMemory(MultiPartParser):
-    """A full disk of temporary files must not refuse an upload: its memory is bounded already."""
+class _Form(MultiPartParser):
+    """A form whose one file stays in memory, in pieces as it came: a full disk of temporary files
+    must not refuse an upload, and a buffer that grows would be copied again and again."""
 
-    spool_max_size = sys.maxsize
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.headers, request.stream(), max_files=1, max_fields=4)
+        self.pieces: list[bytearray] = []
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            super().on_part_data(data, start, end)
+        elif self.pieces and len(self.pieces[-1]) < LEAST_PIECE_BYTES:
+            self.pieces[-1] += data[start:end]  # of a client that sends byte by byte
+        else:
+            self.pieces.append(bytearray(data[start:end]))
 
 
-async def read_form(request: Request) -> tuple[bytes, bool]:
-    """The upload's file, and its `activate`. Raises CompressedBody, MalformedBody or
+async def read_form(request: Request) -> tuple[list[bytearray], bool]:
+    """The upload's file in pieces, and its `activate`. Raises CompressedBody, MalformedBody or
     InvalidRequest, and what the request's `receive` raises. Limits of one file and a few fields end
     a flood of parts early."""
     check_encoding(request)
@@ -133,7 +144,7 @@ async def read_form(request: Request) -> tuple[bytes, bool]:
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         raise MalformedBody(f"the upload's Content-Type is {shown(content_type)}; {EXPECTED}")
     try:
-        parser = _InMemory(request.headers, request.stream(), max_files=1, max_fields=4)
+        parser = _Form(request)
         form = await parser.parse()
     except (MultiPartException, LookupError, UnicodeError) as error:
         reason = getattr(error, "message", None) or error
@@ -150,6 +161,6 @@ async def read_form(request: Request) -> tuple[bytes, bool]:
             raise MalformedBody(f"the form has no file 'file'; {EXPECTED}")
         if not isinstance(activate, str) or activate.lower() not in ("true", "false"):
             raise InvalidRequest(f"activate is {shown(activate)}; expected true or false")
-        return await file.read(), activate.lower() == "true"
+        return parser.pieces, activate.lower() == "true"
     finally:
         await form.close()

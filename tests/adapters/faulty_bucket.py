@@ -25,9 +25,9 @@ class Faulty(Objects):
         self.before: Callable[[str, str], None] = lambda *_: None
         self.after: Callable[[str, str], None] = lambda *_: None
 
-    def read(self, key: str) -> bytes | None:
+    def fetch(self, key: str) -> memoryview | None:
         self.before("read", key)
-        return super().read(key)
+        return super().fetch(key)
 
     def create(self, key: str, data: bytes) -> bool:
         self.before("create", key)

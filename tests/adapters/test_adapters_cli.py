@@ -160,6 +160,8 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.server.answer
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
+        # a codec that Python has, and that decodes nothing
+        self.send_header("Content-Type", "text/plain; charset=undefined")
         self.end_headers()
         self.wfile.write(answer)
 
@@ -275,7 +277,8 @@ def test_push_to_nobody(file: Path) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         assert_refused(invoke("push", file, "--url", url), f"{url} cannot be reached: ")
-    for url in ("localhost:8000", "", "http://[", "ftp://x"):
+    nowhere = ("localhost:8000", "", "http://[", "ftp://x", "http://a..b", f"http://{'a' * 64}.org")
+    for url in nowhere:
         assert_refused(invoke("push", file, "--url", url), f"{url} cannot be reached: ")
     assert_refused(
         invoke("push", file, "--url", "http://127.0.0.1:1", "--key", "clé"),

@@ -342,6 +342,22 @@ def test_a_compressed_archive(bert: Backbone, tmp_path: Path) -> None:
     assert_refused(convert(packed, bert), "packed.bin is a compressed archive, which could become")
 
 
+def test_more_tensors_than_a_model_has(bert: Backbone, tmp_path: Path) -> None:
+    """A checkpoint of very many tensors is refused before they are read, and so is one of very many
+    views of a few."""
+    many = {f"bert.{i}": torch.zeros(1) for i in range(10_100)}
+    assert_refused(
+        convert(saved(tmp_path, {**checkpoint(bert), **many}), bert),
+        "records; expected at most 10100",
+    )
+    view = torch.zeros(1)
+    views = {f"bert.{i}": view for i in range(10_001)}
+    assert_refused(
+        convert(saved(tmp_path, {**checkpoint(bert), **views}), bert),
+        "tensors; expected at most 10000",
+    )
+
+
 def test_layers_that_differ(bert: Backbone, tmp_path: Path) -> None:
     """Layers with another bottleneck or another number of experts than the first are refused."""
     second = {key: value for key, value in checkpoint(bert, r=5).items() if ".1.output." in key}
@@ -398,6 +414,7 @@ def test_options_that_do_not_fit(bert: Backbone, roberta: Backbone, tmp_path: Pa
             '\n{"text": "a"}',
             "probe.jsonl:2 is {'text': 'a'}; expected an object with text and text_pair",
         ),
+        ("\n" + " " * (1 << 20) + "{}", "probe.jsonl:2 has more than 1048576 bytes"),
         ('{"text": "a", "text_pair": " "}', "probe.jsonl:1: text_pair is only white space"),
     ],
 )

@@ -425,6 +425,14 @@ def _plus(name: str, *shape: int) -> Callable[[Path], None]:
     return _tensors(lambda tensors: tensors.update({f"base_model.model.{name}": torch.ones(shape)}))
 
 
+def _many(place: Path) -> None:
+    """With as many tensors as take minutes to be looked through, and nothing in them."""
+    path = place / "adapter_model.safetensors"
+    entry = b'"base_model.model.bert.%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    head = b"{%s}" % b",".join(entry % i for i in range(100_000))
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+
+
 def _content(name: str, content: str) -> Callable[[Path], None]:
     def change(place: Path) -> None:
         (place / name).write_text(content)
@@ -533,6 +541,11 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (
         _content("README.md", f"{QUANTISED.partition('- ')[0]}- quant_method: \x1b[2Jx"),
         r"quant_method: \x1b[2Jx",
+    ),
+    (_many, "adapter_model.safetensors has a header of 7888891 bytes; expected at most 4194304"),
+    (
+        _tensors(lambda tensors: tensors.update({str(i): torch.empty(0) for i in range(10_000)})),
+        "adapter_model.safetensors holds 10006 tensors; expected at most 10000",
     ),
     (_rank_257, "LoRA of query has rank 257; expected at most 256"),
 ]

@@ -3,10 +3,12 @@ with a sentence."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+import random
 import struct
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from adapters.header import FORMAT
 from adapters.parity import check_backbone, check_parity
 from adapters.replay import replay
 from adapters.text import encode
-from benchmarks.reliability.files import join, split
+from benchmarks.reliability.files import join, mutated, split
 from tests.conftest import ROOT
 from tests.tiny import random_adapter, tiny_backbone
 
@@ -291,10 +293,15 @@ def test_broken_tensors(bert: Backbone, case: str) -> None:
         ({"dtype": ["F16"]}, r"has dtype \['F16'\]; expected one of"),
         ({"dtype": None}, "has dtype None; expected one of"),
         ({"shape": "32"}, r"has shape '32'; expected \[2, 2, 32\]"),
-        ({"shape": [2, 2, 32.0]}, "not valid safetensors"),
+        ({"shape": [2, 2, 32.0]}, r"has shape \[2, 2, 32.0\]; expected \[2, 2, 32\]"),
         ({"data_offsets": [0, 1 << 40]}, "not valid safetensors"),
         ({"data_offsets": [-1, 255]}, "not valid safetensors"),
         ({"data_offsets": [2, 258]}, "not valid safetensors"),
+        ({"data_offsets": [0, 256.0]}, r"not valid safetensors.*\[0, 256.0\]; expected its first"),
+        ({"data_offsets": [False, 256]}, r"not valid safetensors.*\[False, 256\]; expected its"),
+        ({"data_offsets": [[], {}]}, "not valid safetensors"),
+        ({"data_offsets": [0]}, "not valid safetensors"),
+        ({"data_offsets": None}, "not valid safetensors"),
         (3, "has dtype None; expected"),
     ],
 )
@@ -306,6 +313,19 @@ def test_broken_entries(valid: bytes, change: Any, message: str) -> None:
     )
     with pytest.raises(InvalidAdapter, match=message):
         parse(join(header, body))
+
+
+def test_what_is_taken_can_be_read_by_the_library_of_safetensors(valid: bytes) -> None:
+    """Of files that are damaged at random, none is taken that the library of the format refuses."""
+    chance = random.Random(7)
+    taken = 0
+    for _ in range(3000):
+        data = mutated(valid, chance)
+        with contextlib.suppress(InvalidAdapter):
+            parse(data)
+            assert safetensors.torch.load(data)
+            taken += 1
+    assert taken > 100
 
 
 @pytest.mark.parametrize(
@@ -405,6 +425,46 @@ SPECS: list[tuple[str, Any, str]] = [
     ("bottleneck", 0, "bottleneck is 0; expected greater than or equal to 1"),
     ("bottleneck", 257, "bottleneck is 257; expected less than or equal to 256"),
     ("activation", "relu", "activation is 'relu'; expected 'gelu'"),
+    *(
+        ("temperatures", [value], f"temperatures.0 is {value}; expected {expected}")
+        for value, expected in [
+            (0.0, "greater than or equal to 0.01"),
+            (-1.5, "greater than or equal to 0.01"),
+            (float("nan"), ".*finite number"),
+            (float("inf"), ".*finite number"),
+            (1e9, "less than or equal to 100"),
+        ]
+    ),
+    ("temperatures", [], r"temperatures is \[\]; .*at least 1"),
+    ("temperatures", ["1"], "temperatures.0 is '1'; expected a valid number"),
+    (
+        "temperatures",
+        [1.5, 1.5],
+        "temperatures holds 2 numbers; expected 1, as single_label_classification has",
+    ),
+    ("risk_coverage", [], r"risk_coverage is \[\]; .*at least 1"),
+    (
+        "risk_coverage",
+        [{"accuracy": 0.9, "coverage": 1.0, "threshold": -0.1}],
+        "risk_coverage.0.threshold is -0.1; expected greater than or equal to 0",
+    ),
+    (
+        "risk_coverage",
+        [{"accuracy": 0.9, "coverage": 0.5, "threshold": 0.8, "rows": 3}],
+        "risk_coverage.0.rows is there; expected no such key",
+    ),
+    *(
+        (
+            "risk_coverage",
+            [{"accuracy": 0.9, "coverage": 0.5, "threshold": 0.8}, after],
+            "risk_coverage has accuracy .* after accuracy 0.9.*; expected a higher accuracy",
+        )
+        for after in (
+            {"accuracy": 0.9, "coverage": 0.4, "threshold": 0.9},
+            {"accuracy": 0.95, "coverage": 0.6, "threshold": 0.9},
+            {"accuracy": 0.95, "coverage": 0.4, "threshold": 0.7},
+        )
+    ),
     ("training", [], r"training is \[\]; expected an object"),
     ("author", "me", "author is there; expected no such key"),
     ("backbone.author", "me", "backbone.author is there; expected no such key"),

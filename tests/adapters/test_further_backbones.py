@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from adapters.errors import AdaMixError, BackboneError, BackboneMismatch, Cannot
 from adapters.file import parse
 from adapters.parity import check_backbone
 from adapters.text import encode
+from service.engine.encoder import PackedEncoder
 from tests.tiny import FURTHER, POSITIONS, random_adapter, tiny_backbone, tiny_masked_lm
 from training import label_words
 from training.config import Recipe
@@ -41,7 +41,8 @@ Change = Callable[[Path], object]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A backbone of each family with its masked-language-model head."""
     return {
-        family: tiny_masked_lm(tmp_path_factory.mktemp("backbone"), family) for family in FURTHER
+        family: tiny_masked_lm(tmp_path_factory.mktemp("backbone"), family)
+        for family in (*FURTHER, "xlm-roberta")
     }
 
 
@@ -135,7 +136,7 @@ def _of_transformers_4(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("saved", [_bin, _sharded, _encoder_alone, _of_transformers_4])
-@pytest.mark.parametrize("family", FURTHER)
+@pytest.mark.parametrize("family", [*FURTHER, "xlm-roberta"])
 def test_a_checkpoint_in_another_form(
     folders: dict[str, Path], family: str, saved: Change, tmp_path: Path
 ) -> None:
@@ -159,17 +160,6 @@ def test_a_tokeniser_of_sentencepiece(folders: dict[str, Path]) -> None:
     assert (row.ids, row.types) == (wanted["input_ids"], wanted["token_type_ids"])
     assert max(row.types) == 1
     assert backbone.mask_token == "[MASK]"
-
-
-@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
-def test_sentencepiece_is_not_installed(folders: dict[str, Path], tmp_path: Path) -> None:
-    """A folder whose only tokeniser is SentencePiece's own file is refused by the name of the
-    package that reads it."""
-    folder = copy_of(folders, "deberta-v2", tmp_path)
-    (folder / "tokenizer.json").unlink()
-    (folder / "spm.model").write_bytes(b"\n\x0b\n\x04good\x15\x00\x00\x80\xbf")
-    with pytest.raises(BackboneError, match="which needs the package sentencepiece"):
-        load(str(folder))
 
 
 CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -242,6 +232,30 @@ def test_a_missing_layer(folders: dict[str, Path], family: str, tmp_path: Path) 
         change_config(folder, layer_types=["full_attention"] * 3)
     with pytest.raises(BackboneError, match=r"lacks \d+ tensors, '.*\.2\..*' the first; expected"):
         load(str(folder))
+
+
+ACTIVATION = {"distilbert": "activation", "modernbert": "hidden_activation"}
+
+
+@pytest.mark.parametrize("activation", ["nonsense", "sqrtsoftplus"])
+@pytest.mark.parametrize("family", FURTHER)
+def test_an_activation_that_the_engine_lacks(
+    folders: dict[str, Path], family: str, activation: str, tmp_path: Path
+) -> None:
+    """An activation that nobody knows, or that the engine does not have, is refused by its name."""
+    folder = copy_of(folders, family, tmp_path)
+    change_config(folder, **{ACTIVATION.get(family, "hidden_act"): activation})
+    with pytest.raises(BackboneError, match=f"{activation}.*; expected") as caught:
+        PackedEncoder(load(str(folder)), torch.device("cpu"), torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_of_no_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
+    """ModernBERT with a window in which a token sees itself alone is refused by the layer."""
+    folder = copy_of(folders, "modernbert", tmp_path)
+    change_config(folder, local_attention=1)
+    with pytest.raises(BackboneError, match=r"layer 1: attention has a window of 0 tokens; exp"):
+        PackedEncoder(load(str(folder)), torch.device("cpu"), torch.float32)
 
 
 def test_a_service_on_it_does_not_start(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ other."""
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,25 @@ def test_an_address_that_is_none(url: str) -> None:
         connect(url, 5)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:secret@bucket/p",
+        "s3://KEY:a/secret@bucket/p",
+        "az://bucket/p?sig=secret",
+        "gs://bucket#secret",
+    ],
+)
+def test_an_address_with_a_password(url: str, tmp_path: Path) -> None:
+    """An address with a user, a query or a fragment, with which no bucket would be asked, is
+    refused, and not shown."""
+    for arguments in (("gc", url, "--older-than", "1"), ("copy", url, str(tmp_path / "back"))):
+        code, _, sentence = command(*arguments)
+        assert code == 2
+        assert "BUCKET/PREFIX alone, and credentials in the cloud's own variables" in sentence
+        assert "secret" not in sentence
+
+
 def command(*arguments: str) -> tuple[int, str, str]:
     """Run `python -m adapters` with these: its exit code, and what it said on both streams."""
     done = CliRunner().invoke(app, list(arguments))
@@ -254,6 +274,17 @@ def test_copying_a_store(
     assert command("gc", bucket, "--older-than", "1") == (0, f"deleted 0 files of {bucket}\n", "")
     with BucketStore(connect(bucket, 5), tmp_path / "cache", backbone=bert.reference) as served:
         assert served.get("sst2").digest == versions[0].digest
+
+
+def test_a_copy_without_room_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`copy` where there is no folder for temporary files ends with code 2 and a sentence."""
+    Store(tmp_path / "from").close()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    code, _, said = command("copy", str(tmp_path / "from"), str(tmp_path / "to"))
+    assert code == 2
+    assert said.startswith("error: there is no folder for temporary files: ")
 
 
 def test_commands_for_what_is_no_store(tmp_path: Path) -> None:

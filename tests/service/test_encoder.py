@@ -93,7 +93,7 @@ def rows_of(backbone: Backbone, lengths: Sequence[int], seed: int = 0) -> list[T
     such a type."""
     rng = random.Random(seed)
     first, last = max(10, backbone.config.pad_token_id + 1), backbone.config.vocab_size
-    second = 1 if backbone.config.type_vocab_size > 1 else 0
+    second = 1 if backbone.encoder_config.token_types > 1 else 0
     return [
         Tokens(
             [rng.randrange(first, last) for _ in range(n)],

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from adapters.file import parse
 from tests.service.conftest import Server
 from tests.tiny import TASKS
 from tests.training.test_training_cli import jsonl
 from training.__main__ import app
+
+LABELS = TASKS["sst2"]["labels"]
 
 
 def evaluate(name: str | Path, data: Path, *more: Any) -> Result:
@@ -72,3 +78,70 @@ def test_what_cannot_be_asked(server: Server, tmp_path: Path) -> None:
         assert result.stderr.startswith("error: ")
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+class Stranger(ThreadingHTTPServer):
+    """Has the file of one task, and answers predictions with `said`: a status, a Retry-After, and
+    what stands in place of a score."""
+
+    file: bytes
+    said: tuple[int, str, str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Stranger
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/file"):
+            self.answer(200, self.server.file)
+        else:
+            self.answer(200, json.dumps({"version": parse(self.server.file).version}).encode())
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, _, score = self.server.said
+        row = ",".join(f'{{"label": "{label}", "score": {score}}}' for label in LABELS)
+        self.answer(status, f"[{','.join([f'[{row}]'] * len(asked['inputs']))}]".encode())
+        self.server.said = (200, "1", "0.5")  # the next time
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Retry-After", self.server.said[1])
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def stranger(adapter_bytes: Callable[..., bytes]) -> Iterator[Stranger]:
+    with Stranger(("127.0.0.1", 0), Handler) as server:
+        server.file = adapter_bytes("sst2")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "score", ["1e999", "-1e999", "NaN", "1" + "0" * 400, '"inf"', "null", "[]"]
+)
+def test_scores_that_are_no_numbers(stranger: Stranger, tmp_path: Path, score: str) -> None:
+    """Scores that are not finite numbers, or none at all, end in a sentence, and are not judged."""
+    stranger.said = (200, "1", score)
+    data = jsonl(tmp_path / "rows.jsonl", rows("sst2"))
+    result = evaluate("sst2", data, "--url", f"http://127.0.0.1:{stranger.server_port}")
+    assert result.exit_code == 2, result.output
+    assert "answered with something else than the scores of 16 rows" in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "soon", ""])
+def test_a_time_to_wait_that_is_none(stranger: Stranger, tmp_path: Path, seconds: str) -> None:
+    """A busy service whose Retry-After is no time is asked again all the same."""
+    stranger.said = (503, seconds, "0.5")
+    data = jsonl(tmp_path / "rows.jsonl", rows("sst2"))
+    result = evaluate("sst2", data, "--url", f"http://127.0.0.1:{stranger.server_port}")
+    assert result.exit_code == 0, result.output

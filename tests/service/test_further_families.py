@@ -33,10 +33,11 @@ REAL: Mapping[str, dict[str, Any]] = {
     "modernbert": {"local_attention": 128},
     "deberta-v2": {"position_buckets": 256},
 }
+DEEP = "xlm-roberta, as deep as its large one"
 # Other configs of the same family.
 VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, REAL.get(family, {})) for family in FURTHER},
-    "xlm-roberta, as deep as its large one": ("xlm-roberta", {"num_hidden_layers": 24}),
+    DEEP: ("xlm-roberta", {"num_hidden_layers": 24}),
     "distilbert with relu": ("distilbert", {"activation": "relu"}),
     "distilbert with sinusoidal positions": ("distilbert", {"sinusoidal_pos_embds": True}),
     "mpnet with gelu_new": ("mpnet", {"hidden_act": "gelu_new"}),
@@ -173,7 +174,7 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.int8], ids=str)
-@pytest.mark.parametrize("family", FURTHER)
+@pytest.mark.parametrize("family", [*FURTHER, DEEP])
 def test_other_precisions(
     family: str, dtype: torch.dtype, backbone_of: Callable[[str], Backbone]
 ) -> None:

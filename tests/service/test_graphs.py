@@ -31,9 +31,12 @@ CPU = torch.device("cpu")
 LADDER = [(16, 2), (32, 4)]
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return backbones.load(str(tiny_backbone(tmp_path_factory.mktemp("backbone"), "bert")))
+# ModernBERT's window is shorter than the longest row here.
+@pytest.fixture(scope="module", params=["bert", "distilbert", "modernbert"])
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    changes = {"local_attention": 10} if request.param == "modernbert" else {}
+    folder = tiny_backbone(tmp_path_factory.mktemp("backbone"), request.param, **changes)
+    return backbones.load(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +48,17 @@ def adapters(backbone: Backbone) -> list[Adapter]:
     return [parse(data) for data in made]
 
 
-def row_by_row(qkv: Tensor, batch: Packed, heads: int) -> Tensor:
+def row_by_row(qkv: Tensor, batch: Packed, heads: int, *, window: int | None = None) -> Tensor:
     """Attention by the rows' bounds, as they are on the device by then; tokens of no row get what
     nobody may see."""
     out = qkv.new_full((len(qkv), qkv.shape[1] // 3), float("nan"))
     bounds = batch.bounds.tolist()
     for start, end in pairwise(bounds):
         q, k, v = qkv[start:end].unflatten(1, (3, heads, out.shape[1] // heads)).permute(1, 2, 0, 3)
-        out[start:end] = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+        places = torch.arange(end - start)
+        near = (places[:, None] - places).abs() <= (window or len(places))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=near)
+        out[start:end] = attended.transpose(0, 1).flatten(1)
     return out
 
 

@@ -1,9 +1,11 @@
-"""Each further family over HTTP: trained, merged, uploaded, its probe replayed, and asked."""
+"""Each further family, and XLM-R, over HTTP: trained, merged, uploaded, its probe replayed, and
+asked."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,30 +14,43 @@ from adapters import backbone as backbones
 from adapters.classifier import collate, from_adapter
 from adapters.file import parse, serialize
 from adapters.text import encode
+from tests.sentence_pieces import pieces_backbone
 from tests.service.conftest import ADMIN_KEY, running
-from tests.tiny import FURTHER, tiny_masked_lm
+from tests.tiny import tiny_masked_lm
 from tests.training.test_training import QUICK, SINGLE
-from training.config import Recipe
+from training.config import SERVABLE, Recipe
 from training.one_run import train
 
 TEXTS = [("it is a good film",), ("awful",), ("the plot was not very good and the film is bad",)]
+# DeBERTa and XLM-R with SentencePiece's own file alone, as they are released
+FOLDERS = {
+    "distilbert": tiny_masked_lm,
+    "mpnet": tiny_masked_lm,
+    "modernbert": tiny_masked_lm,
+    "deberta-v2": pieces_backbone,
+    "xlm-roberta": pieces_backbone,
+}
 
 
-@pytest.mark.parametrize("family", FURTHER)
+@pytest.mark.parametrize("family", FOLDERS)
 def test_from_training_to_answers(family: str, tmp_path: Path) -> None:
-    """AdaMix, LoRA and a prompt, trained on the backbone and uploaded, answer in one batch the
-    logits of transformers' model."""
-    folder = tiny_masked_lm(tmp_path / "backbone", family)
+    """What each method that can be served trains on the backbone, and a prompt, uploaded, answer in
+    one batch the logits of transformers' model."""
+    folder = FOLDERS[family](tmp_path / "backbone", family)
     backbone = backbones.load(str(folder))
     words = dict(zip(SINGLE.labels, ("good", "the"), strict=True))
-    recipes = {
-        "mixture": {},
-        "updates": {"adaptation": "lora", "rank": 4, "bottleneck": Recipe.bottleneck},
-        "prompt": {"prompt": "{text} It was {mask}.", "label_words": words},
+    recipes: dict[str, dict[str, Any]] = {method: {"method": method} for method in SERVABLE}
+    recipes["adamix"]["experts"] = 2
+    recipes["lora"] |= {"rank": 4, "bottleneck": Recipe.bottleneck}
+    recipes["updates"] = {**recipes["lora"], "method": "adamix", "adaptation": "lora", "experts": 2}
+    recipes["prompt"] = {
+        "experts": 2,
+        "prompt": "{text} It was {mask}.",
+        "label_words": words,
     }
     files = {}
     for task, changes in recipes.items():
-        recipe = dataclasses.replace(QUICK, epochs=1, experts=2, **changes)
+        recipe = dataclasses.replace(QUICK, **changes)
         trained = train(task, backbone, SINGLE, SINGLE, recipe)
         files[task] = serialize(trained.spec, trained.tensors)
     bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -23,6 +23,7 @@ from adapters.backbone import Backbone
 from adapters.file import Adapter, parse
 from adapters.spec import LoraSite
 from service.engine.adaptation import adaptation_of
+from service.engine.encoder import PackedEncoder
 from service.engine.engine import Engine
 from service.engine.gpu.tables import Tables
 from service.engine.heads import classify
@@ -35,7 +36,7 @@ from service.engine.slots import Slots
 from tests import formula
 from tests.service.interpreter import GPU, NO_GPU
 from tests.service.test_encoder import rows_of
-from tests.tiny import random_adapter, tiny_backbone
+from tests.tiny import FURTHER, random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -255,6 +256,33 @@ def test_both_kinds_on_a_gpu(
     for site, y in found[0].items():
         assert not torch.equal(y, outputs[site])
         torch.testing.assert_close(y, found[1][site], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", [*FURTHER, "xlm-roberta"])
+@torch.inference_mode()
+def test_families(fused: ModuleType, device: torch.device, tmp_path: Path, family: str) -> None:
+    """The encoder of each further family has by the kernels, at every site that it has, the hidden
+    states that it has by the CPU's products."""
+    backbone = backbones.load(str(tiny_backbone(tmp_path, family)))
+    places: list[LoraSite] = list(backbone.family.places)
+    made = [
+        random_adapter(backbone, "bottleneck", ["no", "yes"], seed=1),
+        random_adapter(backbone, "all", ["no", "yes"], ranks=dict.fromkeys(places, 3), seed=2),
+        random_adapter(backbone, "later", ["no", "yes"], first_layer=1, seed=3),
+        random_adapter(backbone, "some", ["no", "yes"], ranks={"query": 2, "down": 5}, seed=4),
+    ]
+    adapters, lengths = [parse(data) for _, _, data in made], [5, 33, 1, 17]
+    rows = [(row.ids, [0] * len(row.ids)) for row in rows_of(backbone, lengths)]
+    found = []
+    for where, combine in ((device, fused.ON_GPU), (CPU, ON_CPU)):
+        # exact attention on both: flash attention has no float32
+        encoder = PackedEncoder(backbone, where, torch.float32)
+        batch = encoder.pack(rows)
+        segments = segments_of(adapters, lengths, where, torch.float32)
+        adaptation = adaptation_of(segments, len(batch.ids), combine)
+        found.append(encoder.forward(batch, adaptation).cpu())
+        assert not torch.equal(found[-1], encoder.forward(batch).cpu())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None)

@@ -3,7 +3,9 @@ sentences that are said."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import httpx2
 import jsonschema_rs
 import pytest
+from fastapi import FastAPI
 
 from service.http import openapi
 from service.http.recorded import ANSWERS
+from service.http.routes import docs, health
 from tests.service.record_examples import record
 
 Document = dict[str, Any]
@@ -188,3 +192,27 @@ def test_every_error_is_shown_somewhere(document: Document) -> None:
         if "error_type" in str(example["value"])
     }
     assert shown == set(openapi.PROBLEMS) == set(PROVOKED) | OTHERS
+
+
+def test_the_document_does_not_hold_up_others() -> None:
+    """While the document is made, which takes long the first time, other requests are answered."""
+    answered = threading.Event()
+
+    class App(FastAPI):
+        @property
+        def document(self) -> bytes:
+            return b"true" if answered.wait(30) else b"false"
+
+    async def scenario() -> None:
+        app = App(openapi_url=None)
+        app.include_router(docs.router)
+        app.include_router(health.router)
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            document = asyncio.create_task(client.get("/openapi.json"))
+            await asyncio.sleep(0)  # it begins
+            assert (await client.get("/health")).status_code == 200
+            answered.set()
+            assert (await document).json() is True
+
+    asyncio.run(scenario())

@@ -278,6 +278,7 @@ def test_a_bucket_that_ignores_conditions_ends_the_start(
 
 BAD = {
     "no scheme of a bucket": ({"store": "ftp://somewhere"}, "expected a folder, or a bucket as"),
+    "a password": ({"store": "s3://k:secret@b/p"}, "STORE is not usable: the store's address, s3:"),
     "no admin key": ({"store": "s3://b/p", "host": "0.0.0.0"}, "ADAMIX_ADMIN_KEY is not set, but"),
     "a poll as long as the lease": ({"store_poll_seconds": 1}, "less than STORE_LEASE_SECONDS"),
 }
@@ -290,3 +291,4 @@ def test_settings_that_no_replica_can_keep(what: str) -> None:
     code, said = refused(**settings)
     assert code == 2
     assert sentence in said
+    assert "secret" not in said

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from adapters.errors import AdaMixError, InvalidText
 from adapters.spec import ProblemType
 from service.http.inputs import read_inputs
-from service.http.schemas import Function, Parameters, PredictRequest, scored
+from service.http.schemas import Parameters, PredictRequest
 from service.predictor import Signature
 from service.refusals import InvalidRequest
+from service.scores import Function, scored
 
 SINGLE = Signature(
     task="sst2",

@@ -152,7 +152,7 @@ def kept(tmp_path: Path, bert_folder: Path) -> Path:
 OTHERS: list[tuple[list[str], str]] = [
     (
         ["--learning-rate", "0.002"],
-        "is of a run with another learning_rate (0.001; now 0.002); expected the same",
+        "is of a run with another learning_rate (0.003; now 0.002); expected the same",
     ),
     (["--method", "adapter"], "is of a run with another method ('adamix'; now 'adapter')"),
     (["--epochs", "2"], "is of a run with another epochs (1; now 2)"),

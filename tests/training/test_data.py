@@ -133,7 +133,7 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
     ("d.jsonl", "", "holds no examples; expected at least one"),
     ("d.csv", "text,label\n", "holds no examples; expected at least one"),
     ("d.csv", "", "holds no examples"),
-    ("d.txt", GOOD, "ends in '.txt'; expected .jsonl, .csv or .tsv"),
+    ("d.txt", GOOD, "ends in '.txt'; expected .jsonl, .csv, .tsv or .parquet"),
     ("d.jsonl", GOOD + "{nope\n", "line 3, is not JSON: "),
     ("d.jsonl", GOOD + "[" * 100_000 + "\n", "line 3, is not JSON: "),
     ("d.jsonl", GOOD + "[1]\n", "line 3, is a JSON list; expected an object"),

@@ -59,7 +59,7 @@ def test_a_folder_for_each_seed(tmp_path: Path, bert_folder: Path) -> None:
         *steps, last = lines(folder / "metrics.jsonl")
         assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
         assert all(step["loss"] > 0 and step["tokens_per_second"] > 0 for step in steps)
-        assert max(step["learning_rate"] for step in steps) == 1e-3
+        assert max(step["learning_rate"] for step in steps) == 3e-3
         assert {name: value for name, value in last.items() if name.startswith("dev/")} == {
             f"dev/{name}": value for name, value in scored["metrics"].items()
         }

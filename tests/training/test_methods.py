@@ -20,7 +20,7 @@ from adapters.mixture import draw_routes
 from adapters.text import encode
 from tests.tiny import tiny_backbone
 from tests.training.test_training import QUICK, SINGLE
-from tests.training.test_training_cli import ROWS, assert_refused, jsonl, without_hints
+from tests.training.test_training_cli import ROWS, assert_refused, jsonl, run_lines
 from training.__main__ import app
 from training.config import Method, Recipe
 from training.fit import fit
@@ -104,7 +104,7 @@ def test_a_method(tmp_path: Path, bert_folder: Path, method: str) -> None:
         "matthews",
     )
     assert line["score"] == line["metrics"]["matthews"]
-    assert f"matthews {line['score']:.4f}" in without_hints(result.stdout)[-1]
+    assert f"matthews {line['score']:.4f}" in run_lines(result.stdout)[-1]
     assert line["recipe"]["rank" if method == "lora" else "bottleneck"] == R
     assert line["seconds"] > 0
     assert "thread" in line["hardware"]
@@ -301,7 +301,7 @@ def test_seeds(tmp_path: Path, bert_folder: Path) -> None:
     first, second = map(json.loads, out.read_text().splitlines()[1:])
     assert (first["seed"], second["seed"], first["rows"], first["few_shot"]) == (0, 4, 5, 5)
     mean, half = (first["score"] + second["score"]) / 2, abs(first["score"] - second["score"]) / 2
-    last = without_hints(result.stdout)[-1]
+    last = run_lines(result.stdout)[-1]
     assert last.startswith(
         f"mean and standard deviation of 2 seeds: accuracy {mean:.4f} ± {half * 2**0.5:.4f} "
         " f1_macro "

@@ -55,8 +55,9 @@ def invoke(*args: Any) -> Result:
     return CliRunner().invoke(app, arguments(*args))
 
 
-def without_hints(stdout: str) -> list[str]:
-    return [line for line in stdout.splitlines() if not line.startswith("hint: ")]
+def run_lines(stdout: str) -> list[str]:
+    """What was said of the run itself, without choices and hints."""
+    return [line for line in stdout.splitlines() if not line.startswith(("chose ", "hint: "))]
 
 
 def assert_refused(result: Result, message: str, out: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_run(rows: Path, tmp_path: Path, bert_folder: Path) -> None:
     result = invoke(rows, out, bert_folder)
     assert result.exit_code == 0, result.output
     adapter = load(out)
-    first, *steps, dev, last = without_hints(result.stdout)
+    first, *steps, dev, last = run_lines(result.stdout)
     assert first == "toy: 8 rows, single_label_classification, labels negative, positive; cpu"
     assert [step.split()[1] for step in steps] == ["1/2", "2/2"]
     assert dev.startswith("dev (8 rows, merged adapter): accuracy ")
@@ -131,7 +132,7 @@ def test_a_run_of_the_program(rows: Path, tmp_path: Path) -> None:
     assert run.stderr == ""
     assert load(out).spec.training["dev_scores"]["accuracy"] == 1.0
     assert (
-        without_hints(run.stdout)[-2]
+        run_lines(run.stdout)[-2]
         == "dev (8 rows, merged adapter): accuracy 1.0000  f1_macro 1.0000  matthews 1.0000"
     )
 
@@ -201,7 +202,7 @@ BAD_DATA: list[tuple[str, str | bytes | None, str]] = [
     ),
     ("d.jsonl", '{"text": "a", "label": 1\n', "line 1, is not JSON"),
     ("d.jsonl", None, "cannot be read: No such file or directory"),
-    ("d.xlsx", b"PK", "ends in '.xlsx'; expected .jsonl, .csv or .tsv"),
+    ("d.xlsx", b"PK", "ends in '.xlsx'; expected .jsonl, .csv, .tsv or .parquet"),
 ]
 
 
@@ -302,7 +303,7 @@ def test_a_loss_that_is_not_finite(rows: Path, tmp_path: Path) -> None:
     result = invoke(rows, out, folder)
     assert result.exit_code == 2
     assert result.stderr.startswith(
-        "error: the loss is nan at step 1 of 2 (learning rate 0.001); expected a finite number"
+        "error: the loss is nan at step 1 of 2 (learning rate 0.003); expected a finite number"
     )
     assert out.read_bytes() == b"before"
 

@@ -14,6 +14,7 @@ from service.http.examples import VERSION
 # torch.
 if TYPE_CHECKING:
     from service.http.auth import Guard
+    from service.http.lists import Lists
     from service.predictor import Predictor
     from service.service import Service
 
@@ -35,12 +36,16 @@ _ADMIN_KEY = Depends(
 )
 
 
-def as_json(value: Any, headers: dict[str, str] | None = None) -> Response:
+def as_json(value: Any) -> Response:
     """Models as an answer. FastAPI would make its JSON on the event loop, which a list of ten
-    thousand tasks would hold up: a route that is no coroutine runs in a thread."""
-    return Response(
-        to_json(value, inf_nan_mode="null"), headers=headers, media_type="application/json"
-    )
+    thousand tasks would hold up: this is for a job of `Lists`."""
+    return Response(to_json(value, inf_nan_mode="null"), media_type="application/json")
+
+
+def lists_of(request: Request) -> Lists:
+    """Where the app's answers are made that go through all tasks."""
+    lists: Lists = request.app.state.lists
+    return lists
 
 
 def service_of(request: Request) -> Service:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic_core import to_json
 
 from adapters.entry import Entry
 from adapters.errors import DamagedAdapter, StoreUnreachable, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
+from adapters.pieces import joined
 from service.http import examples
 from service.http.body import parse_body, read_body
 from service.http.downloads import Download, DownloadRoom, Place
+from service.http.lists import PIECE_TASKS
 from service.http.openapi import KEY_PROBLEMS, WRITE_PROBLEMS, answered, body_of, problems
-from service.http.routes import READ, WRITE, Task, Version, as_json, service_of
+from service.http.routes import READ, WRITE, Task, Version, lists_of, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
 from service.http.uploads import read_form
 from service.http.views import detailed, info, listed
@@ -74,8 +78,8 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     this server."""
     service = service_of(request)
     with request.app.state.uploads.upload(request.receive) as receive:
-        data, activate = await read_form(Request(request.scope, receive))
-        adapter = await asyncio.to_thread(parse, data)
+        pieces, activate = await read_form(Request(request.scope, receive))
+        adapter = await asyncio.to_thread(lambda: parse(joined(pieces)))
         await service.replay_probe(adapter)
         version, new = await service.write(lambda: service.store.put(adapter, activate=activate))
     response.status_code = 201 if new else 200
@@ -107,7 +111,7 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     },
     dependencies=READ,
 )
-def list_adapters(
+async def list_adapters(
     request: Request,
     search: Annotated[
         str, Query(max_length=64, description="Only tasks with this in their name.")
@@ -121,15 +125,33 @@ def list_adapters(
     ] = False,
 ) -> Response:
     """Every task with its active version, by name; `X-Total-Count` says how many fit the search."""
-    service = service_of(request)
-    entries = [entry for entry in service.store.entries() if search.strip().lower() in entry.task]
+    service, lists = service_of(request), lists_of(request)
+    word = search.strip().lower()
+    entries = await lists.run(
+        request,
+        len(service.store),
+        lambda: [entry for entry in service.store.entries() if word in entry.task],
+    )
+    shown = entries[offset : None if limit is None else offset + limit]
+    parts = [shown[start : start + PIECE_TASKS] for start in range(0, len(shown), PIECE_TASKS)]
+    pieces = [(len(part), partial(_listed, service, part, details)) for part in parts]
+    found = await lists.pieces(request, pieces) if pieces else []
+    return Response(
+        b"[%s]" % b",".join(filter(None, found)),
+        headers={"X-Total-Count": str(len(entries))},
+        media_type="application/json",
+    )
+
+
+def _listed(service: Service, entries: list[Entry], details: bool) -> bytes:
+    """Some tasks of a list as JSON, with commas between them."""
     found: list[AdapterInfo] = []
-    for entry in entries[offset : None if limit is None else offset + limit]:
+    for entry in entries:
         # One that was deleted meanwhile, is damaged on disk, or is in a bucket that does not answer
         # is left out; a request for it says why.
         with contextlib.suppress(UnknownTask, UnknownVersion, DamagedAdapter, StoreUnreachable):
             found.append(listed(service, entry) if details else info(service, entry))
-    return as_json(found, {"X-Total-Count": str(len(entries))})
+    return to_json(found, inf_nan_mode="null")[1:-1]
 
 
 @router.get(

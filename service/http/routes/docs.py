@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from service.http.routes.page import HEADERS, STATIC, WholeFile
@@ -28,6 +28,12 @@ router = APIRouter(include_in_schema=False)
 def docs() -> WholeFile:
     """The page."""
     return WholeFile(STATIC / "docs.html", headers={**HEADERS, "Content-Security-Policy": POLICY})
+
+
+@router.get("/openapi.json")
+def document(request: Request) -> Response:
+    """The OpenAPI document; in a thread."""
+    return Response(request.app.document, media_type="application/json")
 
 
 @router.get("/docs/{name}")

@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from service.http.examples import METRICS, READY, one
 from service.http.openapi import KEY_PROBLEMS, answered, problems
-from service.http.routes import MEASURE, service_of
+from service.http.routes import MEASURE, lists_of, service_of
 
 router = APIRouter(tags=["operations"])
 
@@ -66,7 +66,7 @@ async def fresh(request: Request) -> dict[str, str]:
     openapi_extra={"security": [{}, {"api-key": []}, {"admin-key": []}]},  # open by default
     dependencies=MEASURE,
 )
-def metrics(
+async def metrics(
     request: Request,
     names: Annotated[
         list[str],
@@ -83,6 +83,8 @@ def metrics(
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
     except (TypeError, ValueError):  # prometheus_client, of a version in Accept that is no number
         encode, content_type = choose_encoder("")
-    registry = service_of(request).metrics.registry
+    service = service_of(request)
+    registry = service.metrics.registry
     shown = registry.restricted_registry(names) if names else registry
-    return Response(encode(shown), media_type=content_type)
+    content = await lists_of(request).run(request, len(service.store), lambda: encode(shown))
+    return Response(content, media_type=content_type)

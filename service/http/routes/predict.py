@@ -31,9 +31,14 @@ from service.http.routes.prediction import (
     predicted,
     truncates,
 )
-from service.http.schemas import CUT_ON_THE_LEFT, PredictRequest, Score, scored
+from service.http.schemas import (
+    CUT_ON_THE_LEFT,
+    PredictRequest,
+    Score,
+)
 from service.predictor import Admitted, Predictor
 from service.refusals import InvalidRequest
+from service.scores import answer_of, least_confidence
 
 
 class _Direct(APIRoute):
@@ -144,6 +149,10 @@ async def _predict(
 
     async def answer(adapters: Sequence[Admitted]) -> Response:
         wanted = list(zip(adapters, rows, strict=True))
+        least = [
+            None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
+            for adapter in adapters
+        ]
         numbers = check_answer(wanted, top_k)
         prediction = await predicted(
             request, predictor, wanted, truncate=truncate, window=body.window
@@ -151,10 +160,12 @@ async def _predict(
 
         def encoded() -> bytes:
             answers: dict[str, Any] = {}
-            for adapter, several, found in zip(adapters, lists, prediction.logits, strict=True):
+            for adapter, several, found, lowest in zip(
+                adapters, lists, prediction.logits, least, strict=True
+            ):
                 signature = adapter.signature
                 function = body.function(signature.problem_type)
-                scores = [scored(logits, signature.labels, function, top_k) for logits in found]
+                scores = [answer_of(logits, signature, function, top_k, lowest) for logits in found]
                 answers[signature.task] = scores if several or always_nested else scores[0]
             return orjson.dumps(answers if len(tasks) > 1 else answers[tasks[0]])
 

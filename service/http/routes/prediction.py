@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import TypeVar
 
 import orjson
 from fastapi import Request, Response
@@ -20,6 +18,7 @@ from adapters.text import TextInput, Tokens
 from service.aggregation import aggregated
 from service.batcher import Outcome
 from service.http.answers import status_of
+from service.http.leaving import unless_client_leaves
 from service.http.routes import guard_of, predictor_of
 from service.http.schemas import CUT_AND_WINDOWED, Window
 from service.http.sentences import plural
@@ -29,17 +28,16 @@ from service.refusals import (
     ClientClosed,
     Closed,
     InvalidRequest,
-    NotFinite,
     QueueFull,
     Referred,
     TooManyInputs,
 )
+from service.scores import check_finite
 
 NAMED = 5  # tasks in a sentence, of all that there are
 MAX_ANSWER_BYTES = 32 << 20  # a label may have as many as an adapter file's header
 SCORE_BYTES = 40  # of {"label":…,"score":0.0019916133044318757}
 INLINE_NUMBERS = 4096  # of an answer; more of them are made off the event loop: a few milliseconds
-WATCH_AFTER_SECONDS = 0.02  # from when on it is noticed that a client has left
 REQUEST_KEY = "X-Request-Key"
 KEY = {
     "name": REQUEST_KEY,
@@ -58,7 +56,6 @@ TRUNCATE = {
     "schema": {"type": "boolean"},
 }
 
-T = TypeVar("T")
 Wanted = Sequence[tuple[Admitted, Sequence[TextInput]]]
 Nested = list[list[list[Tokens]]]  # rows, by adapter and text
 
@@ -188,7 +185,7 @@ async def predicted(
     InputTooLong, InvalidWindow, TooManyWindows, QueueFull, Closed, NotFinite, or ClientClosed when
     nobody waits for the answer any more."""
     started = time.monotonic()
-    nested, rows, tokenized, outcomes = await _unless_client_leaves(
+    nested, rows, tokenized, outcomes = await unless_client_leaves(
         request, _run(predictor, wanted, started, truncate=truncate, window=window)
     )
     if predictor.tracing is not None:
@@ -203,7 +200,8 @@ async def predicted(
     logits: list[list[Logits]] = []
     for (adapter, _), texts in zip(wanted, nested, strict=True):
         answers = [[next(rest).value for _ in windows] for windows in texts]
-        _check_finite(adapter, answers, predictor.dtype)
+        for i, windows in enumerate(answers):
+            check_finite(adapter, windows, predictor.dtype, i)
         problem_type = adapter.signature.problem_type
         logits.append([aggregated(windows, aggregate, problem_type) for windows in answers])
     return Prediction(
@@ -247,56 +245,6 @@ async def _rows(
         )
         spare -= sum(map(len, found[-1])) - len(texts)
     return found
-
-
-def _check_finite(adapter: Admitted, answers: list[list[Logits]], dtype: str) -> None:
-    """JSON has neither NaN nor infinity: they would be answered as null."""
-    for i, rows in enumerate(answers):
-        if not all(math.isfinite(value) for row in rows for value in row):
-            raise NotFinite(
-                f"version {adapter.version} of task {adapter.signature.task!r} gives logits that"
-                f" are NaN or infinite for input {i}, in {dtype}; expected finite numbers: another"
-                " version, or an ADAMIX_DTYPE with a wider range"
-            )
-
-
-async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
-    """Wait for `work`, but give it up when the connection closes: nobody would read the answer."""
-    waiting = asyncio.current_task()
-    assert waiting is not None
-    leaving: asyncio.Task[None] | None = None
-    answered = False
-
-    def watch() -> None:
-        nonlocal leaving
-        leaving = asyncio.create_task(_disconnected(request))
-        leaving.add_done_callback(give_up)
-
-    def give_up(left: asyncio.Task[None]) -> None:
-        if not answered and not left.cancelled():
-            waiting.cancel()
-
-    # Not at once: a request that is answered before needs no task beside its own.
-    watching = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, watch)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        left = leaving is not None and leaving.done()
-        if left and waiting.uncancel() == 0:  # else somebody else cancelled it, too
-            raise ClientClosed(
-                "the client closed the connection before its answer was ready"
-            ) from None
-        raise
-    finally:
-        answered = True
-        watching.cancel()
-        if leaving is not None:
-            leaving.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _headers(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.http import examples
 from service.http.openapi import KEY_PROBLEMS, answered, problems
-from service.http.routes import READ, as_json, service_of
+from service.http.routes import READ, as_json, lists_of, service_of
 from service.http.schemas import Storage
 from service.http.views import stored
 
@@ -25,7 +25,7 @@ router = APIRouter(tags=["storage"])
     },
     dependencies=READ,
 )
-def storage(
+async def storage(
     request: Request,
     adapters: Annotated[
         bool, Query(description="Whether to list each adapter: ten thousand are 700 KB.")
@@ -33,4 +33,7 @@ def storage(
 ) -> Response:
     """Bytes of the backbone, of each adapter and in all; what a full copy per task would take; what
     is saved."""
-    return as_json(stored(service_of(request).storage(listed=adapters)))
+    service = service_of(request)
+    return await lists_of(request).run(
+        request, len(service.store), lambda: as_json(stored(service.storage(listed=adapters)))
+    )

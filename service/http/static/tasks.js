@@ -1,5 +1,6 @@
 // The list of tasks: search, paging, and one open task with its versions.
 
+import { coverageCurve } from "./coverage.js";
 import { byId, h, say, show } from "./dom.js";
 import { bytes, count, date, millisecondsBoth } from "./format.js";
 import { adminKey, apiKey } from "./keys.js";
@@ -120,10 +121,13 @@ function versions(adapter) {
   if (!detail) return h("p", { class: "quiet" }, "Asking for its versions…");
   const active = detail.versions.findIndex((version) => version.active);
   const { train_rows: learnt, dev_rows: judged } = detail.spec.training;
+  const { temperatures: heat } = detail.spec;
+  const curve = coverageCurve(detail.spec.risk_coverage);
   const facts = [
     shape(detail.spec), `pooling ${detail.spec.pooling}`, `up to ${count(detail.spec.max_length)} tokens`,
     `${count(detail.parameters)} parameters`,
     Number.isInteger(learnt) && `trained on ${count(learnt)} rows`, scores(adapter), Number.isInteger(judged) && `on ${count(judged)} dev rows`,
+    heat?.length === 1 && `temperature ${Number(heat[0].toPrecision(3))}`, heat?.length > 1 && "a temperature for each label",
   ];
   const item = (version, i) => h("li", {},
     h("span", { class: "mono" }, version.version),
@@ -141,6 +145,7 @@ function versions(adapter) {
     }),
     h("ol", { reversed: true, "aria-label": `Versions of ${adapter.task}, newest first` }, detail.versions.map(item).reverse()),
     h("p", { class: "quiet" }, facts.filter(Boolean).join(" · ")),
+    curve && h("p", { class: "quiet abstains" }, curve, "right answers (up) by answered rows (across), where it may abstain"),
     h("p", { class: "bad", role: "alert", hidden: !state.problem }, state.problem),
   );
 }

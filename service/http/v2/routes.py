@@ -20,7 +20,7 @@ from service.http.openapi import (
     body_of,
     problems,
 )
-from service.http.routes import PREDICT, READ, Task, Version, as_json, service_of
+from service.http.routes import PREDICT, READ, Task, Version, as_json, lists_of, service_of
 from service.http.routes.prediction import (
     INLINE_NUMBERS,
     KEY,
@@ -47,6 +47,7 @@ from service.http.v2.schemas import (
 )
 from service.predictor import Admitted, Predictor, Signature
 from service.refusals import MalformedBody
+from service.scores import least_confidence
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
@@ -136,7 +137,7 @@ async def index(request: Request) -> Response:
             ]
         )
 
-    return await asyncio.to_thread(listed)
+    return await lists_of(request).run(request, len(store), listed)
 
 
 def _asked_version(request: Request) -> str | None:
@@ -221,6 +222,7 @@ async def _infer(
     async def answer(adapters: Sequence[Admitted]) -> Response:
         (adapter,) = adapters
         wanted = tensors.wanted_outputs(body, adapter.signature)
+        least = None if body.abstain is None else least_confidence(adapter.signature, body.abstain)
         numbers = check_answer([(adapter, texts)], max(output.classes or 1 for output in wanted))
         prediction = await predicted(
             request, predictor, [(adapter, texts)], truncate=truncate, window=body.window
@@ -231,7 +233,9 @@ async def _infer(
         )
 
         def encoded() -> tuple[bytes, int | None]:
-            outputs = [tensors.output(output, logits, adapter.signature) for output in wanted]
+            outputs = [
+                tensors.output(output, logits, adapter.signature, least) for output in wanted
+            ]
             return tensors.encode(head, wanted, outputs)
 
         inline = numbers < INLINE_NUMBERS

@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.spec import Kind, ProblemType
 from service.aggregation import Aggregate
-from service.http.schemas import AGGREGATE, CUT_AND_WINDOWED, STRIDE, Strict, Window
+from service.http.schemas import (
+    ABSTAIN,
+    AGGREGATE,
+    CUT_AND_WINDOWED,
+    STRIDE,
+    Abstain,
+    Strict,
+    Window,
+)
 from service.predictor import Signature
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "parameters")
@@ -75,6 +83,7 @@ class RequestParameters(_Parameters):
     truncate: bool | None = Field(
         None, description="Cut texts that are too long instead of refusing them."
     )
+    abstain: Abstain = Field(None, description=f"{ABSTAIN} In place of null, the label is empty.")
     window_stride: int | None = Field(
         None, ge=0, description=f"With windows, as window_aggregate. {STRIDE}"
     )
@@ -117,6 +126,10 @@ class InferRequest(_Object):
     @property
     def window(self) -> Window | None:
         return self.parameters.window if self.parameters is not None else None
+
+    @property
+    def abstain(self) -> float | None:
+        return self.parameters.abstain if self.parameters is not None else None
 
     @property
     def binary_by_default(self) -> bool:

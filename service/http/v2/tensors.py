@@ -15,7 +15,6 @@ import orjson
 
 from adapters.spec import shown
 from adapters.text import TextInput, check_text
-from service.http.schemas import default_function, scored
 from service.http.sentences import quoted
 from service.http.v2.schemas import (
     LABEL,
@@ -28,6 +27,7 @@ from service.http.v2.schemas import (
 )
 from service.predictor import Signature
 from service.refusals import InvalidRequest
+from service.scores import answer_of, default_function, scored
 
 
 @dataclass(frozen=True)
@@ -141,25 +141,28 @@ def wanted_outputs(request: InferRequest, signature: Signature) -> list[Wanted]:
     return list(wanted.values())
 
 
-def output(wanted: Wanted, logits: Sequence[list[float]], signature: Signature) -> Output:
+def output(
+    wanted: Wanted, logits: Sequence[list[float]], signature: Signature, least: float | None = None
+) -> Output:
     """One output tensor of rows' logits `[n][C]`. A row's label and score are its best: a
-    multi-label task's other labels are in the classification of `score`, and in `logits`."""
-    n, labels = len(logits), signature.labels
+    multi-label task's other labels are in the classification of `score`, and in `logits`. The label
+    of a row whose confidence is below `least` is empty: BYTES have no null."""
+    n, labels, heat = len(logits), signature.labels, signature.temperatures
     function = "none" if wanted.name == LOGITS else default_function(signature.problem_type)
     if wanted.classes is not None:
         index = {label: i for i, label in enumerate(labels)}
-        best = [entry for row in logits for entry in scored(row, labels, function, wanted.classes)]
+        best = [
+            entry for row in logits for entry in scored(row, labels, function, wanted.classes, heat)
+        ]
         values = [f"{entry['score']:f}:{index[entry['label']]}:{entry['label']}" for entry in best]
         return Output(wanted.name, "BYTES", [n, wanted.classes], values)
     if wanted.name == LOGITS:
         return Output(LOGITS, "FP32", [n, len(labels)], [value for row in logits for value in row])
-    firsts = [scored(row, labels, function, 1)[0] for row in logits]
-    return Output(
-        wanted.name,
-        "BYTES" if wanted.name == LABEL else "FP32",
-        [n],
-        [first[wanted.name] for first in firsts],
-    )
+    if wanted.name == LABEL:
+        rows = [answer_of(row, signature, function, 1, least)[0]["label"] or "" for row in logits]
+        return Output(LABEL, "BYTES", [n], rows)
+    scores = [scored(row, labels, function, 1, heat)[0]["score"] for row in logits]
+    return Output(SCORE, "FP32", [n], scores)
 
 
 def encode(

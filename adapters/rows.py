@@ -1,4 +1,4 @@
-"""Data files → rows of columns: JSON lines, CSV (quoted) and TSV (unquoted)."""
+"""Data files → rows of columns: JSON lines, CSV (quoted), TSV (unquoted) and Parquet."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.errors import DataError
+from adapters.errors import DataError, PackageMissing
+from adapters.spec import shortened
 
 Row = tuple[int, dict[str, Any]]  # line number, columns
 
 TABLES = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".json", ".ndjson")
+PARQUET = ".parquet"
+BATCH_ROWS = 1024  # of a Parquet file, in memory at once
 
 
 def read_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
-    """Each row with its line's number. Raises DataError, also for a row or a header that holds one
-    of the `needed` columns twice, and OSError."""
+    """Each row with its line's number; of Parquet, with the row's. Raises DataError, also for a row
+    or a header that holds one of the `needed` columns twice, PackageMissing and OSError."""
     kind = path.suffix.lower()
-    if kind not in (*TABLES, *JSON_LINES):
-        raise DataError(f"{path} ends in {path.suffix!r}; expected .jsonl, .csv or .tsv")
+    if kind not in (*TABLES, *JSON_LINES, PARQUET):
+        raise DataError(f"{path} ends in {path.suffix!r}; expected .jsonl, .csv, .tsv or .parquet")
+    read = _parquet_rows if kind == PARQUET else _table_rows if kind in TABLES else _json_rows
     try:
-        yield from (_table_rows if kind in TABLES else _json_rows)(path, needed)
+        yield from read(path, needed)
     except UnicodeDecodeError:
         raise DataError(_not_utf8(path)) from None
 
@@ -92,6 +96,41 @@ def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
             raise DataError(
                 f"{path}, after line {reader.line_num}, is not {path.suffix[1:].upper()}: {error}"
             ) from None
+
+
+def _parquet_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+    parquet = pyarrow_parquet(path)
+    import pyarrow
+
+    with path.open("rb") as file:  # an error of the file's is its own: a folder, say
+        try:
+            table = parquet.ParquetFile(file)
+            names = table.schema_arrow.names
+            for name in needed:
+                if names.count(name) > 1:
+                    raise DataError(
+                        f"{path} names the column {name!r} {names.count(name)} times; expected it"
+                        " once"
+                    )
+            number = 0
+            for batch in table.iter_batches(BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} is not Parquet: {shortened(error)}") from None
+
+
+def pyarrow_parquet(path: Path) -> Any:
+    """The module that reads and writes Parquet. Raises PackageMissing."""
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise PackageMissing(
+            f"{path} is a Parquet file, and pyarrow is not installed; expected pip install -c"
+            " constraints.txt -e '.[parquet]'"
+        ) from None
+    return pyarrow.parquet
 
 
 def _delimiter(file: TextIO) -> str:

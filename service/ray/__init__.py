@@ -1,0 +1,1 @@
+"""The service under Ray Serve: several replicas on one machine, without Kubernetes."""
