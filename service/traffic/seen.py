@@ -6,6 +6,7 @@ import collections
 import math
 from dataclasses import dataclass, field
 
+from adapters.calibration import calibrated
 from service.predictor import Logits, Signature
 
 REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
@@ -27,6 +28,7 @@ def judged(logits: Logits, signature: Signature) -> Verdict | None:
         return None
     if signature.problem_type == REGRESSION:
         return Verdict(frozenset(), logits[0])
+    logits = calibrated(logits, signature.temperatures)  # as the answer's scores are
     best = max(range(len(logits)), key=logits.__getitem__)
     labels = signature.labels
     if signature.problem_type == MULTI_LABEL:

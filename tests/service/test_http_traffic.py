@@ -20,6 +20,7 @@ from adapters.traffic import PLACES, Canary, Rollback, Shadow, Split, place_of
 from tests.service.conftest import Server, running, sample, until
 from tests.tiny import random_adapter
 
+pytestmark = pytest.mark.timeout(400)  # servers are started, on a busy machine too
 TASK = "sst2"
 FILM = {"inputs": "it is a good film"}
 TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}
@@ -154,9 +155,9 @@ def test_a_key_stays_with_its_version(
     request, on a second instance, and after that one was started anew."""
     body = {"active": versions["v1"], "canary": {"version": versions["twin"], "percent": 50}}
     assert put(client, **body).status_code == 200
-    keys = [f"user-{i}" for i in range(60)] + ["naïve 电影"]
+    keys = [f"user-{i}" for i in range(20)] + ["naïve 电影"]
     wanted = [expected(key, 50, versions) for key in keys]
-    assert 20 < wanted.count(versions["twin"]) < 40
+    assert 5 < wanted.count(versions["twin"]) < 16
 
     def answered(client: httpx2.Client) -> list[str]:
         found = []
