@@ -3,7 +3,6 @@ seen."""
 
 from __future__ import annotations
 
-import datetime
 import time
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 from adapters.adapter_store import AdapterStore
 from adapters.traffic import Canary, Rollback, Shadow, Split
 from service.http.schemas import Latency, Strict
+from service.http.views import date_of
 from service.service import Service
 from service.traffic.rollouts import Rollout
 from service.traffic.seen import Seen
@@ -164,8 +164,8 @@ def traffic_of(service: Service, task: str) -> TrafficShown:
         labels_may_differ=split.labels_may_differ,
         left=None
         if left is None
-        else LeftShown(version=name(left.digest), reason=left.reason, at=_date(left.at)),
-        since=_date(rollout.began),
+        else LeftShown(version=name(left.digest), reason=left.reason, at=date_of(left.at)),
+        since=date_of(rollout.began),
         seen={role: _seen(rollout, role, seen) for role, seen in rollout.seen.items()},
     )
 
@@ -185,7 +185,3 @@ def _seen(rollout: Rollout, role: str, seen: Seen) -> SeenShown:
         dropped=seen.dropped,
         latency=None if quantiles is None else Latency(p50=quantiles[0], p99=quantiles[1]),
     )
-
-
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -25,6 +25,7 @@ from service.service import Service
 from service.service import Storage as Stored
 
 MAX_SCORES, MAX_SCORE_CHARACTERS = 32, 64  # dev scores of a task in a list, and of their names
+FIRST_DATE = datetime.datetime.min.replace(tzinfo=datetime.UTC).timestamp()
 LAST_DATE = datetime.datetime.max.replace(tzinfo=datetime.UTC).timestamp() - 1
 
 
@@ -50,7 +51,9 @@ def listed(service: Service, entry: Entry) -> AdapterListed:
 def detailed(service: Service, entry: Entry) -> AdapterDetail:
     """By itself, with its spec and all its versions. Raises as `Store.summary`."""
     versions = [
-        VersionInfo(version=name, bytes=v.bytes, created=_date(v), active=v.digest == entry.active)
+        VersionInfo(
+            version=name, bytes=v.bytes, created=date_of(v.created), active=v.digest == entry.active
+        )
         for name, v in zip(entry.names(), entry.versions, strict=True)
     ]
     return AdapterDetail(
@@ -77,7 +80,7 @@ def _fields(service: Service, entry: Entry) -> dict[str, Any]:
         "text_pair": spec.text_pair,
         "bytes": shown.bytes,
         "parameters": summary.parameters,
-        "created": _date(shown),
+        "created": date_of(shown.created),
         "tier": service.tier(entry),
     }
 
@@ -114,7 +117,8 @@ def _shown_version(entry: Entry) -> Version:
     return entry.active_version or entry.versions[-1]
 
 
-def _date(version: Version) -> str:
-    # A file system has dates that the calendar here has not.
-    seconds = min(version.created, LAST_DATE)
+def date_of(seconds: float) -> str:
+    """A time since the epoch in ISO 8601, UTC. File systems and other clusters' logs have times that
+    the calendar here has not: they become its first or its last."""
+    seconds = max(FIRST_DATE, min(LAST_DATE, seconds))
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from adapters.backbone import Backbone
 from benchmarks.stores import fill
 from service.http.lists import PIECE_TASKS, THREADS, Lists
+from service.http.views import date_of
 from tests.service.conftest import Server, running, until
 
 TASKS = 2 * PIECE_TASKS + 5
@@ -85,3 +86,17 @@ def test_few_lists_are_made_at_once() -> None:
 
     asyncio.run(scenario())
     assert (most, len(made)) == (THREADS, 8)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "1970-01-01T00:00:00+00:00"),
+        (-1e18, "0001-01-01T00:00:00+00:00"),
+        (1e18, "9999-12-31"),
+    ],
+)
+def test_dates_that_no_calendar_has(seconds: float, shown: str) -> None:
+    """A file's or a log's time that is out of all bounds is shown as the first or the last date:
+    it breaks no list."""
+    assert date_of(seconds).startswith(shown)
