@@ -118,7 +118,7 @@ def _shown_version(entry: Entry) -> Version:
 
 
 def date_of(seconds: float) -> str:
-    """A time since the epoch in ISO 8601, UTC. File systems and other clusters' logs have times that
-    the calendar here has not: they become its first or its last."""
+    """Seconds since the epoch as ISO 8601, in UTC. File systems and other clusters' logs have times
+    that the calendar here has not: they become its first or its last."""
     seconds = max(FIRST_DATE, min(LAST_DATE, seconds))
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
