@@ -44,6 +44,10 @@ EXIT_CODES = (
     "**Exit codes:** 0, asked to stop; 2, something that you can mend, which stderr says; 1, a"
     " fault of ours."
 )
+PREDICT_EXIT_CODES = (
+    "**Exit codes:** 0, done; 2, stopped, or something that you can mend, which stderr says; 1, a"
+    " fault of ours."
+)
 SERVE = "serve"
 
 
@@ -123,7 +127,7 @@ def main(
         raise typer.Exit(2) from None
 
 
-@app.command("predict", epilog=EXIT_CODES)
+@app.command("predict", epilog=PREDICT_EXIT_CODES)
 def predict(
     rows: Annotated[
         Path, typer.Argument(metavar="FILE", help="Rows: .csv, .tsv, .jsonl or .parquet.")
