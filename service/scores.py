@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from adapters.calibration import calibrated, confidence, softmax, threshold_for
+from adapters.calibration import calibrated, confidence, sigmoid, softmax, threshold_for
 from adapters.spec import ProblemType
 from service.predictor import Admitted, Signature
 from service.refusals import InvalidRequest, NotFinite
@@ -33,7 +33,7 @@ def scored(
     if function == "softmax":
         scores = softmax(values)
     elif function == "sigmoid":
-        scores = [_sigmoid(value) for value in values]
+        scores = [sigmoid(value) for value in values]
     else:
         scores = values
     # One temperature keeps the order; a division may round two logits to one number.
@@ -85,11 +85,6 @@ def abstained(logits: list[float], signature: Signature, least: float | None) ->
         return None
     found = confidence(logits, signature.temperatures)
     return found if found < least else None
-
-
-def _sigmoid(x: float) -> float:
-    # never exp of a large number
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def check_finite(adapter: Admitted, rows: list[list[float]], dtype: str, number: int) -> None:
