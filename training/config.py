@@ -409,7 +409,7 @@ def check_bounds(choices: Mapping[str, Any]) -> None:
         if value is None or bounds is None:
             continue
         low, high = bounds
-        if not isinstance(value, Real) or not low <= value <= high:
+        if not isinstance(value, Real) or not low <= float(value) <= high:
             raise TrainingError(f"{name} is {value!r}; expected {low} to {high}")
 
 
