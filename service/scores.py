@@ -92,7 +92,8 @@ def check_finite(adapter: Admitted, rows: list[list[float]], dtype: str, number:
     would be answered as null. Raises NotFinite."""
     if not all(math.isfinite(value) for row in rows for value in row):
         raise NotFinite(
+            adapter.digest,
             f"version {adapter.version} of task {adapter.signature.task!r} gives logits that"
             f" are NaN or infinite for input {number}, in {dtype}; expected finite numbers: another"
-            " version, or an ADAMIX_DTYPE with a wider range"
+            " version, or an ADAMIX_DTYPE with a wider range",
         )
