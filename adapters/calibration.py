@@ -30,6 +30,14 @@ def softmax(logits: Sequence[float]) -> list[float]:
     return [power / total for power in powers]
 
 
+def sigmoid(logit: float) -> float:
+    """A label's own probability."""
+    # never exp of a large number
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return math.exp(logit) / (1 + math.exp(logit))
+
+
 def confidence(logits: Sequence[float], temperatures: Sequence[float]) -> float:
     """The calibrated probability of a row's best label, of a task whose labels exclude each
     other."""

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-import msgspec
-
 from adapters.disk import LEFTOVER, sync_folder
 from adapters.file import Summary
 from adapters.spec import TASK_PATTERN, shown
@@ -194,7 +192,7 @@ def _with_split(entry: Entry, folder: str, *, repair: bool, told: Callable[[str]
         split = unpacked(_read(f"{folder}/{TRAFFIC}", MAX_TRAFFIC_BYTES))
     except FileNotFoundError:  # another process just ended it
         return entry
-    except msgspec.MsgspecError as error:
+    except (OSError, ValueError) as error:
         told(
             f"task {entry.task!r}: its file {TRAFFIC!r} cannot be read: {error}; the active version"
             " gets all requests"

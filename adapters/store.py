@@ -272,7 +272,7 @@ class Store:
             found = self.find(task, version)
             self._load(task, found)  # from disk: what cannot be served is not activated
             entry = self._entries[task]
-            if not self._points(entry, found.digest) or entry.split is not None:
+            if not self._points(entry, found.digest) or self._divided(entry):
                 self._remember(self._activated(entry, found.digest, undo))
         return found
 
@@ -284,7 +284,7 @@ class Store:
             entry = self.entry(task)
             if split is not None:
                 check_split(entry, split)
-            if entry.split != split:
+            if entry.split != split or (split is None and self._divided(entry)):
                 self._divide(task, split, undo)
                 entry = entry.changed(split=split)
                 self._remember(entry)
@@ -465,9 +465,14 @@ class Store:
         """Make a version active on disk, then end the split: it is void by then."""
         if not self._points(entry, digest):
             self._point(entry.task, digest, undo)
-        if entry.split is not None:
+        if self._divided(entry):
             self._divide(entry.task, None, undo)
         return entry.changed(active=digest, problem=None, split=None)
+
+    def _divided(self, entry: Entry) -> bool:
+        """Whether there is a file `traffic`, also one that could not be read or was void: it must
+        not come to life when its `active` is activated again."""
+        return entry.split is not None or os.path.lexists(self.folder / entry.task / TRAFFIC)
 
     def _divide(self, task: str, split: Split | None, undo: Undo) -> None:
         """Make `traffic` hold a split, or be gone."""

@@ -9,17 +9,20 @@ and none leaves.
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
 import msgspec
 
 PLACES = 1_000_000
+
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
 class Canary(msgspec.Struct, frozen=True):
     """A version that answers `percent` of the keys."""
 
     digest: str
-    percent: float
+    percent: Percent
 
     @property
     def places(self) -> int:
@@ -31,7 +34,7 @@ class Shadow(msgspec.Struct, frozen=True):
     """A version that runs `percent` of the texts again and answers nobody."""
 
     digest: str
-    percent: float
+    percent: Percent
 
 
 class Rollback(msgspec.Struct, frozen=True):
@@ -87,5 +90,8 @@ def packed(split: Split) -> bytes:
 
 
 def unpacked(data: bytes) -> Split:
-    """The split that was packed. Raises msgspec.MsgspecError."""
-    return msgspec.json.decode(data, type=Split)
+    """The split that was packed. Raises ValueError, of which msgspec's own errors are."""
+    try:
+        return msgspec.json.decode(data, type=Split)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None

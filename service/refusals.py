@@ -157,6 +157,10 @@ class BehindGeneration(Refusal):
 class NotFinite(Refusal):
     """Logits that are NaN or infinite: the adapter overflows on a text, in the dtype it runs in."""
 
+    def __init__(self, adapter_key: str, message: str) -> None:
+        self.adapter_key = adapter_key
+        super().__init__(message)
+
 
 class DeviceOutOfMemory(Refusal):
     """The device has too little memory for a batch; for a request, one of whose rows has no room

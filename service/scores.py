@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from adapters.calibration import calibrated, confidence, softmax, threshold_for
+from adapters.calibration import calibrated, confidence, sigmoid, softmax, threshold_for
 from adapters.spec import ProblemType
 from service.predictor import Admitted, Signature
 from service.refusals import InvalidRequest, NotFinite
@@ -33,7 +33,7 @@ def scored(
     if function == "softmax":
         scores = softmax(values)
     elif function == "sigmoid":
-        scores = [_sigmoid(value) for value in values]
+        scores = [sigmoid(value) for value in values]
     else:
         scores = values
     # One temperature keeps the order; a division may round two logits to one number.
@@ -87,17 +87,13 @@ def abstained(logits: list[float], signature: Signature, least: float | None) ->
     return found if found < least else None
 
 
-def _sigmoid(x: float) -> float:
-    # never exp of a large number
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
 def check_finite(adapter: Admitted, rows: list[list[float]], dtype: str, number: int) -> None:
     """Check the logits of input `number`, of all its rows. JSON has neither NaN nor infinity: they
     would be answered as null. Raises NotFinite."""
     if not all(math.isfinite(value) for row in rows for value in row):
         raise NotFinite(
+            adapter.digest,
             f"version {adapter.version} of task {adapter.signature.task!r} gives logits that"
             f" are NaN or infinite for input {number}, in {dtype}; expected finite numbers: another"
-            " version, or an ADAMIX_DTYPE with a wider range"
+            " version, or an ADAMIX_DTYPE with a wider range",
         )

@@ -28,7 +28,8 @@ class SpareRow(Generic[R, T]):
 
 
 class SpareRows(Generic[R, T]):
-    """At most `most` rows by their adapters; where one more comes, the oldest one goes."""
+    """At most `most` rows, by their adapters, which take turns. Where one more comes, the oldest
+    row goes of the adapter whose turn it is."""
 
     def __init__(self, most: int) -> None:
         self._most = most

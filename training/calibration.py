@@ -171,7 +171,7 @@ def risk_coverage(confidence: NDArray[Any], right: NDArray[Any]) -> tuple[Covera
         point = CoveragePoint(
             accuracy=target,
             coverage=round((last + 1) / len(sure), 4),
-            threshold=round(threshold, 6),
+            threshold=threshold,  # not rounded: near 1, that could put it above every row
         )
         if points and points[-1].threshold == point.threshold:
             points.pop()  # the same answers, of which now more is known

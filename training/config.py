@@ -7,7 +7,9 @@ explains it (training.options makes the options of these declarations).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
@@ -283,7 +285,7 @@ class Recipe:
             object.__setattr__(self, "task_loss", "both")
         if self.method == "lora":
             object.__setattr__(self, "adaptation", "lora")
-        self._check_bounds()
+        check_bounds({name: getattr(self, name) for name in OPTIONS})
         self._check_adaptation()
         self._check_mixture()
         self._check_passes()
@@ -293,15 +295,6 @@ class Recipe:
             raise TrainingError(
                 f"patience is {self.patience}, but select is {self.select!r}; expected best with it"
             )
-
-    def _check_bounds(self) -> None:
-        for name, option in OPTIONS.items():
-            value = getattr(self, name)
-            if value is None or option.bounds is None:
-                continue
-            low, high = option.bounds
-            if not low <= value <= high:
-                raise TrainingError(f"{name} is {value}; expected {low} to {high}")
 
     def _check_adaptation(self) -> None:
         if self.adaptation == "lora" and self.method not in (*TWO_PASSES, "lora"):
@@ -407,6 +400,18 @@ OPTIONS: dict[str, Option] = {
     name: next(part for part in hint.__metadata__ if isinstance(part, Option))
     for name, hint in get_type_hints(Recipe, include_extras=True).items()
 }
+
+
+def check_bounds(choices: Mapping[str, Any]) -> None:
+    """Raises TrainingError for a number of a recipe that is out of its bounds, or is none."""
+    for name, value in choices.items():
+        bounds = OPTIONS[name].bounds
+        if value is None or bounds is None:
+            continue
+        low, high = bounds
+        if not isinstance(value, Real) or not low <= float(value) <= high:
+            raise TrainingError(f"{name} is {value!r}; expected {low} to {high}")
+
 
 # The paper's recipe and its released code's (arXiv 2205.12410; roberta_large_mnli_expert_soup.sh),
 # but for what depends on the data and the backbone.

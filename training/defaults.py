@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.config import Method, Recipe
+from training.config import Method, Recipe, check_bounds
 
 # Rows in a mini-batch, and up to how many training rows.
 MINI_BATCHES = ((4, 500), (8, 5_000), (16, 20_000), (32, math.inf))
@@ -43,6 +43,7 @@ class Chosen:
 def choose(given: Mapping[str, Any], rows: int, hidden_size: int) -> Chosen:
     """The recipe of a run on `rows` training rows in an encoder of `hidden_size`. `given` has the
     choices that were made. Raises TrainingError."""
+    check_bounds(given)  # the other choices are reckoned with it
     made, reasons = dict(given), list[str]()
 
     def leave(reason: str, **choices: Any) -> None:

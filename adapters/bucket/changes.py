@@ -150,13 +150,16 @@ def decoded(data: bytes, where: str) -> Change:
 
 
 def _decoded(data: bytes, kind: type[T], where: str) -> T:
+    expected = " or ".join(map(str, FORMATS))
     try:
         found = msgspec.json.decode(data, type=_Format).format
         if found not in FORMATS:
             raise StoreError(
                 f"{where} has format {found}, of another version of this service; expected format"
-                f" {' or '.join(map(str, FORMATS))}: update this service to read further"
+                f" {expected}: update this service to read further"
             )
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
-        raise StoreError(f"{where} is damaged: {error}; expected JSON of format {FORMAT}") from None
+    except (ValueError, RecursionError) as error:  # ValueErrors are msgspec's, and no UTF-8
+        raise StoreError(
+            f"{where} is damaged: {error}; expected JSON of format {expected}"
+        ) from None

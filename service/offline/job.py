@@ -16,9 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from adapters.disk import written_whole
 from adapters.errors import DataError, InvalidText
 from adapters.rows import read_rows
+from adapters.spec import shortened
 from adapters.text import TextInput, check_encodable, check_text
 from service.offline.answers import Answer, Answerer
 from service.offline.errors import CannotScore
@@ -26,6 +29,7 @@ from service.offline.journal import Journal
 from service.offline.table import KINDS, added_columns, write_table
 
 CHUNK_ROWS = 256
+MAX_INT64 = (1 << 63) - 1
 CHUNKS = 4  # under way at once, so that the device has the next batch while texts are tokenised
 
 
@@ -166,6 +170,7 @@ def _looked_through(job: Job, answerer: Answerer) -> _Survey:
                 check(row[name], f"column {name!r}")
             except InvalidText as error:
                 raise DataError(f"{where}: {error}") from None
+        _check_writable(row, f"{job.source}, line {number}")
         for name, value in row.items():
             columns[name] = _joined(columns.get(name), value)
     if not count:
@@ -179,6 +184,18 @@ def _looked_through(job: Job, answerer: Answerer) -> _Survey:
     return _Survey(count, {name: _known(kind) for name, kind in columns.items()})
 
 
+def _check_writable(row: dict[str, Any], where: str) -> None:
+    """Raises DataError for what no output can hold, such as half of a surrogate pair or a number of
+    more than 64 bits."""
+    try:
+        orjson.dumps(row, default=str)
+    except TypeError as error:
+        raise DataError(
+            f"{where}, cannot be written to the output: {shortened(error)}; expected values that"
+            " JSON has"
+        ) from None
+
+
 class _Nothing:
     """The type of a column that was null so far."""
 
@@ -188,6 +205,8 @@ def _joined(kind: type | None, value: Any) -> type:
     if value is None:
         return kind or _Nothing
     found = type(value)
+    if found is int and value > MAX_INT64:
+        found = str
     if kind in (None, _Nothing, found):
         return found
     return float if {kind, found} == {int, float} else str

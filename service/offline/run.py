@@ -29,7 +29,10 @@ def by_engine(job: Job, service: Service, task: str, version: str | None) -> Non
 
     async def run() -> None:
         async with service.running():
-            admitted = await service.admit(task, version)
+            # By its digest: the rows of a file are no part of a task's divided traffic, and no
+            # shadow runs them, too.
+            digest = service.store.find(task, version).digest
+            admitted = await service.admit(task, digest)
             await _told(job, EngineAnswerer(service, admitted, job.abstain))
 
     uvloop.run(run())

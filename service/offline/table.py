@@ -92,6 +92,8 @@ def _fitting(value: Any, type_: Any) -> Any:
     """A value as its column has it: one of another type becomes its JSON."""
     import pyarrow
 
+    if isinstance(value, int) and pyarrow.types.is_floating(type_):
+        return float(value)  # pyarrow refuses an integer that a float has not
     if value is None or not pyarrow.types.is_string(type_) or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -164,8 +164,9 @@ class Rollouts:
         for (admitted, _), verdicts in zip(groups, judgements, strict=True):
             if admitted.role == "canary" and None in verdicts:
                 raise NotFinite(
+                    admitted.digest,
                     f"version {admitted.version} of task {admitted.signature.task!r} gives logits"
-                    " that are NaN or infinite; expected finite numbers"
+                    " that are NaN or infinite; expected finite numbers",
                 )
         for (admitted, group), verdicts in zip(groups, judgements, strict=True):
             rollout = self._rollouts.get(admitted.signature.task)

@@ -6,7 +6,7 @@ import collections
 import math
 from dataclasses import dataclass, field
 
-from adapters.calibration import calibrated
+from adapters.calibration import calibrated, sigmoid, softmax
 from service.predictor import Logits, Signature
 
 REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
@@ -33,9 +33,8 @@ def judged(logits: Logits, signature: Signature) -> Verdict | None:
     labels = signature.labels
     if signature.problem_type == MULTI_LABEL:
         chosen = frozenset(label for label, x in zip(labels, logits, strict=True) if x > 0)
-        return Verdict(chosen, 1 / (1 + math.exp(min(-logits[best], 700))))
-    total = math.fsum(math.exp(x - logits[best]) for x in logits)
-    return Verdict(frozenset([labels[best]]), 1 / total)
+        return Verdict(chosen, sigmoid(logits[best]))
+    return Verdict(frozenset([labels[best]]), softmax(logits)[best])
 
 
 @dataclass(slots=True)

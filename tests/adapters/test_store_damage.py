@@ -384,16 +384,35 @@ def test_a_split_that_cannot_be_read(store: Store, files: list[bytes]) -> None:
     a, b = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files[:2]))
     split = Split(active=a.digest, canary=Canary(b.digest, 5))
     path = store.folder / "sst2" / "traffic"
-    for content in (b"", b"{", b'{"active": 1}', b"\xff"):
+    for content in (
+        *(b"", b"{", b'{"active": 1}', b"\xff", b'{"active": "\xff"}'),
+        b'{"active": "", "x": ' + b"[" * 50_000,
+        json.dumps({"active": a.digest, "canary": {"digest": b.digest, "percent": 1e308}}).encode(),
+    ):
         store.set_split("sst2", split)
         path.write_bytes(content)
         store = reopened(store)
         assert (store.find("sst2"), store.entry("sst2").split) == (a, None)
         (problem,) = store.problems
         assert problem.startswith("task 'sst2': its file 'traffic' cannot be read: ")
+        store.set_split("sst2", None)
+        assert not path.exists()
     store.set_split("sst2", split)
     (store.folder / "sst2" / "active").write_text(b.digest)
     store = reopened(store)
     assert (store.find("sst2"), store.entry("sst2").split) == (b, None)
     assert not path.exists()
     assert store.problems == ()
+
+
+def test_a_split_beside_a_damaged_pointer(store: Store, files: list[bytes]) -> None:
+    """A split that was passed over, since `active` could not be read, is not in force again after
+    its version was activated and the store was opened anew."""
+    a, b = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files[:2]))
+    store.set_split("sst2", Split(active=a.digest, canary=Canary(b.digest, 5)))
+    (store.folder / "sst2" / "active").write_text("garbage")
+    store = reopened(store)
+    store.activate("sst2", a.digest)
+    assert (store.find("sst2"), store.entry("sst2").split) == (a, None)
+    store = reopened(store)
+    assert (store.find("sst2"), store.entry("sst2").split) == (a, None)

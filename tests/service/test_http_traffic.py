@@ -3,20 +3,26 @@ canary, and what is refused. One process, and two front ends."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 import torch
+from fastapi import Response
 
 from adapters.backbone import Backbone
 from adapters.file import parse, serialize
 from adapters.store import Store
 from adapters.traffic import PLACES, Canary, Rollback, Shadow, Split, place_of
+from service.http.routes.prediction import answered_by
+from service.predictor import Admitted, Predictor, Signature
+from service.refusals import NotFinite
 from tests.service.conftest import Server, running, sample, until
 from tests.tiny import random_adapter
 
@@ -213,6 +219,39 @@ def test_several_tasks_have_a_version_each(client: httpx2.Client, versions: Vers
     named = answer.headers["X-Adapter-Version"]
     assert named == f"other@{versions['other']}, sst2@{versions['twin']}"
     assert set(answer.json()) == {"other", "sst2"}
+
+
+def test_a_canary_is_not_blamed_for_another_task_s() -> None:
+    """Of a request for two tasks, both with a canary, only the canary that an error names is
+    counted; all of it is answered by the active versions."""
+    failed: list[str] = []
+    signatures = [
+        Signature(task, ("a", "b"), "single_label_classification", False, 128, None)
+        for task in ("sst2", "other")
+    ]
+    canaries = [Admitted(each, each.task[0] * 64, None, "canary", 10) for each in signatures]
+
+    class Recorded:
+        async def fall_back(self, canary: Admitted) -> Admitted:
+            return replace(canary, role="active")
+
+        def failed(self, canary: Admitted, _error: Exception) -> None:
+            failed.append(canary.signature.task)
+
+    def answer_with(error: Exception) -> Callable[[Sequence[Admitted]], Awaitable[Response]]:
+        async def answer(adapters: Sequence[Admitted]) -> Response:
+            if any(adapter.role == "canary" for adapter in adapters):
+                raise error
+            return Response()
+
+        return answer
+
+    for error in (NotFinite("o" * 64, "NaN"), RuntimeError("of nobody knows which")):
+        response = asyncio.run(
+            answered_by(cast("Predictor", Recorded()), canaries, answer_with(error))
+        )
+        assert response.status_code == 200
+    assert failed == ["other"]
 
 
 def test_what_versions_did_is_seen(client: httpx2.Client, versions: Versions) -> None:

@@ -218,6 +218,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         ([{"comment": "good"}], "has no column 'text'; it has 'comment' (--text-column names"),
         ([{"text": "good\x07"}], "line 1: column 'text' holds the control character U+0007"),
         ([{"text": "good", "score": 1}], "has a column 'score', which the output needs for itself"),
+        ([{"text": "good"}, {"text": "good", "id": 1 << 64}], "line 2, cannot be written to the"),
+        ([{"text": "good", "id": ["\ud800"]}], "line 1, cannot be written to the output: str is"),
         ([], "holds no rows; expected at least one"),
     ],
 )
@@ -228,6 +230,17 @@ def test_rows_that_cannot_be_scored(
     path, out = written(tmp_path / "rows.jsonl", rows), tmp_path / "out.csv"
     refused(invoke(path, out, "sst2", url=server.url), sentence, out)
     assert not (tmp_path / "out.csv.part").exists()
+
+
+def test_large_numbers_in_parquet(stub: str, tmp_path: Path) -> None:
+    """Integers that no column of 64 signed bits holds become texts; those beside fractions become
+    the nearest floating-point numbers."""
+    rows = [{"text": "a", "id": 1, "price": 0.5}, {"text": "b", "id": 2**63, "price": 2**60 + 1}]
+    out = tmp_path / "out.parquet"
+    Stub.turn = lambda _: False
+    result = invoke(written(tmp_path / "rows.jsonl", rows), out, "sst2", url=stub)
+    assert result.exit_code == 0, result.output
+    assert [(row["id"], row["price"]) for row in read(out)] == [("1", 0.5), (str(2**63), 2.0**60)]
 
 
 def test_what_is_refused_at_once(server: Server, tmp_path: Path) -> None:

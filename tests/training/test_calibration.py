@@ -159,6 +159,16 @@ def test_rows_of_one_confidence_stay_together() -> None:
     assert (points[-1].coverage, points[-1].threshold) == (pytest.approx(2 / 3, abs=1e-4), 0.75)
 
 
+def test_confidences_near_one_are_told_apart() -> None:
+    """Where the rows that are right are surer only in the eighth digit, the threshold is between
+    them and the rest still."""
+    sure = np.array([1 - 1e-8] * 300 + [1 - 1e-7] * 300)
+    right = np.array([True] * 300 + [False] * 300)
+    (*_, last) = risk_coverage(sure, right)
+    assert last.coverage == 0.5
+    assert sure[300] < last.threshold <= sure[0]
+
+
 def run(backbone: Backbone, data: Dataset, **choices: Any) -> Any:
     quick = dataclasses.replace(QUICK, **choices)
     return train("toy", backbone, data, data, quick)

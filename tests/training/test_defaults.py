@@ -90,5 +90,8 @@ def test_from_python(bert: Backbone) -> None:
     recipe = trained.adapter.spec.training["recipe"]
     assert (recipe["epochs"], recipe["bottleneck"], recipe["batch_size"]) == (1, 4, 4)
     assert "chose --batch-size 4" in said[0]
+    for size in (0, "four"):
+        with pytest.raises(TrainingError, match=f"batch_size is {size!r}; expected 1 to 65536"):
+            train("toy", rows, rows, backbone=bert, batch_size=size)
     with pytest.raises(TrainingError, match="epoch is no choice of a recipe; expected some of"):
         train("toy", rows, rows, backbone=bert, epoch=1)

@@ -173,9 +173,18 @@ async def answered_by(
             for adapter in adapters
         ]
         response = await answer(safe)
-        for canary in canaries:
+        for canary in _at_fault(canaries, error):
             predictor.failed(canary, error)
         return response
+
+
+def _at_fault(canaries: Sequence[Admitted], error: Exception) -> list[Admitted]:
+    """Those of a request's canaries that an error is counted for: of several, the one that it
+    names. Else a broken canary of one task would end a sound one of another."""
+    if len(canaries) == 1:
+        return list(canaries)
+    named = getattr(error, "adapter_key", None)
+    return [canary for canary in canaries if canary.digest == named]
 
 
 async def predicted(
