@@ -172,8 +172,7 @@ def predict(
     If it is stopped or killed, the same command goes on where it was.
 
         python -m service predict --task sst2 rows.csv --out scored.csv
-        python -m service predict --task sst2 rows.parquet --out s.parquet \\
-            --abstain 0.95 --scores
+        python -m service predict --task sst2 rows.parquet --out scored.parquet --scores
 
     By a running server:
 
