@@ -464,6 +464,7 @@ def test_the_list_with_details(
         {"dev_scores": {"accuracy": 0.875, "f1": 1.0}, "requests": 3, "latency": latency},
         {"dev_scores": {}, "requests": 0, "latency": None},
     ]
+    assert all(entry.pop("canary") is None for entry in detailed)
     assert detailed == [entry | more for entry, more in zip(plain, added, strict=True)]
     client.delete("/adapters/scored")
     scores = {f"score {i} {'x' * 1000}": i for i in range(900)}

@@ -94,6 +94,7 @@ def test_the_schema_documents_every_route(client: httpx2.Client) -> None:
         "/adapters": {"get", "post"},
         "/adapters/{task}": {"get", "delete"},
         "/adapters/{task}/activate": {"post"},
+        "/adapters/{task}/traffic": {"get", "put", "delete"},
         "/adapters/{task}/versions/{version}": {"delete"},
         "/adapters/{task}/versions/{version}/file": {"get"},
         "/storage": {"get"},

@@ -310,8 +310,8 @@ def test_a_probe_that_no_file_could_hold_is_refused(tmp_path: Path) -> None:
     """Texts for the probe that are long in characters, though perhaps short in tokens, are refused
     before the training, not at its end."""
     file = tmp_path / "probe.jsonl"
-    file.write_text(json.dumps({"text": "x" * 1_100_000}) + "\n")
-    with pytest.raises(TrainingError, match="have 1100000 characters; expected at most 64000"):
+    file.write_text(json.dumps({"text": "x" * 1_000_000}) + "\n")
+    with pytest.raises(TrainingError, match="have 1000000 characters; expected at most 64000"):
         probe_texts(file, text_pair=False)
 
 
