@@ -41,6 +41,11 @@ class S3:
             "AWS_SKIP_SIGNATURE": "true",
         }
 
+    def export(self, patch: pytest.MonkeyPatch) -> None:
+        """Make it the server of this process and its children."""
+        for name, value in self.environment.items():
+            patch.setenv(name, value)
+
     def url(self, prefix: str) -> str:
         return f"s3://{self.bucket}/{prefix}"
 

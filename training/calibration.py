@@ -84,16 +84,16 @@ def calibration(data: Dataset, logits: Tensor, source: str) -> Calibration | Non
     if data.problem_type == "regression":
         return None
     temperatures = fit_temperatures(data, logits)
-    heated = tempered(logits, temperatures)
+    scaled = tempered(logits, temperatures)
     points: tuple[CoveragePoint, ...] = ()
     if data.problem_type == "single_label_classification":
-        points = risk_coverage(*_answers(data, heated))
+        points = risk_coverage(*_answers(data, scaled))
     return Calibration(
         temperatures,
         points,
         len(data.texts),
         source,
-        (calibration_error(data, logits), calibration_error(data, heated)),
+        (calibration_error(data, logits), calibration_error(data, scaled)),
     )
 
 
@@ -205,10 +205,10 @@ def probabilities(
     """`[N, C]`: of a row's labels together 1, or each label's own; a number as it is."""
     if problem_type == "regression":
         return logits
-    heated = tempered(logits, temperatures)
+    scaled = tempered(logits, temperatures)
     if problem_type == "multi_label_classification":
-        return heated.sigmoid()
-    return heated.softmax(dim=-1)
+        return scaled.sigmoid()
+    return scaled.softmax(dim=-1)
 
 
 def _answers(data: Dataset, logits: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,13 +1,14 @@
 """Rollouts: which version of a divided task answers a request, what each version did, and the end
 of a canary whose rule says so.
 
-Everything here runs on the event loop, in the process that has the engine.
+Everything here runs on the event loop, in the process that has the engine, but `Rollouts.all`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class Rollouts:
         self._held, self._bring, self._offer = held, bring, offer
         self._write, self._rolled_back = write, rolled_back
         self._rollouts: dict[str, Rollout] = {}
+        self._changing = threading.Lock()  # `all` forgets rollouts in other threads
         self._loading: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -196,10 +198,11 @@ class Rollouts:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _of(self, entry: Entry, split: Split) -> Rollout:
-        rollout = self._rollouts.get(entry.task)
-        if rollout is None or rollout.split != split:
-            rollout = self._rollouts[entry.task] = Rollout(entry.task, split)
-        return rollout
+        with self._changing:
+            rollout = self._rollouts.get(entry.task)
+            if rollout is None or rollout.split != split:
+                rollout = self._rollouts[entry.task] = Rollout(entry.task, split)
+            return rollout
 
     def _current(self, rollout: Rollout) -> bool:
         """Whether a task's traffic is divided as this rollout has it; one that is not is
@@ -208,8 +211,9 @@ class Rollouts:
         with contextlib.suppress(StoreError):  # the task was deleted
             if self._store.entry(task).split == rollout.split:
                 return True
-        if self._rollouts.get(task) is rollout:
-            self._rollouts.pop(task, None)
+        with self._changing:
+            if self._rollouts.get(task) is rollout:
+                del self._rollouts[task]
         return False
 
     def _plays(self, rollout: Rollout, admitted: Admitted) -> bool:

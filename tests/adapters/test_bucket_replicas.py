@@ -277,7 +277,6 @@ def test_a_bucket_that_ignores_conditions(
     """P5: rclone's S3 server, which creates an object twice, is refused."""
     (tmp_path / "s3").mkdir()
     with rclone(tmp_path / "s3") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+        server.export(monkeypatch)
         with pytest.raises(StoreError, match="ignores the condition of a write"):
             replica(objects=connect(server.url("store"), 5), timeout=5)

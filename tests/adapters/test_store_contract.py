@@ -57,8 +57,7 @@ def opened(
     memory = Faulty()
     if kind == "seaweedfs":
         server = request.getfixturevalue("s3")
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+        server.export(monkeypatch)
         objects = connect(server.url(f"contract-{next(_numbers)}"), 5)
 
     def another(**options: Any) -> AdapterStore:
@@ -255,8 +254,7 @@ def test_copying_a_store(
 ) -> None:
     """`copy` brings every version and the active ones from a folder into a bucket and back, and
     twice is as once; `gc` then finds nothing that is old enough."""
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
+    s3.export(monkeypatch)
     bucket, folder = s3.url("copied"), tmp_path / "store"
     with Store(folder) as store:
         versions = [store.put(parse(data))[0] for data in (*files, mrpc)]

@@ -80,12 +80,9 @@ def title(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with (
-        seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    with seaweedfs(folder) as server, pytest.MonkeyPatch.context() as patch:
+        server.export(patch)
         yield server
 
 

@@ -66,8 +66,7 @@ def replicas(
     """Three, with one task of each name."""
     folder = tmp_path_factory.mktemp("balancer")
     with seaweedfs(folder) as bucket, pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        for name, value in bucket.environment.items():
-            patch.setenv(name, value)
+        bucket.export(patch)
         settings = [
             {
                 "store": bucket.url("balanced"),

@@ -75,42 +75,35 @@ def test_traces_want_one_process(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
 
 
+def refused(folder: Path, *options: str) -> list[str]:
+    """The lines that a service with two front ends ends with, at once, with exit code 2."""
+    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(folder / "store")}
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    return done.stderr.splitlines()
+
+
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     """A service that cannot have its address says so, ends with exit code 2, and has started no
     front end."""
-    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store")}
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "service", "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+        (line,) = refused(tmp_path, "--port", str(taken.getsockname()[1]))
     assert line.startswith("error: setting ADAMIX_PORT is ")
     assert "address already in use" in line
 
 
 def test_a_host_that_is_none(tmp_path: Path) -> None:
     """A name that cannot be resolved is told as the host's setting, not the port's."""
-    environment = {**os.environ, "ADAMIX_WORKERS": "2", "ADAMIX_STORE": str(tmp_path / "store")}
-    command = [sys.executable, "-m", "service", "--host", "nowhere.invalid"]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    *_, line = done.stderr.splitlines()  # an admin key is made before, for others than this machine
+    # an admin key is made before, for others than this machine
+    *_, line = refused(tmp_path, "--host", "nowhere.invalid")
     assert line.startswith("error: setting ADAMIX_HOST is 'nowhere.invalid', which is no address: ")
 
 

@@ -38,12 +38,9 @@ FILM = {"inputs": "it is a good film"}
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with (
-        seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    with seaweedfs(folder) as server, pytest.MonkeyPatch.context() as patch:
+        server.export(patch)
         yield server
 
 
@@ -267,8 +264,7 @@ def test_a_bucket_that_ignores_conditions_ends_the_start(
     sentence."""
     (tmp_path / "s3").mkdir()
     with rclone(tmp_path / "s3") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+        server.export(monkeypatch)
         code, said = refused(
             store=server.url("store"), backbone=bert_folder, cache=tmp_path, seed="none"
         )
