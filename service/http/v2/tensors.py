@@ -147,12 +147,14 @@ def output(
     """One output tensor of rows' logits `[n][C]`. A row's label and score are its best: a
     multi-label task's other labels are in the classification of `score`, and in `logits`. The label
     of a row whose confidence is below `least` is empty: BYTES have no null."""
-    n, labels, heat = len(logits), signature.labels, signature.temperatures
+    n, labels, temperatures = len(logits), signature.labels, signature.temperatures
     function = "none" if wanted.name == LOGITS else default_function(signature.problem_type)
     if wanted.classes is not None:
         index = {label: i for i, label in enumerate(labels)}
         best = [
-            entry for row in logits for entry in scored(row, labels, function, wanted.classes, heat)
+            entry
+            for row in logits
+            for entry in scored(row, labels, function, wanted.classes, temperatures)
         ]
         values = [f"{entry['score']:f}:{index[entry['label']]}:{entry['label']}" for entry in best]
         return Output(wanted.name, "BYTES", [n, wanted.classes], values)
@@ -161,7 +163,7 @@ def output(
     if wanted.name == LABEL:
         rows = [answer_of(row, signature, function, 1, least)[0]["label"] or "" for row in logits]
         return Output(LABEL, "BYTES", [n], rows)
-    scores = [scored(row, labels, function, 1, heat)[0]["score"] for row in logits]
+    scores = [scored(row, labels, function, 1, temperatures)[0]["score"] for row in logits]
     return Output(SCORE, "FP32", [n], scores)
 
 
