@@ -79,7 +79,7 @@ def check_split(entry: Entry, split: Split) -> None:
 
 def unknown(task: str, tasks: Iterable[str]) -> UnknownTask:
     """The error for a task that is none of `tasks`, with the closest of them."""
-    return UnknownTask(f"there is no task {shown(task)}; {_closest(task, list(tasks))}")
+    return UnknownTask(f"there is no task {shown(task)}; {_closest(task, list(tasks))}", task)
 
 
 def _active(entry: Entry) -> Version:
