@@ -23,8 +23,8 @@ The log has it too.
 
 Writing needs the admin key (`Authorization: Bearer …`), unless the server listens on a loopback
 address and no admin key is set. If an API key is set, predicting needs it, and reading needs either
-key. A keys file has keys with scopes, tasks and limits: a task that is not one of a key's is answered
-as one that does not exist.
+key. A keys file has keys with scopes, tasks and limits: a task that is not one of a key's is
+answered as one that does not exist.
 """
 TAGS = [
     {"name": "predict", "description": "Texts in, labels and scores out."},

@@ -11,7 +11,6 @@ rows_per_second = 200
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import stat
@@ -192,9 +191,8 @@ def _are_texts(found: Any) -> bool:
 
 
 def _is_limit(found: Any) -> bool:
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        return False
-    return math.isfinite(found) and LEAST_LIMIT <= found <= MOST_LIMIT
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    return number and LEAST_LIMIT <= found <= MOST_LIMIT
 
 
 def _limits(table: Mapping[str, Any]) -> list[float | None]:
