@@ -313,7 +313,7 @@ class Service:
             "store_generation": 0 if replication is None else replication.generation,
             "store_age_seconds": 0.0 if replication is None else replication.age,
         }
-        keys = {} if self.keys is None else {"keys_file_valid": float(self.keys.valid)}
+        keys = {"keys_file_valid": float(self.keys is None or self.keys.valid)}
         return State({**queue, **values, **store, **keys}, tiers, self.slots.held())
 
 

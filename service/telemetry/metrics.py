@@ -213,7 +213,7 @@ GAUGES = {
     "full_copies_bytes": "What a full copy per task would take.",
     "saved_bytes": "What the single backbone saves.",
     "store_generation": "Changes of the store in a bucket that are known; 0 with a folder.",
-    "keys_file_valid": "1 if the keys file as it is now is in use; 0 if it cannot be used.",
+    "keys_file_valid": "0 if the keys file as it is now cannot be used; else 1.",
     "store_age_seconds": "Since the bucket was last read to its end; 0 with a folder.",
 }
 LABELLED = (
