@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from adapters.entry import TASK
+from adapters.spec import TASK_PATTERN
 
 SCOPES = ("predict", "write", "read-metrics")
+TASK = re.compile(TASK_PATTERN)
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 PATTERN = re.compile(r"[a-z0-9_*?-]{1,64}")
 
