@@ -275,7 +275,8 @@ async def delete_task(request: Request, task: Task) -> None:
     service = service_of(request)
 
     def deleted(write: Write) -> None:
-        write.about(service.store.entry(task).active)
+        with contextlib.suppress(UnknownTask):  # the deletion says what is wrong
+            write.about(service.store.entry(task).active)
         service.store.delete_task(task)
 
     await audited(request, service, "delete task", task, deleted)
