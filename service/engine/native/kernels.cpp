@@ -310,47 +310,67 @@ void load_columns(const float* from, vec* v, int64_t columns) {
 
 inline int64_t panels_of(int64_t columns) { return (columns + NR - 1) / NR; }
 
-// `x` transposed into panels' layout: out[i, j] = x[j, i] for j < `rows` <= NR, else 0.
-void transpose(const float* x, int64_t ldx, int64_t rows, int64_t columns, float* out) {
-  constexpr int B = 8;
-  for (int64_t j = 0; j < NR; j += B) {
-    int64_t n = std::min<int64_t>(B, rows - j);
-    if (n < B) {
-      for (int64_t i = 0; i < columns; i++) {
-        for (int64_t m = 0; m < B; m++) out[i * NR + j + m] = m < n ? x[(j + m) * ldx + i] : 0.0f;
-      }
-      continue;
-    }
-    int64_t i = 0;
+constexpr int B = 8;  // blocks of B x B numbers are transposed at once
+
+// out[j, i] = x[i, j], or with ADD += that, for i, j < B.
+template <bool ADD>
+inline void transpose_block(const float* x, int64_t ldx, float* out, int64_t ldo) {
 #if defined(__AVX2__)
-    for (; i + B <= columns; i += B) {
-      const float* from = x + j * ldx + i;
-      __m256 r0 = _mm256_loadu_ps(from), r1 = _mm256_loadu_ps(from + ldx);
-      __m256 r2 = _mm256_loadu_ps(from + 2 * ldx), r3 = _mm256_loadu_ps(from + 3 * ldx);
-      __m256 r4 = _mm256_loadu_ps(from + 4 * ldx), r5 = _mm256_loadu_ps(from + 5 * ldx);
-      __m256 r6 = _mm256_loadu_ps(from + 6 * ldx), r7 = _mm256_loadu_ps(from + 7 * ldx);
-      __m256 t0 = _mm256_unpacklo_ps(r0, r1), t1 = _mm256_unpackhi_ps(r0, r1);
-      __m256 t2 = _mm256_unpacklo_ps(r2, r3), t3 = _mm256_unpackhi_ps(r2, r3);
-      __m256 t4 = _mm256_unpacklo_ps(r4, r5), t5 = _mm256_unpackhi_ps(r4, r5);
-      __m256 t6 = _mm256_unpacklo_ps(r6, r7), t7 = _mm256_unpackhi_ps(r6, r7);
-      r0 = _mm256_shuffle_ps(t0, t2, 0x44), r1 = _mm256_shuffle_ps(t0, t2, 0xee);
-      r2 = _mm256_shuffle_ps(t1, t3, 0x44), r3 = _mm256_shuffle_ps(t1, t3, 0xee);
-      r4 = _mm256_shuffle_ps(t4, t6, 0x44), r5 = _mm256_shuffle_ps(t4, t6, 0xee);
-      r6 = _mm256_shuffle_ps(t5, t7, 0x44), r7 = _mm256_shuffle_ps(t5, t7, 0xee);
-      float* to = out + i * NR + j;
-      _mm256_storeu_ps(to, _mm256_permute2f128_ps(r0, r4, 0x20));
-      _mm256_storeu_ps(to + NR, _mm256_permute2f128_ps(r1, r5, 0x20));
-      _mm256_storeu_ps(to + 2 * NR, _mm256_permute2f128_ps(r2, r6, 0x20));
-      _mm256_storeu_ps(to + 3 * NR, _mm256_permute2f128_ps(r3, r7, 0x20));
-      _mm256_storeu_ps(to + 4 * NR, _mm256_permute2f128_ps(r0, r4, 0x31));
-      _mm256_storeu_ps(to + 5 * NR, _mm256_permute2f128_ps(r1, r5, 0x31));
-      _mm256_storeu_ps(to + 6 * NR, _mm256_permute2f128_ps(r2, r6, 0x31));
-      _mm256_storeu_ps(to + 7 * NR, _mm256_permute2f128_ps(r3, r7, 0x31));
-    }
+  __m256 r[B], t[B];
+  for (int i = 0; i < B; i++) r[i] = _mm256_loadu_ps(x + i * ldx);
+  for (int i = 0; i < B; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < B; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44), r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+  for (int j = 0; j < B; j++) {
+    float* to = out + j * ldo;
+    _mm256_storeu_ps(to, ADD ? _mm256_add_ps(_mm256_loadu_ps(to), t[j]) : t[j]);
+  }
+#else
+  for (int j = 0; j < B; j++) {
+    for (int i = 0; i < B; i++) out[j * ldo + i] = (ADD ? out[j * ldo + i] : 0.0f) + x[i * ldx + j];
+  }
 #endif
-    for (; i < columns; i++) {
-      for (int64_t m = 0; m < B; m++) out[i * NR + j + m] = x[(j + m) * ldx + i];
+}
+
+// `x` transposed into a panel: out[i, j] = x[j, i] for j < `rows`, and 0 up to NR.
+void to_panel(const float* x, int64_t ldx, int64_t rows, int64_t columns, float* out) {
+  int64_t whole_rows = rows / B * B, whole_columns = columns / B * B;
+  for (int64_t j = 0; j < whole_rows; j += B) {
+    for (int64_t i = 0; i < whole_columns; i += B) {
+      transpose_block<false>(x + j * ldx + i, ldx, out + i * NR + j, NR);
     }
+    for (int64_t i = whole_columns; i < columns; i++) {
+      for (int64_t m = j; m < j + B; m++) out[i * NR + m] = x[m * ldx + i];
+    }
+  }
+  if (whole_rows == NR) return;
+  for (int64_t i = 0; i < columns; i++) {
+    for (int64_t j = whole_rows; j < NR; j++) out[i * NR + j] = j < rows ? x[j * ldx + i] : 0.0f;
+  }
+}
+
+// The way back, added: y[j, i] += x[i, j] for j < `rows`.
+void add_panel(const float* x, int64_t rows, int64_t columns, float* y, int64_t ldy) {
+  int64_t whole_rows = rows / B * B, whole_columns = columns / B * B;
+  for (int64_t j = 0; j < whole_rows; j += B) {
+    for (int64_t i = 0; i < whole_columns; i += B) {
+      transpose_block<true>(x + i * NR + j, NR, y + j * ldy + i, ldy);
+    }
+    for (int64_t i = whole_columns; i < columns; i++) {
+      for (int64_t m = j; m < j + B; m++) y[m * ldy + i] += x[i * NR + m];
+    }
+  }
+  for (int64_t j = whole_rows; j < rows; j++) {
+    for (int64_t i = 0; i < columns; i++) y[j * ldy + i] += x[i * NR + j];
   }
 }
 
@@ -449,7 +469,7 @@ void attend(const float* q, const float* k, const float* v, int64_t ld, int64_t 
   float* kt = scratch(0, panels * size * NR);     // for each panel of NR keys [size, NR]
   float* vp = scratch(1, outputs * length * NR);  // for each panel of NR outputs [length, NR]
   for (int64_t panel = 0; panel < panels; panel++) {
-    transpose(k + panel * NR * ld, ld, std::min<int64_t>(NR, length - panel * NR), size,
+    to_panel(k + panel * NR * ld, ld, std::min<int64_t>(NR, length - panel * NR), size,
               kt + panel * NR * size);
   }
   for (int64_t panel = 0; panel < outputs; panel++) {
@@ -509,7 +529,7 @@ void adapt_panel(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t tok
   float* xt = scratch(0, inputs * NR);
   float* inner = scratch(1, rank * NR);
   float* added = scratch(2, outputs * NR);
-  transpose(x, ldx, tokens, inputs, xt);
+  to_panel(x, ldx, tokens, inputs, xt);
   for (int64_t row = 0; row < rank; row += MR) {
     tile(
         std::min<int64_t>(MR, rank - row), inputs, down + row * inputs, inputs, xt,
@@ -528,10 +548,7 @@ void adapt_panel(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t tok
           store(added + (row + m) * NR + W, acc[1] * scale);
         });
   }
-  for (int64_t t = 0; t < tokens; t++) {
-    float* to = y + t * ldy;
-    for (int64_t i = 0; i < outputs; i++) to[i] += added[i * NR + t];
-  }
+  add_panel(added, tokens, outputs, y, ldy);
 }
 
 }  // namespace
@@ -554,7 +571,7 @@ void adamix_pack(const float* weight, const float* bias, int64_t inputs, int64_t
     float* to = packed + panel * panel_numbers(inputs);
     int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
     for (int64_t j = 0; j < NR; j++) to[j] = j < columns ? bias[panel * NR + j] : 0.0f;
-    transpose(weight + panel * NR * inputs, inputs, columns, inputs, to + NR);
+    to_panel(weight + panel * NR * inputs, inputs, columns, inputs, to + NR);
   }
 }
 
