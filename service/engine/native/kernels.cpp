@@ -312,65 +312,41 @@ inline int64_t panels_of(int64_t columns) { return (columns + NR - 1) / NR; }
 
 constexpr int B = 8;  // blocks of B x B numbers are transposed at once
 
-// out[j, i] = x[i, j], or with ADD += that, for i, j < B.
-template <bool ADD>
-inline void transpose_block(const float* x, int64_t ldx, float* out, int64_t ldo) {
+// out[i, j] = x[j, i] for i < B and j < `rows`, and 0 for j from there to B. out's rows are NR apart.
+inline void transpose_block(const float* x, int64_t ldx, int64_t rows, float* out) {
 #if defined(__AVX2__)
   __m256 r[B], t[B];
-  for (int i = 0; i < B; i++) r[i] = _mm256_loadu_ps(x + i * ldx);
-  for (int i = 0; i < B; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  for (int j = 0; j < B; j++) r[j] = j < rows ? _mm256_loadu_ps(x + j * ldx) : _mm256_setzero_ps();
+  for (int j = 0; j < B; j += 2) {
+    t[j] = _mm256_unpacklo_ps(r[j], r[j + 1]), t[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
   }
-  for (int i = 0; i < B; i += 4) {
-    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44), r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  for (int j = 0; j < B; j += 4) {
+    r[j] = _mm256_shuffle_ps(t[j], t[j + 2], 0x44), r[j + 1] = _mm256_shuffle_ps(t[j], t[j + 2], 0xee);
+    r[j + 2] = _mm256_shuffle_ps(t[j + 1], t[j + 3], 0x44);
+    r[j + 3] = _mm256_shuffle_ps(t[j + 1], t[j + 3], 0xee);
   }
   for (int i = 0; i < 4; i++) {
-    t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
-    t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
-  }
-  for (int j = 0; j < B; j++) {
-    float* to = out + j * ldo;
-    _mm256_storeu_ps(to, ADD ? _mm256_add_ps(_mm256_loadu_ps(to), t[j]) : t[j]);
+    _mm256_storeu_ps(out + i * NR, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * NR, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
   }
 #else
-  for (int j = 0; j < B; j++) {
-    for (int i = 0; i < B; i++) out[j * ldo + i] = (ADD ? out[j * ldo + i] : 0.0f) + x[i * ldx + j];
+  for (int i = 0; i < B; i++) {
+    for (int j = 0; j < B; j++) out[i * NR + j] = j < rows ? x[j * ldx + i] : 0.0f;
   }
 #endif
 }
 
 // `x` transposed into a panel: out[i, j] = x[j, i] for j < `rows`, and 0 up to NR.
 void to_panel(const float* x, int64_t ldx, int64_t rows, int64_t columns, float* out) {
-  int64_t whole_rows = rows / B * B, whole_columns = columns / B * B;
-  for (int64_t j = 0; j < whole_rows; j += B) {
-    for (int64_t i = 0; i < whole_columns; i += B) {
-      transpose_block<false>(x + j * ldx + i, ldx, out + i * NR + j, NR);
+  int64_t whole = columns / B * B;
+  for (int64_t j = 0; j < NR; j += B) {
+    int64_t valid = std::clamp<int64_t>(rows - j, 0, B);
+    for (int64_t i = 0; i < whole; i += B) {
+      transpose_block(x + j * ldx + i, ldx, valid, out + i * NR + j);
     }
-    for (int64_t i = whole_columns; i < columns; i++) {
-      for (int64_t m = j; m < j + B; m++) out[i * NR + m] = x[m * ldx + i];
+    for (int64_t i = whole; i < columns; i++) {
+      for (int64_t m = 0; m < B; m++) out[i * NR + j + m] = m < valid ? x[(j + m) * ldx + i] : 0.0f;
     }
-  }
-  if (whole_rows == NR) return;
-  for (int64_t i = 0; i < columns; i++) {
-    for (int64_t j = whole_rows; j < NR; j++) out[i * NR + j] = j < rows ? x[j * ldx + i] : 0.0f;
-  }
-}
-
-// The way back, added: y[j, i] += x[i, j] for j < `rows`.
-void add_panel(const float* x, int64_t rows, int64_t columns, float* y, int64_t ldy) {
-  int64_t whole_rows = rows / B * B, whole_columns = columns / B * B;
-  for (int64_t j = 0; j < whole_rows; j += B) {
-    for (int64_t i = 0; i < whole_columns; i += B) {
-      transpose_block<true>(x + i * NR + j, NR, y + j * ldy + i, ldy);
-    }
-    for (int64_t i = whole_columns; i < columns; i++) {
-      for (int64_t m = j; m < j + B; m++) y[m * ldy + i] += x[i * NR + m];
-    }
-  }
-  for (int64_t j = whole_rows; j < rows; j++) {
-    for (int64_t i = 0; i < columns; i++) y[j * ldy + i] += x[i * NR + j];
   }
 }
 
@@ -521,34 +497,50 @@ void attend(const float* q, const float* k, const float* v, int64_t ld, int64_t 
 
 // ---- adapters
 
-// y += scale * (up * act(down * x + down_bias) + up_bias) for up to NR tokens. A weight is an operand
-// as the file has it, row-major; the tokens are transposed instead.
-void adapt_panel(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t tokens, int64_t inputs,
-                 int64_t outputs, const float* down, const float* down_bias, const float* up,
-                 const float* up_bias, int64_t rank, float scale, int activation) {
-  float* xt = scratch(0, inputs * NR);
-  float* inner = scratch(1, rank * NR);
-  float* added = scratch(2, outputs * NR);
-  to_panel(x, ldx, tokens, inputs, xt);
-  for (int64_t row = 0; row < rank; row += MR) {
-    tile(
-        std::min<int64_t>(MR, rank - row), inputs, down + row * inputs, inputs, xt,
-        [&](int m, vec* acc) { acc[0] = acc[1] = all(down_bias ? down_bias[row + m] : 0.0f); },
-        [&](int m, vec* acc) {
-          store(inner + (row + m) * NR, activated(acc[0], activation));
-          store(inner + (row + m) * NR + W, activated(acc[1], activation));
-        });
+constexpr int64_t TOKENS = 8 * MR;  // of an adapter, that a thread takes at once
+
+// y += scale * (up * act(down * x + down_bias) + up_bias) for up to TOKENS tokens. The weights are as
+// the file has them, [rank, inputs] and [outputs, rank]; they become panels here, as few numbers
+// beside those of the products.
+void adapt_tokens(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t tokens, int64_t inputs,
+                  int64_t outputs, const float* down, const float* down_bias, const float* up,
+                  const float* up_bias, int64_t rank, float scale, int activation) {
+  int64_t width = panels_of(rank) * NR, height = tile_height(tokens);
+  float* panel = scratch(0, std::max(inputs, rank) * NR);
+  float* inner = scratch(1, tokens * width);
+  for (int64_t first = 0; first < rank; first += NR) {
+    int64_t columns = std::min<int64_t>(NR, rank - first);
+    to_panel(down + first * inputs, inputs, columns, inputs, panel);
+    vec bias[2] = {};
+    if (down_bias) load_columns(down_bias + first, bias, columns);
+    for (int64_t row = 0; row < tokens; row += height) {
+      tile(
+          std::min(height, tokens - row), inputs, x + row * ldx, ldx, panel,
+          [&](int, vec* acc) { acc[0] = bias[0], acc[1] = bias[1]; },
+          [&](int m, vec* acc) {
+            float* to = inner + (row + m) * width + first;
+            store(to, activated(acc[0], activation)), store(to + W, activated(acc[1], activation));
+          });
+    }
   }
-  for (int64_t row = 0; row < outputs; row += MR) {
-    tile(
-        std::min<int64_t>(MR, outputs - row), rank, up + row * rank, rank, inner,
-        [&](int m, vec* acc) { acc[0] = acc[1] = all(up_bias ? up_bias[row + m] : 0.0f); },
-        [&](int m, vec* acc) {
-          store(added + (row + m) * NR, acc[0] * scale);
-          store(added + (row + m) * NR + W, acc[1] * scale);
-        });
+  for (int64_t first = 0; first < outputs; first += NR) {
+    int64_t columns = std::min<int64_t>(NR, outputs - first);
+    to_panel(up + first * rank, rank, columns, rank, panel);
+    vec bias[2] = {};
+    if (up_bias) load_columns(up_bias + first, bias, columns);
+    for (int64_t row = 0; row < tokens; row += height) {
+      tile(
+          std::min(height, tokens - row), rank, inner + row * width, width, panel,
+          [&](int, vec* acc) { acc[0] = bias[0], acc[1] = bias[1]; },
+          [&](int m, vec* acc) {
+            float* to = y + (row + m) * ldy + first;
+            vec before[2];
+            load_columns(to, before, columns);
+            acc[0] = before[0] + scale * acc[0], acc[1] = before[1] + scale * acc[1];
+            store_columns(to, acc, columns);
+          });
+    }
   }
-  add_panel(added, tokens, outputs, y, ldy);
 }
 
 }  // namespace
@@ -703,8 +695,8 @@ void adamix_adapt(const Part* parts, int64_t count, int64_t layer, const float* 
   pieces.clear();
   for (const Part* part = parts; part < parts + count; part++) {
     if (layer < part->first_layer) continue;
-    for (int64_t start = part->start; start < part->stop; start += NR) {
-      pieces.push_back({part, start, std::min<int64_t>(NR, part->stop - start)});
+    for (int64_t start = part->start; start < part->stop; start += TOKENS) {
+      pieces.push_back({part, start, std::min(TOKENS, part->stop - start)});
     }
   }
   const Piece* all_pieces = pieces.data();
@@ -712,7 +704,7 @@ void adamix_adapt(const Part* parts, int64_t count, int64_t layer, const float* 
     const Piece& piece = all_pieces[i];
     const Part& part = *piece.part;
     int64_t at = layer - part.first_layer;
-    adapt_panel(x + piece.start * ldx, ldx, y + piece.start * ldy, ldy, piece.tokens, inputs, outputs,
+    adapt_tokens(x + piece.start * ldx, ldx, y + piece.start * ldy, ldy, piece.tokens, inputs, outputs,
                 part.down + at * part.rank * inputs,
                 part.down_bias ? part.down_bias + at * part.rank : nullptr,
                 part.up + at * outputs * part.rank,
