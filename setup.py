@@ -10,7 +10,13 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # Plain libraries, which service/engine/native/library.py loads for the processor that it finds: the
 # one that compiles may be another.
-KINDS = {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]} if X86 else {"generic": []}
+KINDS = {"generic": []}
+if X86:
+    KINDS = {
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4"],
+        "avx512vnni": ["-march=x86-64-v4", "-mavx512vnni"],
+    }
 
 setup(
     ext_modules=[
@@ -25,6 +31,7 @@ setup(
                 "-fno-math-errno",
                 "-ffp-contract=fast",
                 "-fvisibility=hidden",
+                "-Wno-maybe-uninitialized",  # GCC's own headers of AVX-512
                 *flags,
             ],
             optional=True,

@@ -38,7 +38,7 @@ from service.engine.linear import (
 from service.engine.native import library as native_library
 from service.engine.native.choice import choose
 from service.engine.native.library import Library
-from service.engine.native.linear import Native
+from service.engine.native.linear import Native, NativeQuantized
 from service.engine.outliers import largest_inputs
 from service.engine.packed import Packed, Split
 from service.engine.positions import Disentangled, Relative, Rotary, computed
@@ -86,7 +86,8 @@ class PackedEncoder:
         self.native = choose("auto", device, dtype).library if native == "auto" else native
         on_cpu = device.type == "cpu" and dtype == torch.float32
         self._prepacked = on_cpu and self.native is None and prepacks()
-        self._rounded = self._int8 or self._prepacked  # oneDNN compiles for each number of rows
+        # oneDNN compiles for each number of rows
+        self._rounded = self._prepacked or (self._int8 and self.native is None)
         self._relaid = self._rounded or self.native is not None  # matrices are laid out anew
         self._in_attention = {
             each: computed(
@@ -128,7 +129,8 @@ class PackedEncoder:
         self._projection = None if projection is None else self._exact(projection)
         self._pooler = None if pooler is None else self._exact(pooler)
         layers = architecture.layers
-        largest = largest_inputs(backbone, layers) if self._int8 else [{} for _ in layers]
+        smooth = self._int8 and self.native is None
+        largest = largest_inputs(backbone, layers) if smooth else [{} for _ in layers]
         self._layers = tuple(self._layer(*each) for each in zip(layers, largest, strict=True))
         final = architecture.final_norm
         self._final_norm = None if final is None else self._pair(final)
@@ -343,11 +345,11 @@ class PackedEncoder:
     def _linear(
         self, pair: Pair, *, lowest: float | None = None, largest: Tensor | None = None
     ) -> Linear:
-        """`lowest` and `largest` matter to int8 alone."""
+        """`lowest` and `largest` matter to torch's int8 alone."""
+        if self.native is not None:
+            return (NativeQuantized if self._int8 else Native)(self.native, *pair)
         if self._int8:
             return Quantized(*pair, lowest=lowest, largest=largest)
-        if self.native is not None:
-            return Native(self.native, *pair)
         return Prepacked(*pair) if self._prepacked else Plain(*pair)
 
     def _exact(self, module: nn.Linear) -> Linear:

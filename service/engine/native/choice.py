@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from service.engine.linear import Plain, Prepacked, prepacks
+from service.engine.linear import Linear, Plain, Prepacked, prepacks
 from service.engine.native.library import Library, NativeError, load
-from service.engine.native.linear import Native
+from service.engine.native.linear import Native, NativeQuantized
+from service.engine.quantized import Quantized, lacking
 
 Kernels = Literal["auto", "native", "torch"]
 
@@ -27,6 +28,7 @@ REPEATS = 5
 # where their products are this slow.
 SLOW = 0.9
 CLOSE = 1e-3  # float32 sums of INPUTS numbers, in another order
+CLOSE_INT8 = 0.1  # torch's inputs have 8 bits
 
 
 class Choice(NamedTuple):
@@ -48,7 +50,7 @@ def choose(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Choice
         reason = f"native kernels are for float32 and int8; the dtype is {dtype}"
     if reason is None:
         try:
-            return Choice(load(), "asked for") if kernels == "native" else _measured()
+            return Choice(_checked(dtype), "asked for") if kernels == "native" else _measured(dtype)
         except NativeError as error:
             reason = str(error)
     if kernels == "native":
@@ -56,32 +58,45 @@ def choose(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Choice
     return Choice(None, reason)
 
 
-@lru_cache(maxsize=1)
-def _measured() -> Choice:
-    """Once in a process: it takes a twentieth of a second."""
+def _checked(dtype: torch.dtype) -> Library:
     library = load()
-    ratio = _ratio(library)
+    if dtype == torch.int8 and not library.has_int8:
+        raise NativeError(f"there are no native kernels ({library.kind}) for int8")
+    return library
+
+
+@lru_cache(maxsize=2)
+def _measured(dtype: torch.dtype) -> Choice:
+    """Once in a process: it takes a twentieth of a second."""
+    library = _checked(dtype)
+    if dtype == torch.int8 and lacking(torch.device("cpu")) is not None:
+        return Choice(library, "torch's need AVX512-VNNI for int8")
+    ratio = _ratio(library, dtype)
     reason = f"products at {ratio:.2f} times the speed of torch's"
     return Choice(library if ratio >= SLOW else None, reason)
 
 
 @torch.inference_mode()
-def _ratio(library: Library) -> float:
+def _ratio(library: Library, dtype: torch.dtype) -> float:
     """How many times as fast as torch's the native products are, as a geometric mean. Raises
     NativeError if they do not give the same."""
     generator = torch.Generator().manual_seed(0)  # of its own: the process's stays as it is
     weight = torch.randn(OUTPUTS, INPUTS, generator=generator) / INPUTS**0.5
     bias = torch.randn(OUTPUTS, generator=generator)
-    native = Native(library, weight, bias)
-    other = Prepacked(weight, bias) if prepacks() else Plain(weight, bias)
+    native: Linear = Native(library, weight, bias)
+    other: Linear = Prepacked(weight, bias) if prepacks() else Plain(weight, bias)
+    close = CLOSE
+    if dtype == torch.int8:
+        native, other = NativeQuantized(library, weight, bias), Quantized(weight, bias)
+        close = CLOSE_INT8
     logs = []
     for rows in ROWS:
         x = torch.randn(rows, INPUTS, generator=generator)
         apart = (native(x) - other(x)).abs().max().item()
-        if not apart < CLOSE:
+        if not apart < close:
             raise NativeError(
                 f"the native kernels ({library.kind}) differ from torch's by {apart:.2g}; expected"
-                f" less than {CLOSE}"
+                f" less than {close}"
             )
         seconds = [(_seconds(other, x), _seconds(native, x)) for _ in range(REPEATS)]
         theirs, ours = (min(each) for each in zip(*seconds, strict=True))

@@ -253,6 +253,23 @@ inline void multiply(int64_t k, const float* a, int64_t lda, const float* b, con
   }
 }
 
+// run(M) with a constant M of 1 to MR.
+template <class Run>
+inline void with_height(int64_t m, const Run& run) {
+  switch (m) {
+    case 1: return run(std::integral_constant<int, 1>{});
+    case 2: return run(std::integral_constant<int, 2>{});
+    case 3: return run(std::integral_constant<int, 3>{});
+    case 4: return run(std::integral_constant<int, 4>{});
+    case 5: return run(std::integral_constant<int, 5>{});
+    case 6: return run(std::integral_constant<int, 6>{});
+#if defined(__AVX512F__)
+    case 7: return run(std::integral_constant<int, 7>{});
+    case 8: return run(std::integral_constant<int, 8>{});
+#endif
+  }
+}
+
 // One tile of `rows` <= MR rows: `begin(m, acc[m])` sets its sums, `end(m, acc[m])` takes them. With a
 // pace, numbers from `ahead` on are fetched.
 template <class Begin, class End>
@@ -268,25 +285,14 @@ inline void tile(int64_t rows, int64_t k, const float* a, int64_t lda, const flo
       multiply<M, false>(k, a, lda, b, nullptr, 0, acc);
     }
   };
-  switch (rows) {
-    case 1: run(std::integral_constant<int, 1>{}); break;
-    case 2: run(std::integral_constant<int, 2>{}); break;
-    case 3: run(std::integral_constant<int, 3>{}); break;
-    case 4: run(std::integral_constant<int, 4>{}); break;
-    case 5: run(std::integral_constant<int, 5>{}); break;
-    case 6: run(std::integral_constant<int, 6>{}); break;
-#if defined(__AVX512F__)
-    case 7: run(std::integral_constant<int, 7>{}); break;
-    case 8: run(std::integral_constant<int, 8>{}); break;
-#endif
-  }
+  with_height(rows, run);
   for (int m = 0; m < rows; m++) end(m, acc[m]);
 }
 
 // Tiles of even heights: a low one is slow.
-inline int64_t tile_height(int64_t rows) {
-  int64_t tiles = (rows + MR - 1) / MR;
-  return tiles > 0 ? (rows + tiles - 1) / tiles : MR;
+inline int64_t tile_height(int64_t rows, int64_t most = MR) {
+  int64_t tiles = (rows + most - 1) / most;
+  return tiles > 0 ? (rows + tiles - 1) / tiles : most;
 }
 
 void store_columns(float* to, const vec* v, int64_t columns) {
@@ -394,6 +400,167 @@ void linear_piece(const float* x, int64_t ldx, int64_t rows, int64_t inputs, con
     }
   }
 }
+
+// A product of so many rows in pieces: piece(row, rows, first panel, panel behind the last one).
+template <class Piece>
+void in_pieces(int64_t rows, int64_t inputs, int64_t outputs, int threads, const Piece& piece) {
+  if (rows <= 0) return;
+  int64_t panels = panels_of(outputs), parts = (rows + ROWS - 1) / ROWS;
+  // even parts, of whole tiles
+  int64_t height = ((rows + parts - 1) / parts + MR - 1) / MR * MR;
+  parts = (rows + height - 1) / height;
+  // pieces of a quarter of a million multiplications or more, and if there can be, eight a thread
+  int64_t least_width = std::max<int64_t>(1, (1 << 18) / (height * inputs * NR));
+  int64_t wanted = (8 * threads + parts - 1) / parts;
+  int64_t width = threads <= 1 ? panels : std::max(least_width, std::max<int64_t>(1, panels / wanted));
+  int64_t across = (panels + width - 1) / width;
+  pool().run(parts * across, threads, [&](int64_t i) {
+    int64_t row = i / across * height, first = i % across * width;
+    piece(row, std::min(height, rows - row), first, std::min(first + width, panels));
+  });
+}
+
+// ---- products of int8 weights
+
+// Weights are int8, each output with its scale; inputs are 16-bit whole numbers, each row with its
+// scale. A sum of pairs of products is exact in 32 bits: with so many inputs, an input has up to
+// `steps_of(inputs)` steps.
+constexpr int64_t WEIGHT_STEPS = 127;
+
+inline int64_t steps_of(int64_t inputs) {
+  return std::min<int64_t>(INT16_MAX, INT32_MAX / (WEIGHT_STEPS * std::max<int64_t>(inputs, 1)));
+}
+
+// For each panel of NR outputs their scales and biases, and then for each pair of inputs two numbers an
+// output.
+inline int64_t pairs_of(int64_t inputs) { return (inputs + 1) / 2; }
+inline int64_t panel_bytes(int64_t inputs) { return 2 * NR * (4 + pairs_of(inputs)); }
+
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+typedef __m512i wide;
+constexpr int WHOLE_ROWS = MR;
+inline wide widened(const int8_t* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline wide pair_everywhere(const int16_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return _mm512_set1_epi32(pair);
+}
+inline wide plus_products(wide sums, wide a, wide b) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpwssd_epi32(sums, a, b);
+#else
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+#endif
+}
+inline wide no_sums() { return _mm512_setzero_si512(); }
+inline vec to_floats(wide sums) { return vec(_mm512_cvtepi32_ps(sums)); }
+inline void store_whole(vec v, int16_t* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(__m512(v))));
+}
+#else
+typedef __m256i wide;
+constexpr int WHOLE_ROWS = MR;
+inline wide widened(const int8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline wide pair_everywhere(const int16_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return _mm256_set1_epi32(pair);
+}
+inline wide plus_products(wide sums, wide a, wide b) {
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+}
+inline wide no_sums() { return _mm256_setzero_si256(); }
+inline vec to_floats(wide sums) { return vec(_mm256_cvtepi32_ps(sums)); }
+inline void store_whole(vec v, int16_t* to) {
+  __m256i whole = _mm256_cvtps_epi32(__m256(v));
+  __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow);
+}
+#endif
+
+// sums[m] = sum over pairs of a[m, pair] * b[pair, 0:NR]; what lies from `ahead` on is fetched
+// meanwhile, `pace` bytes for each pair.
+template <int M>
+inline void multiply_whole(int64_t pairs, const int16_t* a, int64_t lda, const int8_t* b,
+                           const int8_t* ahead, int64_t pace, wide (&sums)[MR][2]) {
+  wide s[M][2];
+  for (int m = 0; m < M; m++) s[m][0] = s[m][1] = no_sums();
+  for (int64_t i = 0; i < pairs; i++, b += 2 * NR, a += 2) {
+    wide b0 = widened(b), b1 = widened(b + NR);
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += pace;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      wide x = pair_everywhere(a + m * lda);
+      s[m][0] = plus_products(s[m][0], x, b0);
+      s[m][1] = plus_products(s[m][1], x, b1);
+    }
+  }
+  for (int m = 0; m < M; m++) sums[m][0] = s[m][0], sums[m][1] = s[m][1];
+}
+
+// One row as whole numbers, the last of an odd number joined by 0; what one of its steps is worth. A
+// row that is not finite becomes NaN.
+float whole_row(const float* x, int64_t inputs, int64_t steps, int16_t* out) {
+  int64_t whole = inputs / W * W;
+  vec largest{}, poison{};
+  for (int64_t i = 0; i < whole; i += W) {
+    vec v = load(x + i);
+    largest = most(largest, most(v, -v));
+    poison += v * 0.0f;
+  }
+  float top = 0, spoilt = sum(poison);
+  for (int i = 0; i < W; i++) top = std::max(top, largest[i]);
+  for (int64_t i = whole; i < inputs; i++) {
+    top = std::max(top, std::fabs(x[i]));
+    spoilt += x[i] * 0.0f;
+  }
+  if (spoilt != 0) return NAN;  // out is not read into anything finite
+  float step = std::max(top, 1e-30f) / static_cast<float>(steps), inverse = 1.0f / step;
+  for (int64_t i = 0; i < whole; i += W) store_whole(load(x + i) * inverse, out + i);
+  for (int64_t i = whole; i < inputs; i++) out[i] = static_cast<int16_t>(std::lrint(x[i] * inverse));
+  if (inputs % 2) out[inputs] = 0;
+  return step;
+}
+
+void whole_piece(const int16_t* x, const float* steps, int64_t rows, int64_t inputs,
+                 const int8_t* packed, int64_t first, int64_t last, int64_t outputs, float* out,
+                 int64_t ldo, int activation) {
+  int64_t pairs = pairs_of(inputs), height = tile_height(rows, WHOLE_ROWS);
+  int64_t tiles = (rows + height - 1) / height;
+  int64_t pace = (2 * NR + tiles - 1) / tiles;
+  for (int64_t panel = first; panel < last; panel++) {
+    const int8_t* from = packed + panel * panel_bytes(inputs);
+    const float* scales = reinterpret_cast<const float*>(from);
+    const float* bias = scales + NR;
+    const int8_t* weights = from + 2 * NR * sizeof(float);
+    int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
+    for (int64_t row = 0; row < rows; row += height) {
+      int64_t taken = std::min(height, rows - row);
+      wide sums[MR][2];
+      auto run = [&](auto m) {
+        multiply_whole<decltype(m)::value>(pairs, x + row * 2 * pairs, 2 * pairs, weights,
+                                           from + panel_bytes(inputs) + row / height * pairs * pace,
+                                           pace, sums);
+      };
+      with_height(taken, run);
+      for (int64_t m = 0; m < taken; m++) {
+        vec v[2];
+        for (int half = 0; half < 2; half++) {
+          vec scale = load(scales + half * W) * steps[row + m];
+          v[half] = activated(to_floats(sums[m][half]) * scale + load(bias + half * W), activation);
+        }
+        store_columns(out + (row + m) * ldo + panel * NR, v, columns);
+      }
+    }
+  }
+}
+#endif
 
 // ---- rows
 
@@ -570,22 +737,66 @@ void adamix_pack(const float* weight, const float* bias, int64_t inputs, int64_t
 // out = act(x * weight^T + bias): x is [rows, inputs], out [rows, outputs].
 void adamix_linear(const float* x, int64_t ldx, int64_t rows, int64_t inputs, int64_t outputs,
                    const float* packed, float* out, int64_t ldo, int32_t activation, int32_t threads) {
-  int64_t panels = panels_of(outputs);
-  int64_t parts = (rows + ROWS - 1) / ROWS;
-  // even parts, of whole tiles
-  int64_t height = ((rows + parts - 1) / std::max<int64_t>(parts, 1) + MR - 1) / MR * MR;
-  parts = height > 0 ? (rows + height - 1) / height : 0;
-  // pieces of a quarter of a million multiplications or more, and if there can be, eight a thread
-  int64_t least_width = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, height * inputs * NR));
-  int64_t wanted = std::max<int64_t>(1, (8 * threads + parts - 1) / std::max<int64_t>(parts, 1));
-  int64_t width = threads <= 1 ? panels : std::max(least_width, std::max<int64_t>(1, panels / wanted));
-  int64_t across = (panels + width - 1) / width;
-  pool().run(parts * across, threads, [=](int64_t i) {
-    int64_t row = i / across * height, first = i % across * width;
-    linear_piece(x + row * ldx, ldx, std::min(height, rows - row), inputs, packed, first,
-                 std::min(first + width, panels), outputs, out + row * ldo, ldo, activation);
+  in_pieces(rows, inputs, outputs, threads, [=](int64_t row, int64_t taken, int64_t first, int64_t last) {
+    linear_piece(x + row * ldx, ldx, taken, inputs, packed, first, last, outputs, out + row * ldo, ldo,
+                 activation);
   });
 }
+
+// Whether there are kernels for int8 weights.
+int32_t adamix_has_int8() {
+#if defined(__AVX2__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+#if defined(__AVX2__)
+int64_t adamix_packed_int8(int64_t inputs, int64_t outputs) {
+  return panels_of(outputs) * panel_bytes(inputs);
+}
+
+// weight is [outputs, inputs], of -127 to 127; scales and bias are [outputs].
+void adamix_pack_int8(const int8_t* weight, const float* scales, const float* bias, int64_t inputs,
+                      int64_t outputs, int8_t* packed) {
+  for (int64_t panel = 0; panel < panels_of(outputs); panel++) {
+    int8_t* to = packed + panel * panel_bytes(inputs);
+    float numbers[2 * NR] = {};
+    int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
+    for (int64_t j = 0; j < columns; j++) {
+      numbers[j] = scales[panel * NR + j], numbers[NR + j] = bias[panel * NR + j];
+    }
+    std::memcpy(to, numbers, sizeof numbers);
+    to += sizeof numbers;
+    for (int64_t i = 0; i < 2 * pairs_of(inputs); i++) {
+      for (int64_t j = 0; j < NR; j++) {
+        bool there = j < columns && i < inputs;
+        to[i / 2 * 2 * NR + 2 * j + i % 2] = there ? weight[(panel * NR + j) * inputs + i] : 0;
+      }
+    }
+  }
+}
+
+// out = act(x * weight^T + bias), with x rounded to 16-bit whole numbers, row by row.
+void adamix_linear_int8(const float* x, int64_t ldx, int64_t rows, int64_t inputs, int64_t outputs,
+                        const int8_t* packed, float* out, int64_t ldo, int32_t activation,
+                        int32_t threads) {
+  constexpr int64_t AT_ONCE = 32;
+  int64_t width = 2 * pairs_of(inputs), steps = steps_of(inputs);
+  int16_t* whole = reinterpret_cast<int16_t*>(scratch(3, rows * pairs_of(inputs) + rows));
+  float* worth = reinterpret_cast<float*>(whole + rows * width);
+  pool().run((rows + AT_ONCE - 1) / AT_ONCE, threads, [=](int64_t piece) {
+    for (int64_t row = piece * AT_ONCE; row < std::min(rows, (piece + 1) * AT_ONCE); row++) {
+      worth[row] = whole_row(x + row * ldx, inputs, steps, whole + row * width);
+    }
+  });
+  in_pieces(rows, inputs, outputs, threads, [=](int64_t row, int64_t taken, int64_t first, int64_t last) {
+    whole_piece(whole + row * width, worth + row, taken, inputs, packed, first, last, outputs,
+                out + row * ldo, ldo, activation);
+  });
+}
+#endif
 
 // x = act(x), of `numbers` that follow each other.
 void adamix_activate(float* x, int64_t numbers, int32_t activation, int32_t threads) {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from importlib.util import find_spec
@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_int64, c_int32, c_int32],
     ),
+    "adamix_has_int8": (c_int32, []),
     "adamix_activate": (None, [c_void_p, c_int64, c_int32, c_int32]),
     "adamix_dots": (None, [c_void_p, *[c_int64] * 4, *[c_void_p] * 3]),
     "adamix_add_norm": (
@@ -52,6 +53,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
 }
 
+_INT8_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "adamix_packed_int8": (c_int64, [c_int64] * 2),
+    "adamix_pack_int8": (None, [c_void_p] * 3 + [c_int64] * 2 + [c_void_p]),
+    "adamix_linear_int8": _SIGNATURES["adamix_linear"],
+}
+
 # kernels.cpp, `Part`: the addresses of down, its bias, up and its bias; rank, first layer, first
 # token, the token behind the last one; scale, activation
 PART = Struct("<4Q4qfi")
@@ -70,9 +77,10 @@ class Library:
         self.kind = kind
         try:
             self._functions = ctypes.CDLL(path)
-            for name, (result, arguments) in _SIGNATURES.items():
-                function = getattr(self._functions, name)
-                function.restype, function.argtypes = result, arguments
+            self._declare(_SIGNATURES)
+            self.has_int8 = bool(self._functions.adamix_has_int8())
+            if self.has_int8:
+                self._declare(_INT8_SIGNATURES)
         except (OSError, AttributeError) as error:
             raise NativeError(f"the native kernels could not be loaded: {error}") from None
         if (found := self._functions.adamix_interface()) != INTERFACE:
@@ -80,6 +88,11 @@ class Library:
                 f"the native kernels were built from another version: their interface is {found};"
                 f" expected {INTERFACE}. `pip install --editable .` builds them again"
             )
+
+    def _declare(self, signatures: Mapping[str, tuple[Any, list[Any]]]) -> None:
+        for name, (result, arguments) in signatures.items():
+            function = getattr(self._functions, name)
+            function.restype, function.argtypes = result, arguments
 
     def packed(self, weight: Tensor, bias: Tensor) -> Tensor:
         """A linear layer's weight `[outputs, inputs]` and bias `[outputs]` as `linear` takes
@@ -92,15 +105,46 @@ class Library:
         )
         return found
 
+    def packed_int8(self, whole: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
+        """The same of an int8 weight `[outputs, inputs]` of -127 to 127, each output with its scale
+        `[outputs]`, as `linear_int8` takes it."""
+        outputs, inputs = whole.shape
+        whole, scales, bias = whole.contiguous(), scales.contiguous(), bias.contiguous()
+        size = self._functions.adamix_packed_int8(inputs, outputs)
+        found = torch.empty(size, dtype=torch.int8)
+        self._functions.adamix_pack_int8(
+            whole.data_ptr(), scales.data_ptr(), bias.data_ptr(), inputs, outputs, found.data_ptr()
+        )
+        return found
+
     def linear(
         self, x: Tensor, packed: Tensor, outputs: int, activation: int, out: Tensor | None = None
     ) -> Tensor:
         """`activation(x·Wᵀ + b)`, `[n, inputs]` → `[n, outputs]`; `activation` is one of
         ACTIVATIONS."""
+        return self._product(self._functions.adamix_linear, x, packed, outputs, activation, out)
+
+    def linear_int8(
+        self, x: Tensor, packed: Tensor, outputs: int, activation: int, out: Tensor | None = None
+    ) -> Tensor:
+        """The same with int8 weights. Each row's inputs are rounded to 16-bit whole numbers with a
+        scale of the row; their sums are exact."""
+        product = self._functions.adamix_linear_int8
+        return self._product(product, x, packed, outputs, activation, out)
+
+    def _product(
+        self,
+        product: Any,
+        x: Tensor,
+        packed: Tensor,
+        outputs: int,
+        activation: int,
+        out: Tensor | None,
+    ) -> Tensor:
         rows, inputs = x.shape
         if out is None:
             out = x.new_empty(rows, outputs)
-        self._functions.adamix_linear(
+        product(
             x.data_ptr(),
             x.stride(0),
             rows,
@@ -245,18 +289,22 @@ class Parts:
 
 
 def capability() -> str:
-    """For which of the kinds of processor that setup.py builds for the kernels are taken."""
+    """For which of the kinds of processor that setup.py builds for the kernels are taken. Raises
+    NativeError for an x86 processor that none is for."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "generic"
-    return "avx512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "avx2"
+    found = torch.backends.cpu.get_cpu_capability()
+    if found == "AVX512":
+        return "avx512vnni" if torch.cpu.get_capabilities().get("avx512_vnni") else "avx512"
+    if found == "AVX2":
+        return "avx2"
+    raise NativeError(f"torch finds {found} in this processor; expected AVX2 or AVX512")
 
 
 @lru_cache(maxsize=1)
 def load() -> Library:
     """The kernels for this machine. Raises NativeError where there are none."""
     kind = capability()
-    if kind == "avx2" and torch.backends.cpu.get_cpu_capability() != "AVX2":
-        raise NativeError("this processor lacks AVX2; expected one with it")
     module = f"{__package__}.{kind}"
     spec = find_spec(module)
     if spec is None or spec.origin is None:
