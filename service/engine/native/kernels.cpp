@@ -10,16 +10,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
-#include <unistd.h>
+#include <pthread.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -79,13 +81,13 @@ class Pool {
     std::lock_guard<std::mutex> one_job(jobs_);
     grow(threads - 1);
     // No thread can take a piece while the job changes: the closed ticket is at no piece's number.
-    ticket_.store(++epoch_ << 32 | CLOSED);
+    ticket_.store(first_ticket() | CLOSED);
     job_.store([](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); });
     argument_.store(&piece);
     pieces_.store(pieces);
     left_.store(pieces);
     helpers_.store(threads - 1);
-    ticket_.store(++epoch_ << 32);
+    ticket_.store(first_ticket());
     call_.fetch_add(1);
     if (sleeping_.load() > 0) call_.notify_all();
     work(epoch_);
@@ -102,6 +104,8 @@ class Pool {
  private:
   static constexpr uint64_t CLOSED = 0xffffffff;
   static constexpr int LOOKS = 1000;
+
+  uint64_t first_ticket() { return static_cast<uint64_t>(++epoch_) << 32; }
 
   void grow(int workers) {
     while (static_cast<int>(workers_.size()) < workers) {
@@ -124,12 +128,12 @@ class Pool {
         }
       }
       seen = call_.load();
-      if (number < helpers_.load()) work(ticket_.load() >> 32);
+      if (number < helpers_.load()) work(static_cast<uint32_t>(ticket_.load() >> 32));
     }
   }
 
   // Take pieces of that job until there are none.
-  void work(uint64_t epoch) {
+  void work(uint32_t epoch) {
     for (;;) {
       uint64_t ticket = ticket_.load();
       int64_t i = ticket & 0xffffffff;
@@ -144,7 +148,7 @@ class Pool {
 
   std::mutex jobs_;
   std::vector<std::thread> workers_;
-  uint64_t epoch_ = 0;
+  uint32_t epoch_ = 0;  // it may begin anew: nobody looks at one of so long ago
   std::atomic<uint64_t> ticket_{CLOSED};  // the job's number, and that of its next piece
   std::atomic<void (*)(const void*, int64_t)> job_{nullptr};
   std::atomic<const void*> argument_{nullptr};
@@ -153,18 +157,18 @@ class Pool {
   std::atomic<uint32_t> call_{0};
 };
 
-// A process that was forked has none of its parent's threads: it gets a pool of its own. Neither is
-// ever taken down, for a thread may still look at it while the process ends.
+// The process's pool. A process that was forked has none of its parent's threads: it gets a pool of its
+// own. None is ever taken down, for a thread may still look at it while the process ends.
 Pool& pool() {
-  static std::mutex choosing;
-  static Pool* current = nullptr;
-  static pid_t owner = 0;
-  std::lock_guard<std::mutex> lock(choosing);
-  if (owner != getpid()) {
-    current = new Pool;
-    owner = getpid();
-  }
-  return *current;
+  static std::atomic<Pool*> current{nullptr};
+  [[maybe_unused]] static int once =
+      pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+  Pool* found = current.load();
+  if (found) return *found;
+  Pool* made = new Pool;
+  if (current.compare_exchange_strong(found, made)) return *made;
+  delete made;
+  return *found;
 }
 
 // Memory of a thread, which it keeps.
@@ -290,9 +294,9 @@ inline void tile(int64_t rows, int64_t k, const float* a, int64_t lda, const flo
 }
 
 // Tiles of even heights: a low one is slow.
-inline int64_t tile_height(int64_t rows, int64_t most = MR) {
-  int64_t tiles = (rows + most - 1) / most;
-  return tiles > 0 ? (rows + tiles - 1) / tiles : most;
+inline int64_t tile_height(int64_t rows) {
+  int64_t tiles = (rows + MR - 1) / MR;
+  return tiles > 0 ? (rows + tiles - 1) / tiles : MR;
 }
 
 void store_columns(float* to, const vec* v, int64_t columns) {
@@ -439,7 +443,6 @@ inline int64_t panel_bytes(int64_t inputs) { return 2 * NR * (4 + pairs_of(input
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
 typedef __m512i wide;
-constexpr int WHOLE_ROWS = MR;
 inline wide widened(const int8_t* p) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -462,7 +465,6 @@ inline void store_whole(vec v, int16_t* to) {
 }
 #else
 typedef __m256i wide;
-constexpr int WHOLE_ROWS = MR;
 inline wide widened(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -531,7 +533,7 @@ float whole_row(const float* x, int64_t inputs, int64_t steps, int16_t* out) {
 void whole_piece(const int16_t* x, const float* steps, int64_t rows, int64_t inputs,
                  const int8_t* packed, int64_t first, int64_t last, int64_t outputs, float* out,
                  int64_t ldo, int activation) {
-  int64_t pairs = pairs_of(inputs), height = tile_height(rows, WHOLE_ROWS);
+  int64_t pairs = pairs_of(inputs), height = tile_height(rows);
   int64_t tiles = (rows + height - 1) / height;
   int64_t pace = (2 * NR + tiles - 1) / tiles;
   for (int64_t panel = first; panel < last; panel++) {
@@ -586,12 +588,17 @@ void norm_row(const float* x, const float* weight, const float* bias, int64_t wi
   for (int64_t i = whole; i < width; i++) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
 
-// The numbers from `first` to `last` become their softmax, all others 0; `size` is a multiple of W.
+// The numbers from `first` to `last` become their softmax, all others 0; `size` is a multiple of W. If
+// one of them is not finite, all become NaN.
 void softmax(float* s, int64_t size, int64_t first, int64_t last) {
-  for (int64_t i = 0; i < first; i++) s[i] = -INFINITY;
-  for (int64_t i = last; i < size; i++) s[i] = -INFINITY;
-  vec top = load(s);
-  for (int64_t i = W; i < size; i += W) top = most(top, load(s + i));
+  for (int64_t i = 0; i < first; i++) s[i] = -FLT_MAX;
+  for (int64_t i = last; i < size; i++) s[i] = -FLT_MAX;
+  vec top = load(s), poison{};
+  for (int64_t i = 0; i < size; i += W) {
+    vec v = load(s + i);
+    top = most(top, v);
+    poison += v * 0.0f;
+  }
   float largest = top[0];
   for (int i = 1; i < W; i++) largest = std::max(largest, top[i]);
   for (int64_t i = 0; i < size; i += W) store(s + i, exp(load(s + i) - largest));
@@ -599,7 +606,7 @@ void softmax(float* s, int64_t size, int64_t first, int64_t last) {
   for (int64_t i = last; i < size; i++) s[i] = 0;
   vec total{};
   for (int64_t i = 0; i < size; i += W) total += load(s + i);
-  float inverse = 1.0f / sum(total);
+  float inverse = 1.0f / sum(total) + sum(poison);
   for (int64_t i = 0; i < size; i += W) store(s + i, load(s + i) * inverse);
 }
 
