@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from adapters.spec import INNER_SITES, LoraSite
@@ -99,7 +100,7 @@ def _parts(site: LoraSite, own: Sequence[tuple[Lora, slice]]) -> Parts:
 
 
 def _addresses(*tensors: Tensor) -> list[int]:
-    assert all(tensor.is_contiguous() for tensor in tensors), (
+    assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors), (
         "the layers' offsets are those of the file"
     )
     return [tensor.data_ptr() for tensor in tensors]

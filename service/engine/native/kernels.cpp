@@ -17,6 +17,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -81,13 +82,13 @@ class Pool {
     std::lock_guard<std::mutex> one_job(jobs_);
     grow(threads - 1);
     // No thread can take a piece while the job changes: the closed ticket is at no piece's number.
-    ticket_.store(first_ticket() | CLOSED);
+    ticket_.store(uint64_t{++epoch_} << 32 | CLOSED);
     job_.store([](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); });
     argument_.store(&piece);
     pieces_.store(pieces);
     left_.store(pieces);
     helpers_.store(threads - 1);
-    ticket_.store(first_ticket());
+    ticket_.store(uint64_t{++epoch_} << 32);
     call_.fetch_add(1);
     if (sleeping_.load() > 0) call_.notify_all();
     work(epoch_);
@@ -105,13 +106,14 @@ class Pool {
   static constexpr uint64_t CLOSED = 0xffffffff;
   static constexpr int LOOKS = 1000;
 
-  uint64_t first_ticket() { return static_cast<uint64_t>(++epoch_) << 32; }
-
   void grow(int workers) {
-    while (static_cast<int>(workers_.size()) < workers) {
-      int number = static_cast<int>(workers_.size());
-      workers_.emplace_back([this, number] { wait_and_work(number); });
-      workers_.back().detach();  // they live as long as the process
+    for (; workers_ < workers; workers_++) {
+      try {
+        // they live as long as the process
+        std::thread([this, number = workers_] { wait_and_work(number); }).detach();
+      } catch (const std::system_error&) {
+        return;  // no more threads to be had: those that there are take all pieces
+      }
     }
   }
 
@@ -147,8 +149,8 @@ class Pool {
   }
 
   std::mutex jobs_;
-  std::vector<std::thread> workers_;
-  uint32_t epoch_ = 0;  // it may begin anew: nobody looks at one of so long ago
+  int workers_ = 0;
+  uint32_t epoch_ = 0;  // it goes round: no thread is late by billions of jobs
   std::atomic<uint64_t> ticket_{CLOSED};  // the job's number, and that of its next piece
   std::atomic<void (*)(const void*, int64_t)> job_{nullptr};
   std::atomic<const void*> argument_{nullptr};
@@ -157,17 +159,19 @@ class Pool {
   std::atomic<uint32_t> call_{0};
 };
 
-// The process's pool. A process that was forked has none of its parent's threads: it gets a pool of its
-// own. None is ever taken down, for a thread may still look at it while the process ends.
+std::atomic<Pool*> shared_pool{nullptr};
+
+// A process that was forked has none of its parent's threads: it gets a pool of its own. None is ever
+// taken down, for a thread may still look at it while the process ends.
 Pool& pool() {
-  static std::atomic<Pool*> current{nullptr};
-  [[maybe_unused]] static int once =
-      pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
-  Pool* found = current.load();
-  if (found) return *found;
-  Pool* made = new Pool;
-  if (current.compare_exchange_strong(found, made)) return *made;
-  delete made;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });
+  static_cast<void>(registered);
+  Pool* found = shared_pool.load();
+  if (!found) {
+    Pool* made = new Pool;
+    if (shared_pool.compare_exchange_strong(found, made)) return *made;
+    delete made;
+  }
   return *found;
 }
 
@@ -189,9 +193,11 @@ float* scratch(int which, size_t numbers) {
 // ---- functions of numbers
 
 // erf as a quotient of polynomials on [-3.74, 3.74], as XLA computes it (ErfImpl32 of
-// xla/hlo/builder/lib/math.cc); beyond, a float32's erf is 1 but for its last bits.
+// xla/hlo/builder/lib/math.cc); beyond, a float32's erf is 1 but for its last bits. It has to be 1 to
+// the bit: GELU multiplies what is lacking with numbers of any size.
 inline vec erf(vec x) {
-  x = most(least(x, all(3.7439211627767994f)), all(-3.7439211627767994f));
+  const vec end = all(3.7439211627767994f);
+  x = most(least(x, end), -end);
   vec s = x * x;
   vec p = all(0.00022905065861350646f);
   p = p * s + 0.0034082910107109506f;
@@ -205,14 +211,15 @@ inline vec erf(vec x) {
   q = q * s + 0.11098505178285362f;
   q = q * s + 0.49746925110067538f;
   q = q * s + 1.0f;
-  return x * p / q;
+  vec inside = x > -end ? x * p / q : all(-1.0f);
+  return x < end ? inside : all(1.0f);
 }
 
 inline vec gelu(vec x) { return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f)); }
 
-// exp by Cephes' expf.c: 2^n times a polynomial of the rest, for x <= 0.
+// exp by Cephes' expf.c: 2^n times a polynomial of the rest, for x <= 0. NaN stays NaN.
 inline vec exp(vec x) {
-  x = most(x, all(-87.0f));
+  x = most(all(-87.0f), x);
   vec n = x * 1.44269504088896341f + 12582912.0f;  // rounds to a whole number
   vec whole = n - 12582912.0f;
   vec r = x - whole * 0.693359375f - whole * -2.12194440e-4f;

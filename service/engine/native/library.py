@@ -25,7 +25,6 @@ INTERFACE = 1  # of kernels.cpp, `adamix_interface`
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}  # of kernels.cpp, by `Activation.fused`
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "adamix_interface": (c_int32, []),
     "adamix_packed": (c_int64, [c_int64] * 2),
     "adamix_pack": (None, [c_void_p] * 2 + [c_int64] * 2 + [c_void_p]),
     "adamix_linear": (
@@ -77,17 +76,18 @@ class Library:
         self.kind = kind
         try:
             self._functions = ctypes.CDLL(path)
+            found = self._functions.adamix_interface()  # first: others have other functions
+            if found != INTERFACE:
+                raise NativeError(
+                    f"the native kernels were built from another version: their interface is"
+                    f" {found}; expected {INTERFACE}. `pip install --editable .` builds them again"
+                )
             self._declare(_SIGNATURES)
             self.has_int8 = bool(self._functions.adamix_has_int8())
             if self.has_int8:
                 self._declare(_INT8_SIGNATURES)
         except (OSError, AttributeError) as error:
             raise NativeError(f"the native kernels could not be loaded: {error}") from None
-        if (found := self._functions.adamix_interface()) != INTERFACE:
-            raise NativeError(
-                f"the native kernels were built from another version: their interface is {found};"
-                f" expected {INTERFACE}. `pip install --editable .` builds them again"
-            )
 
     def _declare(self, signatures: Mapping[str, tuple[Any, list[Any]]]) -> None:
         for name, (result, arguments) in signatures.items():
