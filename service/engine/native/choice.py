@@ -22,8 +22,8 @@ Kernels = Literal["auto", "native", "torch"]
 # small batch. One choice holds for all of them, so that a row's numbers do not depend on how many
 # rows its batch has.
 INPUTS, OUTPUTS = 512, 2048
-ROWS = (8, 32, 128)
-REPEATS = 7
+ROWS = (8, 24, 64)
+REPEATS = 5
 # The native kernels also save what torch's operators cost beside their products. They are left only
 # where their products are this slow.
 SLOW = 0.85
