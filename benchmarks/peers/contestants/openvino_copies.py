@@ -2,12 +2,14 @@
 is split by task, each part padded.
 
 int8 is NNCF's `compress_weights`, a call that needs no texts: weights of 8 bits, each output with
-its scale. OpenVINO quantises activations beside them as they come where the processor has VNNI, and
-computes in float32 elsewhere.
+its scale. Whether the activations are quantised beside them is OpenVINO's choice. NNCF's
+`quantize`, which needs texts to calibrate with, quantises the activations too. On an AMD EPYC
+without VNNI (Zen 3) that is slower than float32: 12.1 against 10.1 ms for one text.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -80,6 +82,7 @@ def settings() -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    nncf.set_log_level(logging.WARNING)
     model, tasks, backbone, adapter, *dtypes = sys.argv[1:]
     names = {"float32": "openvino", "int8": "openvino int8"}
     runs = {names[dtype]: Copies(Path(model), int(tasks), dtype).run for dtype in dtypes}
