@@ -47,7 +47,8 @@ def choose(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Choice
     if device.type != "cpu":
         reason = f"native kernels are for the CPU; the device is {device.type!r}"
     elif dtype not in (torch.float32, torch.int8):
-        reason = f"native kernels are for float32 and int8; the dtype is {dtype}"
+        name = str(dtype).removeprefix("torch.")
+        reason = f"native kernels are for float32 and int8; the dtype is {name}"
     if reason is None:
         try:
             return Choice(_checked(dtype), "asked for") if kernels == "native" else _measured(dtype)

@@ -184,7 +184,9 @@ float* scratch(int which, size_t numbers) {
   thread_local size_t sizes[4] = {};
   if (sizes[which] < numbers) {
     size_t bytes = (numbers * 4 + 63) / 64 * 64;
+    sizes[which] = 0;
     held[which].reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (!held[which]) std::abort();  // some megabytes at most: there is no going on without them
     sizes[which] = numbers;
   }
   return held[which].get();

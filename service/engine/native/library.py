@@ -141,6 +141,7 @@ class Library:
         activation: int,
         out: Tensor | None,
     ) -> Tensor:
+        assert x.stride(1) == 1 and x.dtype == torch.float32, "a row's numbers follow each other"
         rows, inputs = x.shape
         if out is None:
             out = x.new_empty(rows, outputs)
