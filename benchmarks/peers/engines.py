@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Engines:
         here, tasks, model = Path(sys.executable), len(of.tasks), of.model
         dtypes = ["float32"] if INT8 in self._without else ["float32", INT8]
         of_task = (of.backbone, adapter or "", *dtypes)
-        makers = {
+        makers: dict[str, Callable[[], Worker]] = {
             "ours": lambda: Worker(here, "ours.py", model, of.store, *of_task, path=str(ROOT)),
             "copies": lambda: Worker(here, "copies.py", model, tasks),
             "peft": lambda: Worker(here, "peft_lora.py", model, tasks),
