@@ -1,5 +1,5 @@
-"""The native kernels' attention against torch's in float64: rows and heads of any size in one batch,
-each row's numbers its own to the bit."""
+"""The native kernels' attention against torch's in float64: rows and heads of any size in one
+batch, each row's numbers its own to the bit."""
 
 from __future__ import annotations
 
