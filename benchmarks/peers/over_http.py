@@ -21,8 +21,10 @@ from benchmarks.http import load
 from benchmarks.http.load import Call, Phase
 from benchmarks.http.server import Server, running, service, surroundings
 from benchmarks.peers.processes import SCRIPTS, python_of
+from service.engine.native.choice import choose
 from service.engine.quantized import lacking
 
+CPU = torch.device("cpu")
 Question = tuple[int, str]  # a task's number, a text
 
 
@@ -89,7 +91,7 @@ def started(of: Materials, without: set[str]) -> Iterator[Servers]:
         "onnxruntime int8": partial(_copies, runtime="onnxruntime", dtype="int8"),
         "openvino": partial(_copies, runtime="openvino", dtype="float32"),
     }
-    if lacking(torch.device("cpu")):  # then the service refuses int8
+    if choose("auto", CPU, torch.int8).library is None and lacking(CPU):  # it refuses int8
         del makers["service int8"]
     with ExitStack() as stack:
         contestants = {}
