@@ -22,8 +22,8 @@ Kernels = Literal["auto", "native", "torch"]
 # small batch. One choice holds for all of them, so that a row's numbers do not depend on how many
 # rows its batch has.
 INPUTS, OUTPUTS = 512, 2048
-ROWS = (8, 32, 128)
-REPEATS = 7
+ROWS = (8, 24, 64)
+REPEATS = 5
 # The native kernels also save what torch's operators cost beside their products. They are left only
 # where their products are this slow.
 SLOW = 0.85
@@ -47,7 +47,8 @@ def choose(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Choice
     if device.type != "cpu":
         reason = f"native kernels are for the CPU; the device is {device.type!r}"
     elif dtype not in (torch.float32, torch.int8):
-        reason = f"native kernels are for float32 and int8; the dtype is {dtype}"
+        name = str(dtype).removeprefix("torch.")
+        reason = f"native kernels are for float32 and int8; the dtype is {name}"
     if reason is None:
         try:
             return Choice(_checked(dtype), "asked for") if kernels == "native" else _measured(dtype)

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include <pthread.h>
@@ -128,7 +130,7 @@ class Pool {
         }
       }
       seen = call_.load();
-      if (number < helpers_.load()) work(ticket_.load() >> 32);
+      if (number < helpers_.load()) work(static_cast<uint32_t>(ticket_.load() >> 32));
     }
   }
 
@@ -182,7 +184,9 @@ float* scratch(int which, size_t numbers) {
   thread_local size_t sizes[4] = {};
   if (sizes[which] < numbers) {
     size_t bytes = (numbers * 4 + 63) / 64 * 64;
+    sizes[which] = 0;
     held[which].reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (!held[which]) std::abort();  // some megabytes at most: there is no going on without them
     sizes[which] = numbers;
   }
   return held[which].get();
@@ -299,9 +303,9 @@ inline void tile(int64_t rows, int64_t k, const float* a, int64_t lda, const flo
 }
 
 // Tiles of even heights: a low one is slow.
-inline int64_t tile_height(int64_t rows, int64_t most = MR) {
-  int64_t tiles = (rows + most - 1) / most;
-  return tiles > 0 ? (rows + tiles - 1) / tiles : most;
+inline int64_t tile_height(int64_t rows) {
+  int64_t tiles = (rows + MR - 1) / MR;
+  return tiles > 0 ? (rows + tiles - 1) / tiles : MR;
 }
 
 void store_columns(float* to, const vec* v, int64_t columns) {
@@ -448,7 +452,6 @@ inline int64_t panel_bytes(int64_t inputs) { return 2 * NR * (4 + pairs_of(input
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
 typedef __m512i wide;
-constexpr int WHOLE_ROWS = MR;
 inline wide widened(const int8_t* p) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -471,7 +474,6 @@ inline void store_whole(vec v, int16_t* to) {
 }
 #else
 typedef __m256i wide;
-constexpr int WHOLE_ROWS = MR;
 inline wide widened(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -540,7 +542,7 @@ float whole_row(const float* x, int64_t inputs, int64_t steps, int16_t* out) {
 void whole_piece(const int16_t* x, const float* steps, int64_t rows, int64_t inputs,
                  const int8_t* packed, int64_t first, int64_t last, int64_t outputs, float* out,
                  int64_t ldo, int activation) {
-  int64_t pairs = pairs_of(inputs), height = tile_height(rows, WHOLE_ROWS);
+  int64_t pairs = pairs_of(inputs), height = tile_height(rows);
   int64_t tiles = (rows + height - 1) / height;
   int64_t pace = (2 * NR + tiles - 1) / tiles;
   for (int64_t panel = first; panel < last; panel++) {
@@ -595,12 +597,17 @@ void norm_row(const float* x, const float* weight, const float* bias, int64_t wi
   for (int64_t i = whole; i < width; i++) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
 
-// The numbers from `first` to `last` become their softmax, all others 0; `size` is a multiple of W.
+// The numbers from `first` to `last` become their softmax, all others 0; `size` is a multiple of W. If
+// one of them is not finite, all become NaN.
 void softmax(float* s, int64_t size, int64_t first, int64_t last) {
-  for (int64_t i = 0; i < first; i++) s[i] = -INFINITY;
-  for (int64_t i = last; i < size; i++) s[i] = -INFINITY;
-  vec top = load(s);
-  for (int64_t i = W; i < size; i += W) top = most(top, load(s + i));
+  for (int64_t i = 0; i < first; i++) s[i] = -FLT_MAX;
+  for (int64_t i = last; i < size; i++) s[i] = -FLT_MAX;
+  vec top = load(s), poison{};
+  for (int64_t i = 0; i < size; i += W) {
+    vec v = load(s + i);
+    top = most(top, v);
+    poison += v * 0.0f;
+  }
   float largest = top[0];
   for (int i = 1; i < W; i++) largest = std::max(largest, top[i]);
   for (int64_t i = 0; i < size; i += W) store(s + i, exp(load(s + i) - largest));
@@ -608,7 +615,7 @@ void softmax(float* s, int64_t size, int64_t first, int64_t last) {
   for (int64_t i = last; i < size; i++) s[i] = 0;
   vec total{};
   for (int64_t i = 0; i < size; i += W) total += load(s + i);
-  float inverse = 1.0f / sum(total);
+  float inverse = 1.0f / sum(total) + sum(poison);
   for (int64_t i = 0; i < size; i += W) store(s + i, load(s + i) * inverse);
 }
 
