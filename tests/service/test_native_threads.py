@@ -79,6 +79,7 @@ def test_after_a_fork() -> None:
 
 LIMITED = """
 import resource
+from pathlib import Path
 import torch
 from service.engine.native.library import ACTIVATIONS, load
 
@@ -87,12 +88,16 @@ x, packed = torch.randn(97, 90), library.packed(torch.randn(200, 90), torch.rand
 torch.set_num_threads(1)
 wanted = library.linear(x, packed, 200, ACTIVATIONS["gelu"])
 torch.set_num_threads(3)
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # less than there is: no stack for one
-found = library.linear(x, packed, 200, ACTIVATIONS["gelu"], torch.zeros(97, 200))
+found = torch.zeros(97, 200)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (1 << 20)  # a thread's stack takes more
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+library.linear(x, packed, 200, ACTIVATIONS["gelu"], found)
 print(torch.equal(found, wanted))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.usefixtures("library")
 def test_no_more_threads() -> None:
     """Where the system gives no more threads, those that there are compute all of it."""
