@@ -318,11 +318,14 @@ def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Libra
         choice = choose(kernels, device, dtype)
     except NativeError as error:
         raise InvalidSettings(
-            f"setting ADAMIX_KERNELS is 'native', but {error}; or auto, which takes torch's"
+            f"setting ADAMIX_KERNELS is 'native', but {error}. `auto` would take torch's operators"
         ) from None
     lacking = quantized.lacking(device) if choice.library is None else None
     if dtype == torch.int8 and lacking is not None:
-        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {lacking}, or another dtype")
+        wanted = "another dtype"
+        if kernels != "torch" and device.type == "cpu":
+            wanted = f"native kernels ({choice.reason}), or another dtype"
+        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {lacking}, or {wanted}")
     if device.type == "cpu":
         chosen = "torch" if choice.library is None else f"native ({choice.library.kind})"
         log.info("kernels chosen", kernels=chosen, reason=choice.reason)

@@ -34,10 +34,11 @@ class Engine:
     """The packed encoder, the slots, and the forward pass over both.
 
     A row's logits do not depend, to the bit, on what the other rows of its batch say. With the
-    native kernels in float32 they do not depend on the other rows at all. With torch's operators
-    their number, tasks and lengths can change its last bits, because libraries order a sum by the
-    size of the whole product: below 1e-5 in float32. In int8 and half precision a last bit can tip
-    a rounding, and logits then differ by a step or two of that precision.
+    native kernels, in float32 and int8, they do not depend on the other rows at all; families with
+    relative positions are excepted, whose attention is torch's. With torch's operators their
+    number, tasks and lengths can change its last bits, because libraries order a sum by the size of
+    the whole product: below 1e-5 in float32. In torch's int8 and in half precision a last bit can
+    tip a rounding, and logits then differ by a step or two of that precision.
     """
 
     def __init__(
