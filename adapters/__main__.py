@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, for_operators
 from adapters.spec import ProblemType, shown
 
 # torch and transformers take seconds to import: each command waits for what it needs, help for
@@ -373,7 +373,7 @@ def gc(
     try:
         deleted = collect(connect(store, BUCKET_SECONDS), older_than * 3600)
     except AdaMixError as error:
-        _fail(str(error))
+        _fail(for_operators(error))
     typer.echo(f"deleted {len(deleted)} files of {store}")
 
 
@@ -396,7 +396,7 @@ def copy(
     try:
         versions = copied(source, target, BUCKET_SECONDS)
     except AdaMixError as error:
-        _fail(str(error))
+        _fail(for_operators(error))
     typer.echo(f"copied {versions} versions from {source} to {target}")
 
 

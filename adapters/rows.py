@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from adapters.errors import DataError, PackageMissing
+from adapters.regular import opened
 from adapters.spec import shortened
 
 Row = tuple[int, dict[str, Any]]  # line number, columns
@@ -42,7 +44,7 @@ def _json_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
                 raise ValueError(f"it holds {twice!r} twice")
         return row
 
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(opened(path), "utf-8-sig") as file:
         first = True
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -69,7 +71,7 @@ def _json_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
 def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
     quoted = path.suffix.lower() == ".csv"
     csv.field_size_limit(1 << 24)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(opened(path), "utf-8-sig", newline="") as file:
         dialect: dict[str, Any] = (
             {"delimiter": _delimiter(file)}
             if quoted
@@ -102,7 +104,7 @@ def _parquet_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
     parquet = pyarrow_parquet(path)
     import pyarrow
 
-    with path.open("rb") as file:  # an error of the file's is its own: a folder, say
+    with opened(path) as file:  # an error of the file's is its own: a folder, say
         try:
             table = parquet.ParquetFile(file)
             names = table.schema_arrow.names
@@ -143,7 +145,7 @@ def _delimiter(file: TextIO) -> str:
 
 def _not_utf8(path: Path) -> str:
     """Say where a file stops being UTF-8: a decoder counts from the piece that it was given."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")

@@ -20,7 +20,7 @@ import uvloop
 
 from adapters.bucket.objects import is_bucket
 from adapters.commands import DefaultCommand
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, for_operators
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
 from service.http.server import Config, Server
@@ -123,7 +123,7 @@ def main(
             application = create_app(settings)
             raise typer.Exit(serve(application, application.state.service, settings, place))
     except AdaMixError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {for_operators(error)}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -199,7 +199,7 @@ def predict(
 
         by_engine(job, build_service(for_files(settings)), name, version or None)
     except AdaMixError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {for_operators(error)}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("stopped: the same command goes on where it was", err=True)

@@ -27,7 +27,7 @@ from adapters import backbone as backbones
 from adapters.adapter_store import AdapterStore
 from adapters.bucket.objects import connect, is_bucket
 from adapters.bucket.store import BucketStore
-from adapters.errors import AdaMixError, StoreError
+from adapters.errors import AdaMixError, StoreError, for_operators
 from adapters.file import Adapter, load
 from adapters.spec import BackboneRef
 from adapters.store import Store
@@ -235,7 +235,7 @@ def _log_bucket(error: StoreError | None) -> None:
     if error is None:
         log.info("the store's bucket can be read again")
     else:
-        log.warning("the store's bucket cannot be read", error=str(error))
+        log.warning("the store's bucket cannot be read", error=for_operators(error))
 
 
 def _recorded(done: int, of: int) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import t
 
 from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load
+from adapters.regular import read_text
 from training.config import Recipe
 from training.errors import TrainingError
 
@@ -201,8 +202,8 @@ def _of_folder(folder: Path) -> Iterator[Run]:
         for each in inner:
             yield from _of_folder(each)
         return
-    config = _json(folder / "config.json", (folder / "config.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    config = _json(folder / "config.json", read_text(folder / "config.json"))
+    lines = read_text(folder / "metrics.jsonl").splitlines()
     found = [_json(folder / "metrics.jsonl", line) for line in lines]
     judged = [line for line in found if "evaluate" in line]
     if not judged:
@@ -243,7 +244,7 @@ def _of_adapter(path: Path) -> Run:
 
 
 def _of_scores(path: Path) -> Iterator[Run]:
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         found = _json(path, line)
         try:
             yield Run(

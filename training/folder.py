@@ -24,6 +24,7 @@ from typing import Any
 
 from adapters.backbone import Backbone
 from adapters.disk import LEFTOVER, write_atomically
+from adapters.regular import read_text
 from training.checkpoint import Checkpoints, check_same, identity
 from training.config import Recipe
 from training.data import Dataset
@@ -133,7 +134,7 @@ class Folder:
 
     def _read(self, name: str, kind: type) -> Any:
         try:
-            found = json.loads((self.path / name).read_text())
+            found = json.loads(read_text(self.path / name))
             if not isinstance(found, kind):
                 raise ValueError(f"it holds a {type(found).__name__}")
         except FileNotFoundError:

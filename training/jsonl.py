@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from adapters.regular import read_bytes
 from training.errors import TrainingError
 
 
@@ -22,7 +23,7 @@ def check_appendable(path: Path) -> None:
 def recorded(path: Path, line: dict[str, Any]) -> bool:
     """Whether a file has that line already, of whatever duration and hardware."""
     try:
-        there = path.read_bytes().splitlines()
+        there = read_bytes(path).splitlines()
     except OSError:
         return False
     return any(_lasting(found) == _lasting(json.dumps(line).encode()) for found in there)
@@ -50,4 +51,4 @@ def append(path: Path, line: dict[str, Any]) -> None:
                 torn = False
             file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
     except OSError as error:
-        raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -122,7 +122,8 @@ class Log:
         asked = clock()
         with self._lock:
             if self._failure is not None and self._failure[0] > asked:
-                raise StoreUnreachable(str(self._failure[1]))
+                failure = self._failure[1]
+                raise StoreUnreachable(str(failure), failure.detail)
             yield
 
     def _won(self, key: str, change: Change) -> bool:
@@ -136,14 +137,15 @@ class Log:
                 found = self._objects.read(key)
                 if found is not None:
                     return decoded(found, self._name(key)).nonce == change.nonce
-                reason = "the bucket refused the write, and has no such object"
+                reason, detail = "the bucket refused the write, and has no such object", ""
             except StoreUnreachable as error:
-                reason = str(error)
+                reason, detail = str(error), error.detail
             if clock() > deadline:
                 raise WriteUnknown(
                     f"whether the change of task {change.task!r} was written to"
                     f" {self._name(key)} is unknown: {reason}; expected GET /adapters/"
-                    f"{change.task} to show it once the bucket answers"
+                    f"{change.task} to show it once the bucket answers",
+                    detail,
                 )
             time.sleep(PAUSE_SECONDS)
 

@@ -20,6 +20,7 @@ import orjson
 
 from adapters.disk import written_whole
 from adapters.errors import DataError, InvalidText
+from adapters.regular import opened
 from adapters.rows import read_rows
 from adapters.spec import shortened
 from adapters.text import TextInput, check_encodable, check_text
@@ -217,5 +218,5 @@ def _known(kind: type) -> type:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
