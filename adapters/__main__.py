@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapters.errors import AdaMixError, for_operators
+from adapters.regular import is_folder
 from adapters.spec import ProblemType, shown
 
 # torch and transformers take seconds to import: each command waits for what it needs, help for
@@ -201,7 +202,7 @@ def push(
     """
     from adapters.upload import upload
 
-    if source.is_dir():
+    if is_folder(source):
         if task is None:
             _fail(
                 f"{source} is a folder, which is converted first; expected --task NAME, what"

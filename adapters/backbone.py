@@ -24,7 +24,7 @@ from adapters.families.family import EncoderConfig, Family
 from adapters.families.registry import FAMILIES, family_of
 from adapters.header import lookalike
 from adapters.prompt import Prompt, fitted
-from adapters.regular import opened, read_bytes
+from adapters.regular import is_folder, opened, read_bytes
 from adapters.spec import BackboneRef, BackboneSettings, Pooling, shortened
 from adapters.tokenization import tokenization
 
@@ -167,7 +167,7 @@ def public_name(name: str) -> str:
     """What a file or an answer says of a backbone's name: of a folder's path `./` and the last
     part alone, since the rest tells of the machine that it is on. Without `./` it would be a
     Hugging Face id, of a model that somebody else made."""
-    if HUB_ID.fullmatch(name) and not Path(name).is_dir():
+    if HUB_ID.fullmatch(name) and not is_folder(name):
         return name
     return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
@@ -180,12 +180,12 @@ def pretrained(name: str) -> dict[str, Any]:
         where, revision = _embedded_folder(), ""
     else:
         where = os.path.expanduser(name)  # noqa: PTH111  # Path's raises where there is no home
-        is_folder = Path(where).is_dir()
-        if name.startswith(("/", ".", "~")) and not is_folder:
+        local = is_folder(where)
+        if name.startswith(("/", ".", "~")) and not local:
             raise BackboneError(
                 f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote"
             )
-        if not is_folder:
+        if not local:
             where, _, revision = where.partition("@")
         else:
             revision = ""
@@ -243,7 +243,7 @@ def _embedded_folder() -> str:
 def _check_files(name: str, folder: Path) -> None:
     """Refuse a folder that holds pointers to its files, or no tokeniser: transformers would make
     one up, to which each word is unknown. Raises BackboneError."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return
     for path in sorted(folder.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):  # transformers would wait
@@ -355,7 +355,7 @@ def _cache_file() -> Path | None:
 
 def _files_key(source: dict[str, Any]) -> str | None:
     folder = Path(source["pretrained_model_name_or_path"])
-    if not folder.is_dir():
+    if not is_folder(folder):
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 NOT_REGULAR = "it is no regular file"
 
 
-def opened(path: Path | str) -> BinaryIO:
+def opened(path: Path | str) -> BufferedReader:
     """A regular file, to be read. Raises OSError, also for a pipe, a socket or a device."""
     return _opened(path, pipes=False)
 
 
-def opened_input(path: Path | str) -> BinaryIO:
+def opened_input(path: Path | str) -> BufferedReader:
     """The same for a file that a user names, who may name a pipe: it must have its writer, as a
     shell's `<(…)` has. One that has none is empty."""
     return _opened(path, pipes=True)
@@ -35,6 +35,17 @@ def read_bytes(path: Path | str) -> bytes:
 def read_text(path: Path | str) -> str:
     """The same as text. Raises as `opened`, or UnicodeDecodeError where it is not UTF-8."""
     return read_bytes(path).decode("utf-8")
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether a path that a user gave leads to a folder; Path's own method raises OSError where a
+    name is too long, or the folder above may not be read."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_there(path: Path | str) -> bool:
+    """The same for a file of any kind."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def check_regular(path: Path) -> None:
@@ -56,7 +67,7 @@ def descriptor_of(path: Path | str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _opened(path: Path | str, *, pipes: bool) -> BinaryIO:
+def _opened(path: Path | str, *, pipes: bool) -> BufferedReader:
     descriptor = descriptor_of(path)
     try:
         mode = os.fstat(descriptor).st_mode

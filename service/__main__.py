@@ -21,6 +21,7 @@ import uvloop
 from adapters.bucket.objects import is_bucket
 from adapters.commands import DefaultCommand
 from adapters.errors import AdaMixError, for_operators
+from adapters.regular import is_folder
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
 from service.http.server import Config, Server
@@ -208,7 +209,7 @@ def predict(
 
 def for_files(settings: Settings) -> Settings:
     """Nobody waits for one row of a file, and a server may have the store open."""
-    there = is_bucket(settings.store) or Path(settings.store).is_dir()
+    there = is_bucket(settings.store) or is_folder(settings.store)
     return settings.model_copy(
         update={"max_wait_seconds": math.inf, "drain_seconds": 0, "read_only": there}
     )

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from adapters.regular import read_bytes
+from adapters.regular import is_folder, is_there, read_bytes
 from training.errors import TrainingError
 
 
 def check_appendable(path: Path) -> None:
     """Find out before the training, not after it, that its line could not be written."""
-    there = path if path.exists() else path.parent
-    if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+    there = path if is_there(path) else path.parent
+    if is_folder(path) or not is_folder(path.parent) or not os.access(there, os.W_OK):
         raise TrainingError(
             f"--scores {path} cannot be written; expected a file's path in a folder that exists"
         )

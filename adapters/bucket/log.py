@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from adapters.bucket.changes import Change, State, decoded, encoded, unpacked
+from adapters.bucket.changes import Change, DamagedState, State, decoded, encoded, unpacked
 from adapters.bucket.objects import Objects
 from adapters.errors import StoreError, StoreUnreachable, WriteUnknown
 
@@ -25,11 +25,12 @@ SNAPSHOT_EVERY = 1000  # changes
 READERS = 16  # changes read at once where many are missing
 PAUSE_SECONDS = 0.05  # before a write of unknown outcome is tried again
 LATEST = "snapshots/latest"
+DIGITS = 20  # of a generation in a key
 
 
 def key_of(generation: int) -> str:
     """Where the log has a generation's change."""
-    return f"log/{generation:020d}.json"
+    return f"log/{generation:0{DIGITS}d}.json"
 
 
 def clock() -> float:
@@ -157,17 +158,24 @@ class Log:
         """The state of the newest snapshot that can be read; else the empty one, from which the
         whole log is read."""
         hint = self._objects.read(LATEST)
-        if hint is None or not hint.isdigit():
+        if hint is None or not hint.isdigit() or len(hint) > DIGITS:
             return State()
-        key = f"snapshots/{int(hint):020d}.json"
+        generation = int(hint)
+        key = f"snapshots/{generation:0{DIGITS}d}.json"
         data = self._objects.read(key)
-        return State() if data is None else unpacked(data, self._name(key))
+        if data is None:
+            return State()
+        try:
+            state = unpacked(data, self._name(key))
+        except DamagedState:
+            return State()
+        return state if state.generation == generation else State()
 
     def _keep_snapshot(self) -> None:
         """A snapshot saves time at a start, and nothing else: without one the log is read."""
         generation = self.state.generation
         try:
-            self._objects.write(f"snapshots/{generation:020d}.json", self.state.packed())
+            self._objects.write(f"snapshots/{generation:0{DIGITS}d}.json", self.state.packed())
             self._objects.write(LATEST, str(generation).encode())
         except StoreError:
             return

@@ -101,15 +101,18 @@ class Objects:
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
+        return self.modified(key) is not None
+
+    def modified(self, key: str) -> datetime | None:
+        """When an object was last written, by the bucket's clock; None if there is none."""
         import obstore
 
         try:
-            obstore.head(self._store, key)
+            return obstore.head(self._store, key)["last_modified"]
         except FileNotFoundError:
-            return False
+            return None
         except Exception as error:
             raise self._error("read", key, error) from None
-        return True
 
     def under(self, folder: str, after: str | None = None) -> Iterator[Listed]:
         """The objects whose keys begin with `folder/`, those behind the key `after`."""

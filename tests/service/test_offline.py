@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import decimal
 import json
 import os
 import shutil
@@ -241,6 +242,52 @@ def test_large_numbers_in_parquet(stub: str, tmp_path: Path) -> None:
     result = invoke(written(tmp_path / "rows.jsonl", rows), out, "sst2", url=stub)
     assert result.exit_code == 0, result.output
     assert [(row["id"], row["price"]) for row in read(out)] == [("1", 0.5), (str(2**63), 2.0**60)]
+
+
+def table(**columns: Any) -> pyarrow.Table:
+    return pyarrow.table({"text": ["good", "bad"], **columns})
+
+
+def test_odd_parquet(stub: str, tmp_path: Path) -> None:
+    """A date that Python has not, and damage behind a sound footer, are refused in a sentence that
+    names the input; lists of decimal numbers come out as texts in a CSV."""
+    Stub.turn = lambda _: False
+    rows, out = tmp_path / "rows.parquet", tmp_path / "out.csv"
+    days = pyarrow.array([10**7, 1], pyarrow.date32())
+    pyarrow.parquet.write_table(table(day=days), rows)
+    refused(invoke(rows, out, "sst2", url=stub), "rows.parquet, after row 0, holds what", out)
+    data = rows.read_bytes()
+    rows.write_bytes(data[:20] + bytes(30) + data[50:])
+    refused(invoke(rows, out, "sst2", url=stub), "rows.parquet is not Parquet: ", out)
+    pyarrow.parquet.write_table(table(price=[[decimal.Decimal("1.5")]] * 2), rows)
+    assert invoke(rows, out, "sst2", url=stub).exit_code == 0
+    assert [row["price"] for row in read(out)] == ['["1.5"]'] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.csv", b"id,id,text\n1,2,good\n", "names the column 'id' 2 times; expected it once"),
+        ("rows.jsonl", b'{"id": 1, "id": 2, "text": "good"}\n', "it holds 'id' twice"),
+    ],
+)
+def test_a_column_that_is_there_twice(
+    name: str, content: bytes, sentence: str, stub: str, tmp_path: Path
+) -> None:
+    """Of two columns of one name the output would lose one."""
+    (tmp_path / name).write_bytes(content)
+    out = tmp_path / "out.jsonl"
+    refused(invoke(tmp_path / name, out, "sst2", url=stub), sentence, out)
+
+
+def test_a_name_that_is_too_long(stub: str, tmp_path: Path) -> None:
+    """An output whose name no file system takes is refused in a sentence, and so is the folder of
+    one."""
+    rows, long = written(tmp_path / "rows.csv", ROWS), "a" * 300
+    for out in (tmp_path / f"{long}.csv", tmp_path / long / "out.csv"):
+        result = invoke(rows, out, "sst2", url=stub)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("error: ")
 
 
 def test_what_is_refused_at_once(server: Server, tmp_path: Path) -> None:
