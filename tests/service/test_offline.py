@@ -280,6 +280,29 @@ def test_a_column_that_is_there_twice(
     refused(invoke(tmp_path / name, out, "sst2", url=stub), sentence, out)
 
 
+@pytest.mark.parametrize(
+    ("known", "score"),
+    [
+        ({"problem_type": ["regression"]}, 0.9),
+        ({"version": {}}, 0.9),
+        ({"labels": "no"}, 0.9),
+        ({"labels": [["no"], 1]}, 0.9),
+        ({}, float("nan")),
+        ({}, "inf"),
+    ],
+)
+def test_another_server_than_ours(
+    known: dict[str, Any], score: Any, stub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers with something else is named in a sentence."""
+    Stub.turn = lambda _: False
+    monkeypatch.setattr(Stub, "known", {**Stub.known, **known})
+    monkeypatch.setattr(Stub, "score", score)
+    out = tmp_path / "out.parquet"
+    result = invoke(written(tmp_path / "rows.csv", ROWS), out, "sst2", url=stub)
+    refused(result, "expected an adamix-serve", out)
+
+
 def test_a_name_that_is_too_long(stub: str, tmp_path: Path) -> None:
     """An output whose name no file system takes is refused in a sentence, and so is the folder of
     one."""
@@ -316,6 +339,12 @@ class Stub(BaseHTTPRequestHandler):
 
     turn: ClassVar[Callable[[int], bool]]
     keys: ClassVar[list[str | None]] = []
+    known: ClassVar[dict[str, Any]] = {
+        "version": "abc",
+        "labels": ["no", "yes"],
+        "problem_type": "single_label_classification",
+    }
+    score: ClassVar[Any] = 0.9
     asked: ClassVar[list[tuple[str | None, str]]] = []  # by which key, and which text
 
     def _answer(self, status: int, body: Any) -> None:
@@ -329,9 +358,7 @@ class Stub(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def do_GET(self) -> None:
-        kind = "single_label_classification"
-        known = {"version": "abc", "labels": ["no", "yes"], "problem_type": kind}
-        self._answer(200, {"parameters": known, "inputs": [{"name": "text"}]})
+        self._answer(200, {"parameters": self.known, "inputs": [{"name": "text"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -340,7 +367,7 @@ class Stub(BaseHTTPRequestHandler):
             self._answer(429, {"error": "the queue is full", "error_type": "QueueFull"})
             return
         self.asked.extend((self.headers["Authorization"], text) for text in body["inputs"])
-        row = [{"label": "yes", "score": 0.9}, {"label": "no", "score": 0.1}]
+        row = [{"label": "yes", "score": self.score}, {"label": "no", "score": 0.1}]
         self._answer(200, [row for _ in body["inputs"]])
 
     def log_message(self, *_: Any) -> None:
