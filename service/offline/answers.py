@@ -15,7 +15,7 @@ import msgspec
 
 from adapters.spec import ProblemType
 from adapters.text import TextInput
-from adapters.upload import asked, parsed_json
+from adapters.upload import asked, parsed_json, path_of
 from service.offline.errors import CannotScore
 from service.predictor import Admitted, Predictor
 from service.scores import answer_of, check_finite, default_function, least_confidence
@@ -135,7 +135,8 @@ class ServerAnswerer:
         CannotScore."""
         self._client, self._abstain = client, abstain
         self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="client")
-        path = f"/v2/models/{task}" + ("" if version is None else f"/versions/{version}")
+        pinned = () if version is None else ("versions", version)
+        path = path_of("v2", "models", task, *pinned)
         said = parsed_json(asked(client, "GET", path))
         try:
             model = msgspec.convert(said, _Model)

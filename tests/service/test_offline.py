@@ -320,6 +320,7 @@ def test_what_is_refused_at_once(server: Server, tmp_path: Path) -> None:
     refused(invoke(rows, tmp_path / "out.txt", "sst2"), "ends in '.txt'; expected .csv", out)
     refused(invoke(rows, tmp_path / "no" / "out.csv", "sst2"), "does not exist", out)
     refused(invoke(rows, out, "nonesuch", url=server.url), "nonesuch", out)
+    refused(invoke(rows, out, "sst2?x", url=server.url), "there is no task 'sst2?x'", out)
     refused(invoke(tmp_path / "none.csv", out, "sst2", url=server.url), "none.csv cannot be", out)
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
     result = invoke(tmp_path / "rows.parquet", out, "sst2", url=server.url)
