@@ -36,6 +36,8 @@ from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
 from service.engine.memory import within_memory
+from service.engine.native.choice import Kernels, choose
+from service.engine.native.library import Library, NativeError
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
@@ -146,7 +148,8 @@ def build_service(settings: Settings) -> Service:
     tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = _device(settings.device)
-    dtype = _dtype(settings.dtype, device)
+    dtype = _dtype(settings.dtype)
+    native = _native(settings.kernels, device, dtype)
     backbone = backbones.load(settings.backbone)
     metrics = Metrics(CollectorRegistry())
     store, replication = _store(
@@ -160,7 +163,7 @@ def build_service(settings: Settings) -> Service:
         evicted=metrics.evictions.inc,
         failed=metrics.load_failures.inc,
     )
-    engine = Engine(backbone, slots, device, dtype, recorded=_recorded)
+    engine = Engine(backbone, slots, device, dtype, native=native, recorded=_recorded)
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
         backbone=ServedBackbone(
@@ -305,11 +308,26 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
-    if dtype == torch.int8 and (reason := quantized.lacking(device)) is not None:
-        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {reason}, or another dtype")
     return dtype
+
+
+def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Library | None:
+    """The kernels that compute on a CPU; None for torch's operators."""
+    try:
+        choice = choose(kernels, device, dtype)
+    except NativeError as error:
+        raise InvalidSettings(
+            f"setting ADAMIX_KERNELS is 'native', but {error}; or auto, which takes torch's"
+        ) from None
+    lacking = quantized.lacking(device) if choice.library is None else None
+    if dtype == torch.int8 and lacking is not None:
+        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {lacking}, or another dtype")
+    if device.type == "cpu":
+        chosen = "torch" if choice.library is None else f"native ({choice.library.kind})"
+        log.info("kernels chosen", kernels=chosen, reason=choice.reason)
+    return choice.library
 
 
 def _guard(settings: Settings) -> Guard:
