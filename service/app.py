@@ -27,8 +27,9 @@ from adapters import backbone as backbones
 from adapters.adapter_store import AdapterStore
 from adapters.bucket.objects import connect, is_bucket
 from adapters.bucket.store import BucketStore
-from adapters.errors import AdaMixError, StoreError
+from adapters.errors import AdaMixError, StoreError, for_operators
 from adapters.file import Adapter, load
+from adapters.regular import is_folder
 from adapters.spec import BackboneRef
 from adapters.store import Store
 from service.batcher import Batcher
@@ -238,7 +239,7 @@ def _log_bucket(error: StoreError | None) -> None:
     if error is None:
         log.info("the store's bucket can be read again")
     else:
-        log.warning("the store's bucket cannot be read", error=str(error))
+        log.warning("the store's bucket cannot be read", error=for_operators(error))
 
 
 def _recorded(done: int, of: int) -> None:
@@ -377,9 +378,9 @@ def _seed(service: Service, settings: Settings) -> None:
     if store.seeded:
         return
     given = "seed" in settings.model_fields_set and str(settings.seed) != "none"
-    if given and not settings.seed.is_dir():
+    if given and not is_folder(settings.seed):
         log.warning("ADAMIX_SEED is no folder: no adapters are copied", seed=str(settings.seed))
-    if not len(store) and settings.seed.is_dir():
+    if not len(store) and is_folder(settings.seed):
         for file in sorted(settings.seed.glob("*.safetensors")):
             try:
                 adapter = load(file)
