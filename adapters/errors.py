@@ -99,6 +99,10 @@ def for_operators(error: Exception) -> str:
 class UnknownTask(StoreError):
     """No adapter of that task is stored."""
 
+    def __init__(self, message: str, task: str) -> None:
+        self.task = task
+        super().__init__(message)
+
 
 class UnknownVersion(StoreError):
     """The task has no such version."""

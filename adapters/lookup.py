@@ -6,10 +6,10 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rapidfuzz import fuzz, process
 
-from adapters.entry import Entry, Version
 from adapters.errors import (
     ActiveHasChanged,
     AmbiguousVersion,
@@ -21,7 +21,10 @@ from adapters.errors import (
     VersionIsActive,
 )
 from adapters.spec import shown
-from adapters.traffic import Split
+
+if TYPE_CHECKING:  # a front end does without torch, which these need
+    from adapters.entry import Entry, Version
+    from adapters.traffic import Split
 
 MIN_PREFIX = 4  # digits, as git has it: clients send versions such as "1" by habit
 _PREFIX = re.compile(f"[0-9a-f]{{{MIN_PREFIX},64}}")
@@ -79,7 +82,7 @@ def check_split(entry: Entry, split: Split) -> None:
 
 def unknown(task: str, tasks: Iterable[str]) -> UnknownTask:
     """The error for a task that is none of `tasks`, with the closest of them."""
-    return UnknownTask(f"there is no task {shown(task)}; {_closest(task, list(tasks))}")
+    return UnknownTask(f"there is no task {shown(task)}; {_closest(task, list(tasks))}", task)
 
 
 def _active(entry: Entry) -> Version:

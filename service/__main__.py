@@ -25,6 +25,9 @@ from adapters.regular import is_folder
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
 from service.http.server import Config, Server
+from service.keys.file import block, check
+from service.keys.hashes import hashed, new_secret
+from service.keys.key import Key
 from service.settings import InvalidSettings, Settings, read_settings, unknown_variables
 from service.telemetry import logs
 from service.workers.listeners import claimed
@@ -64,6 +67,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+keys_app = typer.Typer(
+    help="Keys for `ADAMIX_KEYS_FILE`.", rich_markup_mode="markdown", no_args_is_help=True
+)
+app.add_typer(keys_app, name="keys")
 
 
 @app.command(SERVE, epilog=EXIT_CODES)
@@ -207,6 +216,38 @@ def predict(
         raise typer.Exit(2) from None
 
 
+@keys_app.command("new")
+def new_key(
+    name: Annotated[str, typer.Option(metavar="NAME", help="At most 64 of a-z, 0-9, _ and -.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(metavar="SCOPE", help="`predict`, `write` or `read-metrics`; repeat it."),
+    ],
+    tasks: Annotated[
+        list[str],
+        typer.Option(metavar="PATTERN", help="Of task names, such as 'sst2*'; repeat it."),
+    ] = [],  # noqa: B006  # typer copies it
+    requests_per_second: Annotated[float | None, typer.Option(metavar="NUMBER")] = None,
+    rows_per_second: Annotated[float | None, typer.Option(metavar="NUMBER")] = None,
+) -> None:
+    """Make a key. It is shown this once, on stderr; its table for the keys file goes to stdout.
+
+    python -m service keys new --name team-a --scope predict --tasks 'sst2*' >> keys.toml
+    """
+    secret = new_secret()
+    key = Key(
+        *(name, hashed(secret), frozenset(scope), tuple(tasks)),
+        *(requests_per_second, rows_per_second),
+    )
+    try:
+        check(key)
+    except AdaMixError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"The key, shown this once: {name}.{secret}", err=True)
+    typer.echo(f"\n{block(key)}", nl=False)
+
+
 def for_files(settings: Settings) -> Settings:
     """Nobody waits for one row of a file, and a server may have the store open."""
     there = is_bucket(settings.store) or is_folder(settings.store)
@@ -290,6 +331,7 @@ def serve_by_front_ends(
         tokenizer=service.tokenizer.tokenizer.to_str(),
         mask_token=service.tokenizer.mask_token,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        keys_file=None if settings.keys_file is None else str(settings.keys_file),
         dtype=service.dtype,
         max_inputs=service.max_inputs,
         auto_truncate=service.auto_truncate,

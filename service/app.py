@@ -32,6 +32,7 @@ from adapters.file import Adapter, load
 from adapters.regular import is_folder
 from adapters.spec import BackboneRef
 from adapters.store import Store
+from service.audit import AuditLog, Write
 from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
@@ -48,6 +49,7 @@ from service.http.middleware import PROBES, BodyLimit, OurHosts, PlainPaths, Req
 from service.http.routes import adapters, docs, health, page, predict, storage, traffic
 from service.http.uploads import UploadRoom
 from service.http.v2 import routes as v2
+from service.keys.keys import Keys
 from service.loader import Loader
 from service.refusals import DeviceOutOfMemory
 from service.replication import Replication
@@ -70,12 +72,13 @@ log = structlog.get_logger("service")
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Raises an AdaMixError if it cannot serve: no backbone, no store, no
     device."""
-    guard = _guard(settings)
+    keys = None if settings.keys_file is None else Keys(settings.keys_file)
+    guard = _guard(settings, keys)
     # In a thread that ends, so that its OpenMP workers end with it. libgomp counts the workers of
     # every thread; once they are more than the cores, it lets them sleep instead of spin, and the
     # engine's would be woken three hundred times a batch.
     with ThreadPoolExecutor(1) as apart:
-        service = apart.submit(build_service, settings).result()
+        service = apart.submit(build_service, settings, keys).result()
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -143,7 +146,7 @@ def _operation_id(route: APIRoute) -> str:
     return f"v2_{route.name}_of_version" if "{version}" in route.path else f"v2_{route.name}"
 
 
-def build_service(settings: Settings) -> Service:
+def build_service(settings: Settings, keys: Keys | None = None) -> Service:
     """Every part of the service, from the settings."""
     tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
@@ -152,6 +155,11 @@ def build_service(settings: Settings) -> Service:
     native = _native(settings.kernels, device, dtype)
     backbone = backbones.load(settings.backbone)
     metrics = Metrics(CollectorRegistry())
+    audit_log = (
+        None
+        if settings.audit_log is None
+        else AuditLog(settings.audit_log, metrics.audit_failures.inc)
+    )
     store, replication = _store(
         settings, backbone.reference, metrics, lambda adapter: service.check_fits(adapter)
     )
@@ -197,6 +205,8 @@ def build_service(settings: Settings) -> Service:
         device=str(device),
         tracing=tracing,
         replication=replication,
+        audit_log=audit_log,
+        keys=keys,
     )
     metrics.registry.register(StateCollector(service.state))
     metrics.registry.register(TrafficCollector(service.rollouts.all))
@@ -333,7 +343,7 @@ def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Libra
     return choice.library
 
 
-def _guard(settings: Settings) -> Guard:
+def _guard(settings: Settings, keys: Keys | None) -> Guard:
     """On loopback anyone may write unless the operator set a key. Elsewhere writes need a key; one
     is made if there is none."""
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
@@ -344,7 +354,8 @@ def _guard(settings: Settings) -> Guard:
         admin_key,
         settings.api_key.get_secret_value() if settings.api_key else None,
         hosts=None if hosts is None else frozenset(hosts),
-        open_metrics=settings.open_metrics,
+        open_metrics=keys is None if settings.open_metrics is None else settings.open_metrics,
+        keys=keys,
     )
 
 
@@ -385,6 +396,9 @@ def _seed(service: Service, settings: Settings) -> None:
             try:
                 adapter = load(file)
                 store.put(adapter)
+                write = Write("seed", adapter.spec.task)
+                write.about(adapter.digest)
+                service.audit(write)
             except (AdaMixError, OSError) as error:
                 log.warning("shipped adapter left out", file=str(file), reason=str(error))
     if len(store):

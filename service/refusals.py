@@ -8,6 +8,9 @@
         ├── InvalidRequest      JSON whose fields are not what they should be
         ├── MissingKey          no bearer token, or a wrong one
         ├── TooManyWrongKeys    from one address within a minute
+        ├── MissingScope        a key of the keys file that may not do this
+        ├── KeyLimited          more requests or rows than the key may send
+        ├── KeyUnchecked        too many keys wait for their check
         ├── ForeignPage         a browser page of another origin asks to write
         ├── ForeignHost         a Host that is not this machine's, while it listens on loopback
         ├── RequestTooSlow      an upload that stalls while others wait for room
@@ -64,6 +67,34 @@ class TooManyWrongKeys(Refusal):
         super().__init__(
             "this address sent too many wrong keys; expected the right one, in"
             f" {retry_after} second{'' if retry_after == 1 else 's'}"
+        )
+
+
+class MissingScope(Refusal):
+    """A key of the keys file that may not do this."""
+
+
+class KeyLimited(Refusal):
+    """More `what` (requests or rows) than a key may send; none was taken. `retry_after` is in
+    seconds."""
+
+    def __init__(self, name: str, what: str, rate: float, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            f"the key {name!r} may send {rate:g} {what} a second, and this is more; expected it in"
+            f" {retry_after} second{'' if retry_after == 1 else 's'}"
+        )
+
+
+class KeyUnchecked(Refusal):
+    """A key of which nothing is known yet, while too many others wait for their check."""
+
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__(
+            "too many keys wait for their check, so this one was not checked; expected it again in"
+            " a second"
         )
 
 

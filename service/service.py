@@ -19,10 +19,12 @@ from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
 from adapters.text import Tokens
-from adapters.traffic import place_of
+from adapters.traffic import Left, place_of
+from service.audit import AuditLog, Write
 from service.batcher import Batcher, Outcome
 from service.engine.row import Row
 from service.engine.slots import Slots
+from service.keys.keys import Keys
 from service.loader import Loader
 from service.predictor import Admitted, Logits, Signature
 from service.refusals import Closed
@@ -97,6 +99,8 @@ class Service:
     device: str
     tracing: Tracing | None
     replication: Replication | None = None  # where the store is in a bucket
+    audit_log: AuditLog | None = None
+    keys: Keys | None = None  # whose file is read again while the service runs
     stopping: bool = False
     rollouts: Rollouts = field(init=False)
     # of their own, so that writes that wait for a disk or a bucket hold up nothing else
@@ -111,13 +115,15 @@ class Service:
             bring=lambda task, digest: self.bring(task, Choice(digest)),
             offer=lambda admitted, tokens, done: self.batcher.offer(_row(admitted, tokens), done),
             write=self.write,
-            rolled_back=self.metrics.rollbacks.inc,
+            rolled_back=self._rolled_back,
         )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run batches within. At the end queued rows are answered and no more are taken."""
         self.batcher.start()
+        if self.keys is not None:
+            self.keys.start()
         if self.replication is not None:
             self.replication.start()
         try:
@@ -126,6 +132,8 @@ class Service:
             self.stopping = True
             await self.batcher.close()
             await self.rollouts.close()
+            if self.keys is not None:
+                self.keys.stop()
             self.writers.shutdown(wait=False, cancel_futures=True)
             if self.replication is not None:
                 await asyncio.to_thread(self.replication.stop)
@@ -152,6 +160,11 @@ class Service:
     async def write(self, job: Callable[[], T]) -> T:
         """Write to the store, in a thread. Raises what `job` raises."""
         return await asyncio.get_running_loop().run_in_executor(self.writers, job)
+
+    def audit(self, write: Write) -> None:
+        """Append a write to the audit log, if there is one."""
+        if self.audit_log is not None:
+            self.audit_log.add(write)
 
     @property
     def dtype(self) -> str:
@@ -219,6 +232,13 @@ class Service:
         adapter = self.store.held(digest)
         return None if adapter is None else _admitted(adapter)
 
+    def _rolled_back(self, task: str, left: Left) -> None:
+        """A canary was ended by its rule."""
+        self.metrics.rollbacks.inc()
+        write = Write("rollback", task, reason=left.reason)
+        write.about(left.digest)
+        self.audit(write)
+
     def tokenized(self, seconds: float) -> None:
         """Time one request's tokenisation."""
         self.metrics.tokenization.observe(seconds)
@@ -258,10 +278,10 @@ class Service:
             return "device"
         return "host" if entry.active is not None and self.store.cached(entry.active) else "disk"
 
-    def storage(self, *, listed: bool = True) -> Storage:
-        """What one copy takes, and what a copy per task would; `listed` with each adapter's
-        bytes."""
-        sizes = [_size(entry) for entry in self.store.entries()]
+    def storage(self, entries: Sequence[Entry] | None = None, *, listed: bool = True) -> Storage:
+        """What one copy takes, and what a copy per task would, of some tasks or of all; `listed`
+        with each adapter's bytes."""
+        sizes = [_size(entry) for entry in (self.store.entries() if entries is None else entries)]
         adapters_bytes = sum(size.bytes for size in sizes)
         total = self.backbone.bytes + adapters_bytes
         copies = self.backbone.bytes * len(sizes)
@@ -293,7 +313,8 @@ class Service:
             "store_generation": 0 if replication is None else replication.generation,
             "store_age_seconds": 0.0 if replication is None else replication.age,
         }
-        return State({**queue, **values, **store}, tiers, self.slots.held())
+        keys = {"keys_file_valid": float(self.keys is None or self.keys.valid)}
+        return State({**queue, **values, **store, **keys}, tiers, self.slots.held())
 
 
 def _admitted(adapter: Adapter, choice: Choice | None = None) -> Admitted:

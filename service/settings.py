@@ -245,8 +245,26 @@ class Settings(BaseSettings):
             " bucket, it refuses to start"
         ),
     )
-    open_metrics: bool = Field(
-        True, description="`/metrics` needs no key, even if `ADAMIX_API_KEY` is set"
+    keys_file: Path | None = Field(
+        None,
+        description=(
+            "a TOML file of keys with scopes, tasks and limits ([keys](keys.md)). If set, every"
+            " prediction, read and write needs a key. It is read again when it changes"
+        ),
+    )
+    open_metrics: bool | None = Field(
+        None,
+        description=(
+            "`/metrics` needs no key, even if `ADAMIX_API_KEY` is set. Default: true; but false if"
+            " `ADAMIX_KEYS_FILE` is set, since metrics name every task"
+        ),
+    )
+    audit_log: str | None = Field(
+        None,
+        description=(
+            "a file to which each write is appended as a line of JSON ([audit log]"
+            "(keys.md#audit-log)). The value `-` means stdout"
+        ),
     )
     tracing: bool = Field(
         False,
@@ -290,12 +308,12 @@ class Settings(BaseSettings):
                 f"STORE is {store!r}, and no home is known for it; expected a path"
             ) from None
 
-    @field_validator("seed", "cache")
+    @field_validator("seed", "cache", "keys_file")
     @classmethod
-    def _at_home(cls, folder: Path, info: ValidationInfo) -> Path:
+    def _at_home(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
         """A folder that begins with `~`, which no shell has replaced in a file of variables."""
         try:
-            return folder.expanduser()
+            return None if folder is None else folder.expanduser()
         except RuntimeError:
             raise ValueError(
                 f"{str(info.field_name).upper()} is {str(folder)!r}, and no home is known for it;"

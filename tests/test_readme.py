@@ -69,6 +69,7 @@ NOT_RUN = {
     ),
     "python -m adapters copy": "a bucket; tests/adapters/test_store_contract.py has one",
     "python -m adapters gc": "a bucket; tests/adapters/test_store_contract.py has one",
+    "ADAMIX_KEYS_FILE=": "it serves; tests/service/test_http_keys.py has such servers",
     "ADAMIX_STORE=s3:": "a bucket; tests/service/test_replicas.py has three replicas on one",
     "python -m training --train DATA/": "hours, with data sets that are not in the repository",
 }

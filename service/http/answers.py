@@ -20,8 +20,10 @@ from starlette.routing import Match
 
 from adapters import errors as adapter_errors
 from adapters.errors import AdaMixError
+from adapters.lookup import unknown
 from adapters.spec import shown
 from service import refusals
+from service.http.bearer import key_of
 
 MAX_SENTENCE = 500  # characters
 HEAD = 300  # of them; the rest is the end, which says what was expected
@@ -33,6 +35,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.MalformedBody, 400),
     (refusals.MissingKey, 401),
     (refusals.ForeignPage, 403),
+    (refusals.MissingScope, 403),
     (refusals.ForeignHost, 403),
     (adapter_errors.UnknownTask, 404),
     (adapter_errors.UnknownVersion, 404),
@@ -56,6 +59,8 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (adapter_errors.InvalidWindow, 422),
     (refusals.QueueFull, 429),
     (refusals.TooManyWrongKeys, 429),
+    (refusals.KeyLimited, 429),
+    (refusals.KeyUnchecked, 429),
     (refusals.ClientClosed, 499),
     (ClientDisconnect, 499),
     (refusals.Closed, 503),
@@ -66,6 +71,13 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (refusals.NotFinite, 503),
     (refusals.DeviceOutOfMemory, 503),
     (refusals.AdapterNotLoaded, 503),
+)
+
+WITH_RETRY = (
+    refusals.QueueFull,
+    refusals.TooManyWrongKeys,
+    refusals.KeyLimited,
+    refusals.KeyUnchecked,
 )
 
 
@@ -114,10 +126,14 @@ def refused(error: AdaMixError, headers: dict[str, str] | None = None) -> Respon
     return problem(status, str(error), name, {**headers_of(error), **(headers or {})})
 
 
-async def _answer_ours(_request: Request, error: Exception) -> Response:
+async def _answer_ours(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it
     assert isinstance(error, AdaMixError)
+    key = key_of(request)
+    if key is not None and isinstance(error, adapter_errors.UnknownTask):
+        # whoever found that there is none may have named tasks that are not this key's
+        error = unknown(error.task, filter(key.sees, request.app.state.predictor.tasks()))
     answer = refused(error)
     if answer.status_code == 503 and not isinstance(error, refusals.Closed | refusals.Stale):
         log.error(
@@ -132,7 +148,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """The headers of an error's answer."""
     if isinstance(error, refusals.MissingKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, refusals.QueueFull | refusals.TooManyWrongKeys):
+    if isinstance(error, WITH_RETRY):
         return {"Retry-After": str(error.retry_after)}
     soon = (refusals.Closed, refusals.BehindGeneration, adapter_errors.StoreUnreachable)
     return {"Retry-After": "1"} if isinstance(error, soon) else {}

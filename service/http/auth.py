@@ -7,18 +7,29 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.requests import HTTPConnection
 
 from adapters.errors import AdaMixError
 from adapters.spec import shown
+from service.http.bearer import bears, key_of
+from service.http.sentences import quoted
 from service.http.wrong_keys import WrongKeys
+from service.keys.keys import Keys
 from service.loopback import is_loopback
-from service.refusals import ForeignHost, ForeignPage, MissingKey, TooManyWrongKeys
+from service.refusals import (
+    ForeignHost,
+    ForeignPage,
+    KeyUnchecked,
+    MissingKey,
+    MissingScope,
+    TooManyWrongKeys,
+)
 
 API_KEY = "the API key (ADAMIX_API_KEY)"
 ADMIN_KEY = "the admin key (ADAMIX_ADMIN_KEY)"
@@ -31,7 +42,8 @@ class UnsafeKeyFile(AdaMixError):
 
 class Guard:
     """Writes need `admin_key`, predictions `api_key`, reads either if there is an `api_key`. None
-    needs nothing.
+    needs nothing. Where there are `keys`, all of them need one of these keys or a key of `keys`
+    with the scope for it; reads need the scope `predict` or `write`.
 
     `hosts` are the names under which a service on loopback is asked, beside loopback's own; None
     where it listens on another address.
@@ -44,9 +56,10 @@ class Guard:
         *,
         hosts: frozenset[str] | None = None,
         open_metrics: bool = True,
+        keys: Keys | None = None,
     ) -> None:
         self._admin_key, self._api_key, self._hosts = admin_key, api_key, hosts
-        self._open_metrics = open_metrics
+        self._open_metrics, self._keys = open_metrics, keys
         self._known_hosts = lru_cache(256)(self._is_ours)
         self._wrong_keys = WrongKeys()
 
@@ -61,11 +74,11 @@ class Guard:
                 " ADAMIX_ALLOWED_HOSTS lists"
             )
 
-    def check_write(self, request: HTTPConnection) -> None:
-        """Raises MissingKey, TooManyWrongKeys or ForeignPage. Where no key is needed, a web page
-        that is open in the operator's browser must not be able to upload."""
-        if self._admin_key is not None:
-            self._check_key(request, {self._admin_key: ADMIN_KEY})
+    async def check_write(self, request: HTTPConnection) -> None:
+        """Raises as `_check_key`, or ForeignPage. Where no key is needed, a web page that is open
+        in the operator's browser must not be able to upload."""
+        if self._admin_key is not None or self._keys is not None:
+            await self._check_key(request, self._single(admin=True), ("write",))
             return
         origin = request.headers.get("origin")
         foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
@@ -75,46 +88,111 @@ class Guard:
                 " this service's own page"
             )
 
-    def check_read(self, request: HTTPConnection) -> None:
-        """Raises MissingKey or TooManyWrongKeys."""
-        if self._api_key is not None:
-            admin = {} if self._admin_key is None else {self._admin_key: ADMIN_KEY}
-            self._check_key(request, {self._api_key: API_KEY, **admin})
+    async def check_read(self, request: HTTPConnection) -> None:
+        """Raises as `_check_key`."""
+        if self._api_key is not None or self._keys is not None:
+            single = self._single(api=True, admin=True)
+            await self._check_key(request, single, ("predict", "write"))
 
-    def check_metrics(self, request: HTTPConnection) -> None:
-        """As a read, unless metrics are open. Raises MissingKey or TooManyWrongKeys."""
-        if not self._open_metrics:
-            self.check_read(request)
+    async def check_metrics(self, request: HTTPConnection) -> None:
+        """As a read, unless metrics are open; with a scope of its own, since they name every task.
+        Raises as `_check_key`."""
+        if not self._open_metrics and (self._api_key is not None or self._keys is not None):
+            single = self._single(api=True, admin=True)
+            await self._check_key(request, single, ("read-metrics",))
 
-    def check_predict(self, request: HTTPConnection) -> None:
-        """Raises MissingKey or TooManyWrongKeys."""
-        if self._api_key is not None:
-            self._check_key(request, {self._api_key: API_KEY})
+    async def check_predict(self, request: HTTPConnection) -> None:
+        """Raises as `_check_key`."""
+        if self._api_key is not None or self._keys is not None:
+            await self._check_key(request, self._single(api=True), ("predict",))
 
-    def knows(self, request: HTTPConnection) -> bool:
-        """Whether a request bears one of the keys, or reads need none. Counts nothing, and tells an
-        address that has tried many keys nothing."""
-        if self._api_key is None:
+    def take_rows(self, request: HTTPConnection, rows: int) -> None:
+        """Count the rows of a request against its key's limit. Raises KeyLimited."""
+        key = key_of(request)
+        if key is not None and self._keys is not None:
+            self._keys.limits.take_rows(key, rows)
+
+    def owe_rows(self, request: HTTPConnection, rows: int) -> None:
+        """Count rows of a request that were not known before."""
+        key = key_of(request)
+        if key is not None and self._keys is not None:
+            self._keys.limits.owe_rows(key, rows)
+
+    @property
+    def hides_tasks(self) -> bool:
+        """Whether there are clients that may not know of every task."""
+        return self._keys is not None
+
+    async def knows(self, request: HTTPConnection) -> bool:
+        """Whether a request bears one of the keys, or reads need none. Tells an address that has
+        tried many keys nothing."""
+        if self._api_key is None and self._keys is None:
             return True
+        address, token = _address(request), _token(request)
+        single = self._single(api=True, admin=True)
         try:
-            self._wrong_keys.check(_address(request))
-        except TooManyWrongKeys:
-            return False
-        keys = [key for key in (self._api_key, self._admin_key) if key is not None]
-        return _is_one_of(_token(request), keys)
+            self._wrong_keys.check(address)
+            if not token or _is_one_of(token, single):
+                return bool(token)
+            if self._keys is None:
+                return False
+            if await self._keys.of(token, address) is not None:
+                return True
+            # here, since the path may be one that needs no key, and the check took time
+            request.state.counted = True
+            self._wrong_keys.count(address, token)
+        except (TooManyWrongKeys, KeyUnchecked):
+            pass
+        return False
 
-    def _check_key(self, request: HTTPConnection, keys: Mapping[str, str]) -> None:
+    def _single(self, *, api: bool = False, admin: bool = False) -> dict[str, str]:
+        """The single keys that are set, of these two, with their names."""
+        keys = ((api, self._api_key, API_KEY), (admin, self._admin_key, ADMIN_KEY))
+        return {key: name for wanted, key, name in keys if wanted and key is not None}
+
+    async def _check_key(
+        self, request: HTTPConnection, single: Mapping[str, str], scopes: Sequence[str]
+    ) -> None:
+        """Raises MissingKey, TooManyWrongKeys, KeyUnchecked, MissingScope or KeyLimited."""
         address = _address(request)
         self._wrong_keys.check(address)
-        expected = " or ".join(keys.values())
         token = _token(request)
         if not token:
             raise MissingKey(
-                f"this request bears no key; expected {expected} as 'Authorization: Bearer …'"
+                f"this request bears no key; expected {self._expected(single, scopes)} as"
+                " 'Authorization: Bearer …'"
             )
-        if not _is_one_of(token, keys):
+        for each, name in single.items():
+            if _is_one_of(token, (each,)):
+                bears(request, name, None)
+                return
+        if self._keys is not None:
+            key = await self._keys.of(token, address)
+            # others of the address were found to be wrong while this one waited
+            self._wrong_keys.check(address)
+            if key is not None:
+                structlog.contextvars.bind_contextvars(key=key.name)
+                if key.scopes.isdisjoint(scopes):
+                    raise MissingScope(
+                        f"the key {key.name!r} has {quoted(sorted(key.scopes))}; expected the scope"
+                        f" {quoted(scopes, 'or')}"
+                    )
+                self._keys.limits.take_request(key)
+                bears(request, key.name, key)
+                return
+        if not getattr(request.state, "counted", False):  # by `knows`
             self._wrong_keys.count(address, token)
-            raise MissingKey(f"this request bears a wrong key; expected {expected}")
+        raise MissingKey(
+            f"this request bears a wrong key; expected {self._expected(single, scopes)}"
+        )
+
+    def _expected(self, single: Mapping[str, str], scopes: Sequence[str]) -> str:
+        of_file = (
+            []
+            if self._keys is None
+            else [f"a key of the keys file with the scope {quoted(scopes, 'or')}"]
+        )
+        return " or ".join([*single.values(), *of_file])
 
     def _is_ours(self, host: str) -> bool:
         try:

@@ -38,7 +38,7 @@ class Generations:
             await self._app(scope, receive, send)
             return
         try:
-            if self._guard.knows(HTTPConnection(scope)):  # else the route refuses it
+            if await self._guard.knows(HTTPConnection(scope)):  # else the route refuses it
                 await self._replication.see(_asked(scope))
         except AdaMixError as error:
             await refused(error)(scope, receive, send)

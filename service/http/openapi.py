@@ -23,7 +23,8 @@ The log has it too.
 
 Writing needs the admin key (`Authorization: Bearer …`), unless the server listens on a loopback
 address and no admin key is set. If an API key is set, predicting needs it, and reading needs either
-key.
+key. A keys file has keys with scopes, tasks and limits: a task that is not one of a key's is
+answered as one that does not exist.
 """
 TAGS = [
     {"name": "predict", "description": "Texts in, labels and scores out."},
@@ -42,7 +43,8 @@ TAGS = [
 _WHY = {
     400: "The body is malformed",
     401: "No key, or a wrong one",
-    403: "A web page of another site asks, or one under a foreign host name",
+    403: "A web page of another site asks, or one under a foreign host name; or a key without the"
+    " scope",
     404: "No such task or version",
     408: "It came too slowly",
     409: "It does not go with the task's state",
@@ -66,6 +68,9 @@ _SENTENCES: dict[type[Exception], str] = {
         "a page of 'https://example.com' asks to write; expected this service's own page"
     ),
     refusals.TooManyWrongKeys: str(refusals.TooManyWrongKeys(42)),
+    refusals.MissingScope: ("the key 'team-a' has 'predict'; expected the scope 'write'"),
+    refusals.KeyLimited: str(refusals.KeyLimited("team-a", "requests", 20, 1)),
+    refusals.KeyUnchecked: str(refusals.KeyUnchecked()),
     refusals.ForeignHost: (
         "this request is for the host 'rebound.example'; expected localhost, or a name that"
         " ADAMIX_ALLOWED_HOSTS lists"
@@ -166,7 +171,7 @@ ADMIT_PROBLEMS = (
     *(*VERSION_PROBLEMS, "BackboneMismatch", "DamagedAdapter", "Stopping"),
     *("StoreUnreachable", "BehindGeneration"),
 )
-KEY_PROBLEMS = ("MissingKey", "TooManyWrongKeys")
+KEY_PROBLEMS = ("MissingKey", "TooManyWrongKeys", "MissingScope", "KeyLimited", "KeyUnchecked")
 PREDICT_PROBLEMS = (
     *KEY_PROBLEMS,
     *(

@@ -127,6 +127,11 @@ class Metrics:
             "Canaries that this process ended by their rules.",
             registry=registry,
         )
+        self.audit_failures = Counter(
+            "adamix_audit_failures",
+            "Lines of the audit log that could not be written.",
+            registry=registry,
+        )
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         Info(
             "adamix_build", "Versions of this service and what it runs on.", registry=registry
@@ -208,6 +213,7 @@ GAUGES = {
     "full_copies_bytes": "What a full copy per task would take.",
     "saved_bytes": "What the single backbone saves.",
     "store_generation": "Changes of the store in a bucket that are known; 0 with a folder.",
+    "keys_file_valid": "0 if the keys file as it is now cannot be used; else 1.",
     "store_age_seconds": "Since the bucket was last read to its end; 0 with a folder.",
 }
 LABELLED = (

@@ -107,11 +107,11 @@ class Rollouts:
         bring: Callable[[str, str], Awaitable[Admitted]],
         offer: Callable[[Admitted, Tokens, Done], None],
         write: Callable[[Callable[[], bool]], Awaitable[bool]],
-        rolled_back: Callable[[], None],
+        rolled_back: Callable[[str, Left], None],
     ) -> None:
         """`held` gives a version that is in memory, `bring` loads one; `offer` runs a row in spare
-        time; `write` runs a job that writes to the store, elsewhere; `rolled_back` is called when a
-        canary was ended by its rule."""
+        time; `write` runs a job that writes to the store, elsewhere; in such a job `rolled_back` is
+        called with the task whose canary was ended by its rule."""
         self._store = store
         self._held, self._bring, self._offer = held, bring, offer
         self._write, self._rolled_back = write, rolled_back
@@ -333,12 +333,16 @@ class Rollouts:
         assert canary is not None  # it broke its rule
         left = Left(canary.digest, reason, time.time())
         told = False
+
+        def ended() -> bool:
+            done = self._store.end_canary(rollout.task, rollout.split, left)
+            if done:
+                self._rolled_back(rollout.task, left)
+            return done
+
         while self._current(rollout):
             try:
-                if await self._write(
-                    lambda: self._store.end_canary(rollout.task, rollout.split, left)
-                ):
-                    self._rolled_back()
+                if await self._write(ended):
                     log.warning(
                         "a canary was rolled back by its rule",
                         task=rollout.task,

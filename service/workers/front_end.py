@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -44,6 +45,7 @@ from service.http.middleware import (
 from service.http.routes.predict import predict
 from service.http.server import Config, Server
 from service.http.v2.routes import infer
+from service.keys.keys import Keys
 from service.telemetry import logs
 from service.tokenizer import RequestTokenizer
 from service.workers.messages import (
@@ -102,7 +104,8 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     )
     relay = Relay(wire, calls)
     hosts = None if greeting.hosts is None else frozenset(greeting.hosts)
-    guard = Guard(None, greeting.api_key, hosts=hosts)
+    keys = None if greeting.keys_file is None else Keys(Path(greeting.keys_file))
+    guard = Guard(None, greeting.api_key, hosts=hosts, keys=keys)
     app = create_app(predictor, guard, relay, greeting.root_path, greeting.max_body_bytes)
     server = Server(
         Config(app, greeting.drain_seconds, greeting.connections), lambda: wire.send(Ready())
@@ -127,6 +130,8 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     await wire.attach(engine, handlers, lost)
     gc.collect()
     gc.freeze()  # as in the engine process
+    if keys is not None:
+        keys.start()
     await server.serve(sockets=[clients])
 
 

@@ -63,6 +63,7 @@ class Greeting(_Message, frozen=True):
     tokenizer: str
     mask_token: str | None
     api_key: str | None
+    keys_file: str | None
     dtype: str
     max_inputs: int
     auto_truncate: bool

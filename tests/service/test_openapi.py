@@ -161,7 +161,7 @@ OTHERS = {
     *("TooManyWrongKeys", "AnswerTooLarge", "RequestTooSlow"),
     *("MissingKey", "AmbiguousVersion", "NoActiveVersion", "QueueFull"),
     *("Stopping", "DamagedAdapter", "NotFinite", "DeviceOutOfMemory", "AdapterNotLoaded"),
-    *("StoreError", "OutcomeUnknown"),
+    *("StoreError", "OutcomeUnknown", "MissingScope", "KeyLimited", "KeyUnchecked"),
     *("VersionInTraffic", "ActiveHasChanged"),  # of a task with several versions
     *("StoreUnreachable", "WriteUnknown", "Stale", "BehindGeneration"),  # of a bucket
 }

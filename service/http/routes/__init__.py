@@ -8,11 +8,15 @@ from fastapi import Depends, Path, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic_core import to_json
 
+from adapters.lookup import unknown
+from service.http.bearer import key_of, sees
 from service.http.examples import VERSION
 
 # A front end (service.workers.front_end) has a predictor and a guard, but neither a Service nor
 # torch.
 if TYPE_CHECKING:
+    from adapters.adapter_store import AdapterStore
+    from adapters.entry import Entry
     from service.http.auth import Guard
     from service.http.lists import Lists
     from service.predictor import Predictor
@@ -66,16 +70,44 @@ def guard_of(request: Request) -> Guard:
     return guard
 
 
+def check_seen(request: Request, task: str) -> None:
+    """Raises UnknownTask where a request may not know of a task, or there is none: with a key that
+    may not see every task, both are found here, so that nothing else can tell them apart."""
+    if key_of(request) is not None and not (sees(request, task) and task in stored(request)):
+        raise unknown(task, ())  # the answer names those that the key sees
+
+
+def seen(request: Request) -> list[Entry]:
+    """The tasks that a request may know of, by name."""
+    entries = service_of(request).store.entries()
+    key = key_of(request)
+    return entries if key is None else [entry for entry in entries if key.sees(entry.task)]
+
+
+def stored(request: Request) -> AdapterStore:
+    """The one store of the app."""
+    return service_of(request).store
+
+
 async def _may_write(request: Request) -> None:
-    guard_of(request).check_write(request)
+    await guard_of(request).check_write(request)
+    _check_path(request)
 
 
 async def _may_read(request: Request) -> None:
-    guard_of(request).check_read(request)
+    await guard_of(request).check_read(request)
+    _check_path(request)
 
 
 async def _may_measure(request: Request) -> None:
-    guard_of(request).check_metrics(request)
+    await guard_of(request).check_metrics(request)
+
+
+def _check_path(request: Request) -> None:
+    """Raises UnknownTask as `check_seen`, of the task in a path."""
+    task = request.path_params.get("task")
+    if task is not None:
+        check_seen(request, task)
 
 
 # Of routes: dependencies that check a key before anything else of the request is looked at.

@@ -12,15 +12,20 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 
 from adapters.entry import Entry
+from adapters.entry import Version as Stored
 from adapters.errors import DamagedAdapter, StoreUnreachable, UnknownTask, UnknownVersion
 from adapters.file import Summary, parse
+from adapters.lookup import unknown
 from adapters.pieces import joined
+from service.audit import Write
 from service.http import examples
+from service.http.audited import audited
+from service.http.bearer import sees
 from service.http.body import parse_body, read_body
 from service.http.downloads import Download, DownloadRoom, Place
 from service.http.lists import PIECE_TASKS
 from service.http.openapi import KEY_PROBLEMS, WRITE_PROBLEMS, answered, body_of, problems
-from service.http.routes import READ, WRITE, Task, Version, lists_of, service_of
+from service.http.routes import READ, WRITE, Task, Version, lists_of, seen, service_of
 from service.http.schemas import Activation, AdapterDetail, AdapterInfo, AdapterListed
 from service.http.uploads import read_form
 from service.http.views import detailed, info, listed
@@ -80,8 +85,19 @@ async def upload(request: Request, response: Response) -> AdapterDetail:
     with request.app.state.uploads.upload(request.receive) as receive:
         pieces, activate = await read_form(Request(request.scope, receive))
         adapter = await asyncio.to_thread(lambda: parse(joined(pieces)))
+        if not sees(request, adapter.spec.task):
+            raise unknown(adapter.spec.task, ())  # the answer names those that the key sees
         await service.replay_probe(adapter)
-        version, new = await service.write(lambda: service.store.put(adapter, activate=activate))
+
+        def put(write: Write) -> tuple[Stored, bool]:
+            write.about(adapter.digest)
+            write.activated = activate
+            version, new = service.store.put(adapter, activate=activate)
+            if not new:
+                write.result = "unchanged"
+            return version, new
+
+        version, new = await audited(request, service, "upload", adapter.spec.task, put)
     response.status_code = 201 if new else 200
     prefix = f"{request.app.state.root_path}/adapters/{adapter.spec.task}"
     response.headers["Location"] = f"{prefix}/versions/{version.short}/file"
@@ -130,7 +146,7 @@ async def list_adapters(
     entries = await lists.run(
         request,
         len(service.store),
-        lambda: [entry for entry in service.store.entries() if word in entry.task],
+        lambda: [entry for entry in seen(request) if word in entry.task],
     )
     shown = entries[offset : None if limit is None else offset + limit]
     parts = [shown[start : start + PIECE_TASKS] for start in range(0, len(shown), PIECE_TASKS)]
@@ -239,11 +255,12 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
         await read_body(request), Activation, "an activation", "an object with 'version'"
     )
 
-    def activated() -> AdapterDetail:
-        service.store.activate(task, body.version)
+    def activated(write: Write) -> AdapterDetail:
+        write.version = body.version  # as asked for, if there is none
+        write.about(service.store.activate(task, body.version).digest)
         return _detail(service, task)
 
-    return await service.write(activated)
+    return await audited(request, service, "activate", task, activated)
 
 
 @router.delete(
@@ -256,7 +273,12 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
 async def delete_task(request: Request, task: Task) -> None:
     """Delete a task with all its versions; requests under way are answered."""
     service = service_of(request)
-    await service.write(lambda: service.store.delete_task(task))
+
+    def deleted(write: Write) -> None:
+        write.about(service.store.entry(task).active)
+        service.store.delete_task(task)
+
+    await audited(request, service, "delete task", task, deleted)
     service.metrics.forget(task)
 
 
@@ -276,7 +298,12 @@ async def delete_task(request: Request, task: Task) -> None:
 async def delete_version(request: Request, task: Task, version: Version) -> None:
     """Delete one version that is neither active nor a canary nor a shadow."""
     service = service_of(request)
-    await service.write(lambda: service.store.delete_version(task, version))
+
+    def deleted(write: Write) -> None:
+        write.version = version  # as asked for, if there is none
+        write.about(service.store.delete_version(task, version).digest)
+
+    await audited(request, service, "delete version", task, deleted)
     if task not in service.store:  # that was its last one
         service.metrics.forget(task)
 

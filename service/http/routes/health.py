@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from service.http.examples import METRICS, READY, one
 from service.http.openapi import KEY_PROBLEMS, answered, problems
-from service.http.routes import MEASURE, lists_of, service_of
+from service.http.routes import MEASURE, guard_of, lists_of, service_of
 
 router = APIRouter(tags=["operations"])
 
@@ -33,14 +33,17 @@ async def health() -> dict[str, str]:
     },
 )
 async def ready(request: Request) -> dict[str, str | int]:
-    """Whether the service can predict: not once it has been asked to stop."""
+    """Whether the service can predict: not once it has been asked to stop. With a keys file it does
+    not say how many tasks there are."""
     service = service_of(request)
     service.check_ready()
-    return {
+    said: dict[str, str | int] = {
         "status": "ready",
         "backbone": service.backbone.reference.name,
-        "tasks": len(service.store),
     }
+    if not guard_of(request).hides_tasks:
+        said["tasks"] = len(service.store)
+    return said
 
 
 @router.get(

@@ -100,7 +100,7 @@ async def predict(request: Request) -> Response:
     `Server-Timing` where the time went.
     """
     tasks = list(dict.fromkeys(request.query_params.getlist("task")))
-    with counted(request, tasks) as predictor:
+    async with counted(request, tasks) as predictor:
         return await _predict(request, predictor, tasks, request.query_params.get("version"))
 
 
@@ -108,8 +108,8 @@ async def predict(request: Request) -> Response:
 async def without_a_path(request: Request) -> Response:
     """For clients that were given the server's address alone: raises InvalidRequest with the path
     that they want."""
-    guard_of(request).check_predict(request)
-    expected = expected_path(predictor_of(request))
+    await guard_of(request).check_predict(request)
+    expected = expected_path(request, predictor_of(request))
     raise InvalidRequest(f"POST / predicts nothing; expected {expected}")
 
 
@@ -144,6 +144,7 @@ async def _predict(
         texts, several = read[pairs]
         rows.append(texts)
         lists.append(several)
+    guard_of(request).take_rows(request, sum(map(len, rows)))
     top_k = body.parameters.top_k if body.parameters is not None else None
     always_nested = HUGGING_FACE_CLIENT in request.headers.get("user-agent", "")
 

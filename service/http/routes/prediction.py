@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -13,11 +13,13 @@ from itertools import chain
 import orjson
 from fastapi import Request, Response
 
+from adapters.lookup import unknown
 from adapters.spec import shown
 from adapters.text import TextInput, Tokens
 from service.aggregation import aggregated
 from service.batcher import Outcome
 from service.http.answers import status_of
+from service.http.bearer import sees
 from service.http.leaving import unless_client_leaves
 from service.http.routes import guard_of, predictor_of
 from service.http.schemas import CUT_AND_WINDOWED, Window
@@ -28,6 +30,7 @@ from service.refusals import (
     ClientClosed,
     Closed,
     InvalidRequest,
+    KeyLimited,
     QueueFull,
     Referred,
     TooManyInputs,
@@ -68,29 +71,38 @@ class Prediction:
     headers: dict[str, str]
 
 
-@contextlib.contextmanager
-def counted(request: Request, tasks: Sequence[str]) -> Iterator[Predictor]:
+@contextlib.asynccontextmanager
+async def counted(request: Request, tasks: Sequence[str]) -> AsyncIterator[Predictor]:
     """Around a request for predictions: check its key and its tasks' names, then time it and count
-    it by its outcome. Raises MissingKey, InvalidRequest where no task is named, UnknownTask."""
+    it by its outcome. Raises as `Guard.check_predict`, InvalidRequest where no task is named,
+    UnknownTask."""
     predictor = predictor_of(request)
     started = time.perf_counter()
-    guard_of(request).check_predict(request)
+    await guard_of(request).check_predict(request)
     if not tasks:
-        raise InvalidRequest(f"the request names no task; expected {expected_path(predictor)}")
+        expected = expected_path(request, predictor)
+        raise InvalidRequest(f"the request names no task; expected {expected}")
+    for task in tasks:
+        if not sees(request, task):
+            raise unknown(task, ())  # the answer names those that the key sees
     predictor.check_tasks(tasks)  # before the count: an unknown name must not make a series
-    status = 200
+    status: int | None = 200
     try:
         yield predictor
+    except KeyLimited:
+        status = None  # which says nothing of the service's load
+        raise
     except BaseException as error:
         status = 499 if isinstance(error, asyncio.CancelledError) else status_of(error)
         raise
     finally:
-        predictor.count(tasks, status, time.perf_counter() - started)
+        if status is not None:
+            predictor.count(tasks, status, time.perf_counter() - started)
 
 
-def expected_path(predictor: Predictor) -> str:
+def expected_path(request: Request, predictor: Predictor) -> str:
     """What a request that names no task should have asked, with some of the tasks that exist."""
-    names = predictor.tasks()
+    names = [task for task in predictor.tasks() if sees(request, task)]
     some = [*map(repr, names[:NAMED]), *("…" for _ in names[NAMED : NAMED + 1])]
     tasks = f"{plural(len(names), 'task')}{': ' if some else ''}{', '.join(some)}"
     return f"POST /predict?task=NAME ({tasks})"
@@ -195,7 +207,7 @@ async def predicted(
     nobody waits for the answer any more."""
     started = time.monotonic()
     nested, rows, tokenized, outcomes = await unless_client_leaves(
-        request, _run(predictor, wanted, started, truncate=truncate, window=window)
+        request, _run(request, predictor, wanted, started, truncate=truncate, window=window)
     )
     if predictor.tracing is not None:
         predictor.tracing.stages(
@@ -219,7 +231,13 @@ async def predicted(
 
 
 async def _run(
-    predictor: Predictor, wanted: Wanted, started: float, *, truncate: bool, window: Window | None
+    request: Request,
+    predictor: Predictor,
+    wanted: Wanted,
+    started: float,
+    *,
+    truncate: bool,
+    window: Window | None,
 ) -> tuple[Nested, list[tuple[Admitted, Tokens]], float, list[Outcome[Logits]]]:
     """The rows, by adapter and text and all together; when they were tokenised, and their
     outcomes."""
@@ -229,6 +247,9 @@ async def _run(
         for (adapter, _), texts in zip(wanted, nested, strict=True)
         for row in chain.from_iterable(texts)
     ]
+    windows = len(rows) - sum(len(texts) for _, texts in wanted)
+    if windows:
+        guard_of(request).owe_rows(request, windows)
     tokenized = time.monotonic()
     predictor.tokenized(tokenized - started)
     return nested, rows, tokenized, await predictor.run(rows)

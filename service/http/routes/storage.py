@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.http import examples
 from service.http.openapi import KEY_PROBLEMS, answered, problems
-from service.http.routes import READ, as_json, lists_of, service_of
+from service.http.routes import READ, as_json, lists_of, seen, service_of
 from service.http.schemas import Storage
 from service.http.views import stored
 
@@ -35,5 +35,7 @@ async def storage(
     is saved."""
     service = service_of(request)
     return await lists_of(request).run(
-        request, len(service.store), lambda: as_json(stored(service.storage(listed=adapters)))
+        request,
+        len(service.store),
+        lambda: as_json(stored(service.storage(seen(request), listed=adapters))),
     )

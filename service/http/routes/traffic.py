@@ -5,7 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from adapters.lookup import check_split
+from service.audit import Write
 from service.http import examples
+from service.http.audited import audited
 from service.http.body import parse_body, read_body
 from service.http.openapi import (
     KEY_PROBLEMS,
@@ -59,14 +61,20 @@ async def divide_traffic(request: Request, task: Task) -> TrafficShown:
     body = await read_body(request)
     asked = parse_body(body, Traffic, "a split of the traffic", "an object with 'active'")
 
-    def divided() -> None:
+    def divided(write: Write) -> None:
         store = service.store
         split = split_of(store, task, asked)
+        write.about(split.active)
+        write.traffic = {
+            role: {"digest": part.digest, "percent": part.percent}
+            for role, part in (("canary", split.canary), ("shadow", split.shadow))
+            if part is not None
+        }
         check_split(store.entry(task), split)
         check_versions(store, task, split)
         store.set_split(task, split if split.roles() else None)
 
-    await service.write(divided)
+    await audited(request, service, "divide traffic", task, divided)
     return traffic_of(service, task)
 
 
@@ -80,4 +88,8 @@ async def divide_traffic(request: Request, task: Task) -> TrafficShown:
 async def end_split(request: Request, task: Task) -> None:
     """Let the active version get all requests of a task from now on."""
     service = service_of(request)
-    await service.write(lambda: service.store.set_split(task, None))
+
+    def ended(write: Write) -> None:
+        write.about(service.store.set_split(task, None).active)
+
+    await audited(request, service, "end split", task, ended)

@@ -20,7 +20,17 @@ from service.http.openapi import (
     body_of,
     problems,
 )
-from service.http.routes import PREDICT, READ, Task, Version, as_json, lists_of, service_of
+from service.http.routes import (
+    PREDICT,
+    READ,
+    Task,
+    Version,
+    as_json,
+    guard_of,
+    lists_of,
+    seen,
+    service_of,
+)
 from service.http.routes.prediction import (
     INLINE_NUMBERS,
     KEY,
@@ -132,7 +142,7 @@ async def index(request: Request) -> Response:
         return as_json(
             [
                 IndexEntry(name=entry.task, version=name, state="READY", reason="")
-                for entry in store.entries()
+                for entry in seen(request)
                 for name in entry.names()
             ]
         )
@@ -204,7 +214,7 @@ async def infer(request: Request, task: Task, version: AskedVersion) -> Response
     value, `label` its name. For a multi-label task every label has a probability of its own: ask
     for `score` as a `classification`, or take `logits`.
     """
-    with counted(request, [task]) as predictor:
+    async with counted(request, [task]) as predictor:
         return await _infer(request, predictor, task, version)
 
 
@@ -217,6 +227,7 @@ async def _infer(
     tensors.wanted_outputs(body, admitted.signature)  # what is wrong with them comes first
     check_rows(predictor, tensors.count_rows(body, admitted.signature))
     texts = tensors.read_texts(body, binary, admitted.signature)
+    guard_of(request).take_rows(request, len(texts))
     truncate = truncates(request, predictor, body.truncate, body.window)
 
     async def answer(adapters: Sequence[Admitted]) -> Response:

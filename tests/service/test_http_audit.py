@@ -1,0 +1,168 @@
+"""The audit log: a line for each write, in a file that may be rotated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.file import parse
+from service.audit import AuditLog, Write
+from tests.service.conftest import ADMIN_KEY, running, sample, until
+from tests.service.keys_files import bearing, key, write
+from tests.service.test_http_access import start
+
+FIELDS = {"time", "what", "task", "key", "client", "request_id", "version", "digest", "result"}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_write_has_a_line(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes], workers: int
+) -> None:
+    """Each kind of write is told with its key, client, version, result and request id, also one
+    that is refused; what is no write, or was refused before it began, is not."""
+    path = tmp_path / "audit.jsonl"
+    keys = write(tmp_path / "keys.toml", key("team-b", ["write"], ["new*"]))
+    files = [adapter_bytes("new", seed=seed) for seed in range(2)]
+    old, new = (parse(file).digest for file in files)
+    admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    asked: list[tuple[dict[str, str], str, str, Any, int]] = [
+        (bearing("team-b"), "POST", "/adapters", files[0], 201),
+        (bearing("team-b"), "POST", "/adapters", files[0], 200),
+        (admin, "POST", "/adapters", files[1], 201),
+        (
+            bearing("team-b"),
+            "PUT",
+            "/adapters/new/traffic",
+            {"active": new[:12], "canary": {"version": old[:12], "percent": 5}},
+            200,
+        ),
+        (bearing("team-b"), "DELETE", "/adapters/new/traffic", None, 204),
+        (bearing("team-b"), "POST", "/adapters/new/activate", {"version": old[:8]}, 200),
+        (bearing("team-b"), "POST", "/adapters/new/activate", {"version": "beef"}, 404),
+        (bearing("team-b"), "DELETE", f"/adapters/new/versions/{old[:12]}", None, 409),
+        (bearing("team-b"), "DELETE", f"/adapters/new/versions/{new[:12]}", None, 204),
+        (admin, "DELETE", "/adapters/new", None, 204),
+        (bearing("team-b"), "DELETE", "/adapters/other", None, 404),  # not its own
+        ({}, "DELETE", "/adapters/other", None, 401),
+        (bearing("team-b"), "GET", "/adapters", None, 200),
+    ]
+    with running(
+        tmp_path / "store", audit_log=path, keys_file=keys, admin_key=ADMIN_KEY, workers=workers
+    ) as server:
+        assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRWXO == 0
+        with server.client() as client:
+            for number, (headers, method, url, body, status) in enumerate(asked):
+                named = {**headers, "X-Request-ID": f"request-{number}"}
+                sent = {"files": {"file": body}} if isinstance(body, bytes) else {"json": body}
+                answer = client.request(method, url, headers=named, **sent)
+                assert answer.status_code == status, (number, answer.text)
+    told = lines(path)
+    wanted = [
+        ("upload", "team-b", old, "done"),
+        ("upload", "team-b", old, "unchanged"),
+        ("upload", "the admin key (ADAMIX_ADMIN_KEY)", new, "done"),
+        ("divide traffic", "team-b", new, "done"),
+        ("end split", "team-b", new, "done"),
+        ("activate", "team-b", old, "done"),
+        ("activate", "team-b", None, "UnknownVersion"),
+        ("delete version", "team-b", None, "VersionIsActive"),
+        ("delete version", "team-b", new, "done"),
+        ("delete task", "the admin key (ADAMIX_ADMIN_KEY)", old, "done"),
+    ]
+    assert [(each["what"], each["key"], each["digest"], each["result"]) for each in told] == wanted
+    for number, line in enumerate(told):
+        assert set(line) >= FIELDS, line
+        assert (line["task"], line["client"]) == ("new", "127.0.0.1")
+        assert line["request_id"] == f"request-{number}"
+        assert line["digest"] is None or line["version"] == line["digest"][:12]
+    assert told[3]["traffic"] == {"canary": {"digest": old, "percent": 5.0}}
+    assert told[6]["version"] == "beef"
+    assert "secret" not in path.read_text()
+
+
+def test_a_rollback_by_a_rule_has_a_line(
+    tmp_path: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """A canary that its rule ends is told with the reason and without a key."""
+    path = tmp_path / "audit.jsonl"
+    files = [adapter_bytes("new"), adapter_bytes("new", labels=["low", "high"])]
+    old, new = (parse(file).digest for file in files)
+    with running(tmp_path / "store", audit_log=path) as server, server.client() as client:
+        for file in reversed(files):
+            client.post("/adapters", files={"file": file})
+        split = {
+            "active": old[:12],
+            "canary": {"version": new[:12], "percent": 100},
+            "rollback": {"disagreement": 0, "after": 1},
+            "labels_may_differ": True,
+        }
+        assert client.put("/adapters/new/traffic", json=split).status_code == 200
+        texts = iter(range(10_000))
+
+        def left() -> bool:
+            client.post("/predict?task=new", json={"inputs": f"film {next(texts)} is good"})
+            return client.get("/adapters/new/traffic").json()["left"] is not None
+
+        until(left)
+    line = lines(path)[-1]
+    assert (line["what"], line["task"], line["digest"]) == ("rollback", "new", new)
+    assert (line["key"], line["client"], line["request_id"]) == (None, None, None)
+    assert "another label" in line["reason"]
+
+
+def test_a_rotated_log_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    """A log that was renamed or deleted is made anew with the next line; one that was cut goes on
+    at its end."""
+    path = tmp_path / "audit.jsonl"
+    audit = AuditLog(str(path), failed=lambda: pytest.fail("it can be written"))
+    audit.add(Write("upload", "a"))
+    path.rename(tmp_path / "audit.1")
+    audit.add(Write("upload", "b"))
+    assert [line["task"] for line in lines(tmp_path / "audit.1")] == ["a"]
+    assert [line["task"] for line in lines(path)] == ["b"]
+    path.write_text("")
+    audit.add(Write("upload", "c"))
+    assert [line["task"] for line in lines(path)] == ["c"]
+    path.unlink()
+    audit.add(Write("upload", "d"))
+    assert [line["task"] for line in lines(path)] == ["d"]
+
+
+def test_a_line_that_cannot_be_written_loses_no_write(
+    tmp_path: Path, filled_store: Path, adapter_bytes: Callable[..., bytes]
+) -> None:
+    """Where the log cannot be written, the write to the store is done, an error in the service's
+    log holds the line, and a metric counts it."""
+    shutil.copytree(filled_store, tmp_path / "store")
+    path = tmp_path / "logs" / "audit.jsonl"
+    path.parent.mkdir()
+    with running(tmp_path / "store", audit_log=path) as server, server.client() as client:
+        path.unlink()
+        path.parent.rmdir()
+        made = client.post("/adapters", files={"file": adapter_bytes("new")})
+        assert made.status_code == 201
+        assert client.get("/adapters/new").status_code == 200
+        assert sample(client, "adamix_audit_failures_total") == 1
+        (error,) = (line for line in server.lines if "audit log" in line["event"])
+    assert error["level"] == "error"
+    assert error["line"]["task"] == "new"
+    assert len(error["line"]["digest"]) == 64
+
+
+def test_a_log_that_cannot_be_made_stops_a_start(tmp_path: Path) -> None:
+    """An audit log in no folder ends the start with exit code 2 and one sentence."""
+    done = start(AUDIT_LOG=str(tmp_path / "none" / "x"), STORE=str(tmp_path / "store"), PORT="0")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "ADAMIX_AUDIT_LOG" in line
+    assert "No such file or directory" in line
