@@ -26,7 +26,10 @@ RUN cd /opt/venv/lib/python3*/site-packages \
     && rm -rf torch/include torch/test torch/bin/protoc* torch/bin/test_* torch/bin/*Test \
     && find . -type d -name tests -prune -exec rm -r {} +
 
-COPY pyproject.toml README.md LICENSE ./
+# It compiles the native kernels.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++
+
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY adapters adapters
 COPY training training
 COPY service service

@@ -73,7 +73,8 @@ pin: ## Write the digests of today's base images into the Dockerfile and compose
 clean: ## Remove the environment and what the tools left
 	rm -rf $(VENV) $(RAY) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-$(VENV)/serve.done: pyproject.toml $(LOCKS) | $(VENV)/bin/pip
+# An editable installation compiles the native kernels, if there is a C++ compiler.
+$(VENV)/serve.done: pyproject.toml setup.py service/engine/native/kernels.cpp $(LOCKS) | $(VENV)/bin/pip
 	@echo "installing (once; torch is large)…"
 	@PIP=$(BIN)/pip sh locks/install.sh service
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .

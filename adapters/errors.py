@@ -79,7 +79,21 @@ class TooManyWindows(AdaMixError):
 
 
 class StoreError(AdaMixError):
-    """The store cannot do what was asked."""
+    """The store cannot do what was asked.
+
+    `detail` is for operators alone, on a terminal or in a log: what the bucket's client said, with
+    the address that it asked.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        self.detail = detail
+        super().__init__(message)
+
+
+def for_operators(error: Exception) -> str:
+    """The sentence of an error, with the detail that no client gets."""
+    detail = getattr(error, "detail", "")
+    return f"{error} ({detail})" if detail else str(error)
 
 
 class UnknownTask(StoreError):

@@ -20,6 +20,7 @@ from adapters import header
 from adapters.disk import write_atomically
 from adapters.errors import InvalidAdapter
 from adapters.pieces import copied
+from adapters.regular import opened_input
 from adapters.spec import AdapterSpec
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -98,18 +99,19 @@ def serialize(spec: AdapterSpec, tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def load(path: Path) -> Adapter:
-    """Read and validate one file. Raises InvalidAdapter, or OSError if it cannot be read.
+    """Read and validate one file, or a pipe. Raises InvalidAdapter, or OSError if it cannot be
+    read.
 
     The header is read first: a file that is no adapter may be larger than the memory.
     """
-    if not path.is_file():  # a pipe has no size, and is read once
-        return parse(path.read_bytes())
-    entries, _ = header.read_file(path)
-    tensors = sum(
-        math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize for entry in entries.values()
-    )
-    with path.open("rb") as file:
-        return parse(file.read(8 + header.MAX_HEADER_BYTES + tensors + 1))
+    with opened_input(path) as file:  # a pipe can be read only once
+        start = file.read(8 + header.MAX_HEADER_BYTES)
+        entries, _ = header.read_start(start)
+        tensors = sum(
+            math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
+            for entry in entries.values()
+        )
+        return parse(start + file.read(tensors + 1))
 
 
 def parse(data: bytes | memoryview) -> Adapter:
@@ -157,6 +159,15 @@ def _view(whole: Tensor, start: int, entry: dict[str, Any]) -> Tensor:
 
 
 def read_summary(path: Path) -> Summary:
-    """Read the spec and the number of parameters from a file's header, without its tensors."""
-    entries, spec = header.read_file(path)
+    """Read the spec and the number of parameters from a file's header, without its tensors. Raises
+    InvalidAdapter or OSError."""
+    return _summary(*header.read_file(path))
+
+
+def summary_of(start: bytes | memoryview, file_size: int) -> Summary:
+    """The same from the beginning of a file of so many bytes, which holds its header."""
+    return _summary(*header.read_start(start, file_size))
+
+
+def _summary(entries: header.Entries, spec: AdapterSpec) -> Summary:
     return Summary(spec, sum(math.prod(entry["shape"]) for entry in entries.values()))

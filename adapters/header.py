@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 from adapters.errors import InvalidAdapter
+from adapters.regular import opened
 from adapters.spec import INNER_SITES, AdapterSpec, LoraSite, parse_spec, shortened, shown
 
 FORMAT = "adamix-adapter/1"
@@ -42,9 +44,25 @@ def read(data: bytes | memoryview) -> Layout:
 def read_file(path: Path) -> tuple[Entries, AdapterSpec]:
     """Return the entries and the spec of a file, without reading its tensors. Raises InvalidAdapter
     or OSError."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         start = file.read(8)
-        return _checked(file.read(_size(start, path.stat().st_size)))
+        return _checked(file.read(_size(start, os.fstat(file.fileno()).st_size)))
+
+
+def bytes_needed(start: bytes | memoryview, file_size: int) -> int:
+    """How many bytes a file's header takes with its length, by its beginning. Raises
+    InvalidAdapter."""
+    return 8 + _size(bytes(start[:8]), file_size)
+
+
+def read_start(
+    data: bytes | memoryview, file_size: int | None = None
+) -> tuple[Entries, AdapterSpec]:
+    """Return the entries and the spec of a file of `file_size` bytes, by its beginning, which holds
+    its whole header; by default that is the whole file, or more than any header. Raises
+    InvalidAdapter."""
+    size = _size(bytes(data[:8]), len(data) if file_size is None else file_size)
+    return _checked(bytes(data[8 : 8 + size]))
 
 
 def expected_shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from adapters.regular import opened
+
 PIECE_BYTES = 256 << 10
 
 
@@ -41,9 +43,10 @@ def joined(pieces: list[bytearray]) -> memoryview:
 
 def read_file(path: Path, expected_bytes: int) -> memoryview:
     """A file's bytes, read into one buffer of `expected_bytes`: a second one of that size would
-    leave holes in memory. A file of another size is read all the same. Raises OSError."""
+    leave holes in memory. A file of another size is read all the same. Raises OSError, also for
+    what is no regular file."""
     data = empty(expected_bytes)
-    with path.open("rb") as file:
+    with opened(path) as file:
         data = data[: file.readinto(data)]
         rest = file.read()
     return joined([bytearray(data), bytearray(rest)]) if rest else data

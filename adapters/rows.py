@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import io
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from adapters.errors import DataError, PackageMissing
+from adapters.regular import opened
 from adapters.spec import shortened
 
 Row = tuple[int, dict[str, Any]]  # line number, columns
@@ -19,9 +22,10 @@ PARQUET = ".parquet"
 BATCH_ROWS = 1024  # of a Parquet file, in memory at once
 
 
-def read_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+def read_rows(path: Path, needed: Collection[str] | None) -> Iterator[Row]:
     """Each row with its line's number; of Parquet, with the row's. Raises DataError, also for a row
-    or a header that holds one of the `needed` columns twice, PackageMissing and OSError."""
+    or a header that holds one of the `needed` columns twice (None: any), PackageMissing and
+    OSError."""
     kind = path.suffix.lower()
     if kind not in (*TABLES, *JSON_LINES, PARQUET):
         raise DataError(f"{path} ends in {path.suffix!r}; expected .jsonl, .csv, .tsv or .parquet")
@@ -32,17 +36,16 @@ def read_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
         raise DataError(_not_utf8(path)) from None
 
 
-def _json_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+def _json_rows(path: Path, needed: Collection[str] | None) -> Iterator[Row]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next((name for name in names if names.count(name) > 1 and name in needed), None)
+            twice = _twice([name for name, _ in pairs], needed)
             if twice is not None:
                 raise ValueError(f"it holds {twice!r} twice")
         return row
 
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(opened(path), "utf-8-sig") as file:
         first = True
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -66,10 +69,10 @@ def _json_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
             yield number, row
 
 
-def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+def _table_rows(path: Path, needed: Collection[str] | None) -> Iterator[Row]:
     quoted = path.suffix.lower() == ".csv"
     csv.field_size_limit(1 << 24)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(opened(path), "utf-8-sig", newline="") as file:
         dialect: dict[str, Any] = (
             {"delimiter": _delimiter(file)}
             if quoted
@@ -78,12 +81,12 @@ def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
         reader = csv.DictReader(file, strict=quoted, **dialect)
         try:
             header = list(reader.fieldnames or [])
-            for name in needed:
-                if header.count(name) > 1:
-                    raise DataError(
-                        f"{path}, line 1, names the column {name!r} {header.count(name)} times;"
-                        " expected it once"
-                    )
+            name = _twice(header, needed)
+            if name is not None:
+                raise DataError(
+                    f"{path}, line 1, names the column {name!r} {header.count(name)} times;"
+                    " expected it once"
+                )
             for row in reader:
                 # what DictReader makes of too many fields and of too few
                 if None in row or None in row.values():
@@ -98,27 +101,33 @@ def _table_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
             ) from None
 
 
-def _parquet_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, needed: Collection[str] | None) -> Iterator[Row]:
     parquet = pyarrow_parquet(path)
     import pyarrow
 
-    with path.open("rb") as file:  # an error of the file's is its own: a folder, say
+    with opened(path) as file:  # an error of the file's is its own: a folder, say
+        number = 0
         try:
             table = parquet.ParquetFile(file)
             names = table.schema_arrow.names
-            for name in needed:
-                if names.count(name) > 1:
-                    raise DataError(
-                        f"{path} names the column {name!r} {names.count(name)} times; expected it"
-                        " once"
-                    )
-            number = 0
+            name = _twice(names, needed)
+            if name is not None:
+                raise DataError(
+                    f"{path} names the column {name!r} {names.count(name)} times; expected it once"
+                )
             for batch in table.iter_batches(BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's own
+                raise
             raise DataError(f"{path} is not Parquet: {shortened(error)}") from None
+        except (ValueError, OverflowError) as error:  # a date that Python has not
+            raise DataError(
+                f"{path}, after row {number // BATCH_ROWS * BATCH_ROWS}, holds what cannot be read:"
+                f" {shortened(error)}; expected values that Python has"
+            ) from None
 
 
 def pyarrow_parquet(path: Path) -> Any:
@@ -133,6 +142,14 @@ def pyarrow_parquet(path: Path) -> Any:
     return pyarrow.parquet
 
 
+def _twice(names: list[str], needed: Collection[str] | None) -> str | None:
+    """The first of the needed names that is there twice."""
+    counts = collections.Counter(names)
+    return next(
+        (name for name in counts if counts[name] > 1 and (needed is None or name in needed)), None
+    )
+
+
 def _delimiter(file: TextIO) -> str:
     """A comma; or what spreadsheets of many countries write in its place, where the header has no
     comma but that."""
@@ -143,7 +160,7 @@ def _delimiter(file: TextIO) -> str:
 
 def _not_utf8(path: Path) -> str:
     """Say where a file stops being UTF-8: a decoder counts from the piece that it was given."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")

@@ -56,6 +56,7 @@ from adapters.errors import (
 from adapters.file import Adapter, Summary, read_summary, reread
 from adapters.lookup import check_split, check_unused, unknown, version_of
 from adapters.pieces import read_file
+from adapters.regular import opened, read_bytes
 from adapters.traffic import Left, Split, packed
 
 DEFAULT_CACHE_BYTES = 512 << 20
@@ -221,7 +222,7 @@ class Store:
         end, though it is deleted meanwhile. Raises as `read`."""
         self.read(task, version)
         try:
-            return self.path(task, version.digest).open("rb")
+            return opened(self.path(task, version.digest))
         except OSError as error:
             raise self._not_read(task, version, error) from None
 
@@ -569,7 +570,7 @@ def _close(descriptor: int) -> None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes() if path.is_file() else None  # a pipe would hold up who reads it
+        return read_bytes(path) if path.is_file() else None
     except FileNotFoundError:
         return None
 

@@ -16,6 +16,7 @@ import msgspec
 PLACES = 1_000_000
 
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Canary(msgspec.Struct, frozen=True):
@@ -42,9 +43,9 @@ class Rollback(msgspec.Struct, frozen=True):
     rows or more got another label than the active version gives, or more than a share `errors` of
     `after` requests or more could not be answered by it."""
 
-    disagreement: float | None = None
-    errors: float | None = None
-    after: int = 200
+    disagreement: Share | None = None
+    errors: Share | None = None
+    after: Annotated[int, msgspec.Meta(ge=1)] = 200
 
 
 class Left(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
@@ -70,6 +71,11 @@ def connected(url: str, key: str | None) -> Iterator[httpx2.Client]:
         raise CannotUpload(
             f"{shown_url} cannot be reached{by}: {shortened(error)}{doubt}"
         ) from None
+
+
+def path_of(*parts: str) -> str:
+    """A path of these parts, of which a user may have written any: `sst2?x` is no `sst2`."""
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
 def asked(client: httpx2.Client, method: str, path: str, **more: Any) -> httpx2.Response:

@@ -19,6 +19,7 @@ from adapters import backbone as backbones
 from benchmarks import stores
 
 TOLERANCE = 1e-3
+INT8 = " int8"  # names of what computes in int8 end so
 Rows = list[list[float]]
 T = TypeVar("T")
 
@@ -89,9 +90,7 @@ def turns(contestants: Sequence[T], repeat: int) -> list[T]:
 def difference(what: str, one: Rows, other: Rows) -> float:
     """The greatest one between two sets of answers. Raises RuntimeError if it is too great: they do
     not do the same work."""
-    found = max(
-        abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
-    )
+    found = greatest(one, other)
     if not found <= TOLERANCE:
         raise RuntimeError(
             f"the answers of {what} differ by {found:.3g}; expected at most {TOLERANCE}"
@@ -99,13 +98,23 @@ def difference(what: str, one: Rows, other: Rows) -> float:
     return found
 
 
+def greatest(one: Rows, other: Rows) -> float:
+    """The greatest difference between two sets of answers."""
+    return max(
+        abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
 def ratios(mine: str, rates: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """One's rate over each other's, within each repeat."""
-    return {
-        f"{mine} / {name}": summary([a / b for a, b in zip(rates[mine], other, strict=True)])
-        for name, other in rates.items()
-        if name != mine
-    }
+    """One's rate over each other's, within each repeat; over one in int8 its own in int8, if it has
+    one."""
+    found = {}
+    for name, other in rates.items():
+        if name.removesuffix(INT8) != mine:
+            own = mine + INT8 if name.endswith(INT8) and mine + INT8 in rates else mine
+            quotients = [a / b for a, b in zip(rates[own], other, strict=True)]
+            found[f"{own} / {name}"] = summary(quotients)
+    return found
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

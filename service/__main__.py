@@ -20,7 +20,8 @@ import uvloop
 
 from adapters.bucket.objects import is_bucket
 from adapters.commands import DefaultCommand
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, for_operators
+from adapters.regular import is_folder
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
 from service.http.server import Config, Server
@@ -132,7 +133,7 @@ def main(
             application = create_app(settings)
             raise typer.Exit(serve(application, application.state.service, settings, place))
     except AdaMixError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {for_operators(error)}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -208,7 +209,7 @@ def predict(
 
         by_engine(job, build_service(for_files(settings)), name, version or None)
     except AdaMixError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {for_operators(error)}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("stopped: the same command goes on where it was", err=True)
@@ -249,7 +250,7 @@ def new_key(
 
 def for_files(settings: Settings) -> Settings:
     """Nobody waits for one row of a file, and a server may have the store open."""
-    there = is_bucket(settings.store) or Path(settings.store).is_dir()
+    there = is_bucket(settings.store) or is_folder(settings.store)
     return settings.model_copy(
         update={"max_wait_seconds": math.inf, "drain_seconds": 0, "read_only": there}
     )

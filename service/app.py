@@ -27,8 +27,9 @@ from adapters import backbone as backbones
 from adapters.adapter_store import AdapterStore
 from adapters.bucket.objects import connect, is_bucket
 from adapters.bucket.store import BucketStore
-from adapters.errors import AdaMixError, StoreError
+from adapters.errors import AdaMixError, StoreError, for_operators
 from adapters.file import Adapter, load
+from adapters.regular import is_folder
 from adapters.spec import BackboneRef
 from adapters.store import Store
 from service.audit import AuditLog, Write
@@ -36,6 +37,8 @@ from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
 from service.engine.memory import within_memory
+from service.engine.native.choice import Kernels, choose
+from service.engine.native.library import Library, NativeError
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
@@ -148,7 +151,8 @@ def build_service(settings: Settings, keys: Keys | None = None) -> Service:
     tracing = _tracing(settings)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = _device(settings.device)
-    dtype = _dtype(settings.dtype, device)
+    dtype = _dtype(settings.dtype)
+    native = _native(settings.kernels, device, dtype)
     backbone = backbones.load(settings.backbone)
     metrics = Metrics(CollectorRegistry())
     audit_log = (
@@ -167,7 +171,7 @@ def build_service(settings: Settings, keys: Keys | None = None) -> Service:
         evicted=metrics.evictions.inc,
         failed=metrics.load_failures.inc,
     )
-    engine = Engine(backbone, slots, device, dtype, recorded=_recorded)
+    engine = Engine(backbone, slots, device, dtype, native=native, recorded=_recorded)
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
         backbone=ServedBackbone(
@@ -245,7 +249,7 @@ def _log_bucket(error: StoreError | None) -> None:
     if error is None:
         log.info("the store's bucket can be read again")
     else:
-        log.warning("the store's bucket cannot be read", error=str(error))
+        log.warning("the store's bucket cannot be read", error=for_operators(error))
 
 
 def _recorded(done: int, of: int) -> None:
@@ -314,11 +318,29 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
-    if dtype == torch.int8 and (reason := quantized.lacking(device)) is not None:
-        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {reason}, or another dtype")
     return dtype
+
+
+def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Library | None:
+    """The kernels that compute on a CPU; None for torch's operators."""
+    try:
+        choice = choose(kernels, device, dtype)
+    except NativeError as error:
+        raise InvalidSettings(
+            f"setting ADAMIX_KERNELS is 'native', but {error}. `auto` would take torch's operators"
+        ) from None
+    lacking = quantized.lacking(device) if choice.library is None else None
+    if dtype == torch.int8 and lacking is not None:
+        wanted = "another dtype"
+        if kernels != "torch" and device.type == "cpu":
+            wanted = f"native kernels ({choice.reason}), or another dtype"
+        raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {lacking}, or {wanted}")
+    if device.type == "cpu":
+        chosen = "torch" if choice.library is None else f"native ({choice.library.kind})"
+        log.info("kernels chosen", kernels=chosen, reason=choice.reason)
+    return choice.library
 
 
 def _guard(settings: Settings, keys: Keys | None) -> Guard:
@@ -367,9 +389,9 @@ def _seed(service: Service, settings: Settings) -> None:
     if store.seeded:
         return
     given = "seed" in settings.model_fields_set and str(settings.seed) != "none"
-    if given and not settings.seed.is_dir():
+    if given and not is_folder(settings.seed):
         log.warning("ADAMIX_SEED is no folder: no adapters are copied", seed=str(settings.seed))
-    if not len(store) and settings.seed.is_dir():
+    if not len(store) and is_folder(settings.seed):
         for file in sorted(settings.seed.glob("*.safetensors")):
             try:
                 adapter = load(file)

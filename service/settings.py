@@ -100,6 +100,14 @@ class Settings(BaseSettings):
         "float32",
         description="number format of the backbone on the device. `int8` works on CPUs only",
     )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto",
+        description=(
+            "what computes on a CPU in `float32` and `int8`: this package's native kernels, or"
+            " torch's operators. `auto`: the native ones, if they were built and are not slower on"
+            " this machine"
+        ),
+    )
     host: str = Field(
         "127.0.0.1",
         description=(

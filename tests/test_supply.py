@@ -24,7 +24,8 @@ from adapters.backbone import EMBEDDED_REQUIREMENT
 ROOT = Path(__file__).parent.parent
 LOCKS = ROOT / "locks"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAMES = ("torch", "torch-cpu", "service", "development", "ray")
+OWN = ("ray", "onnxruntime", "openvino")  # installed into environments of their own
+NAMES = ("torch", "torch-cpu", "service", "development", *OWN)
 DIGEST, NEWER = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 
 
@@ -62,14 +63,15 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     assert not entries("service").keys() & entries("torch").keys()
 
 
-def test_ray_is_in_no_other_lock() -> None:
-    """Ray is locked for an environment of its own alone, at versions that other locks have as
-    well."""
-    others, rays = {**entries("service"), **entries("development")}, entries("ray")
-    assert "ray" in rays.keys() - others.keys()
-    both = others.keys() & rays.keys()
+@pytest.mark.parametrize("name", OWN)
+def test_what_has_an_environment_of_its_own_is_in_no_other_lock(name: str) -> None:
+    """Ray and the runtimes of benchmarks are locked for environments of their own alone, at
+    versions that other locks have as well."""
+    others, own = {**entries("service"), **entries("development")}, entries(name)
+    assert name in own.keys() - others.keys()
+    both = others.keys() & own.keys()
     assert both
-    assert all(others[name].split(" ")[0] == rays[name].split(" ")[0] for name in both)
+    assert all(others[one].split(" ")[0] == own[one].split(" ")[0] for one in both)
 
 
 def test_the_extra_for_training_is_what_training_imports() -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from adapters.backbone import Backbone
 from adapters.disk import write_atomically
+from adapters.regular import check_regular
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import CheckpointError
@@ -134,6 +135,7 @@ class Checkpoint:
 
     def _read(self) -> dict[str, Any]:
         try:
+            check_regular(self.path)
             content = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
             # whatever torch and its readers of zip and pickle raise on a damaged file

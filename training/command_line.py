@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from adapters.commands import DefaultCommand
+from adapters.regular import is_folder, is_there
 from training.config import RESULTS
 from training.errors import TrainingError
 
@@ -85,14 +86,14 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: tuple[Path | None,
 
 def check_output(option: str, path: Path) -> None:
     """Raise TrainingError where a file could not be written, before work is spent on it."""
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise TrainingError(
             f"the folder of {option} {path} does not exist; expected one to write into"
         )
     problem = None
-    if path.is_dir():
+    if is_folder(path):
         problem = "is a folder"
-    elif path.exists() and not path.is_file():  # a file would take a device's place, or a pipe's
+    elif is_there(path) and not path.is_file():  # a file would take a device's place, or a pipe's
         problem = "is no regular file"
     elif not os.access(path.resolve().parent, os.W_OK):
         problem = "cannot be written"

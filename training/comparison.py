@@ -8,16 +8,19 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from scipy.stats import t
 
 from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load
+from adapters.regular import is_folder, read_text
 from training.config import Recipe
 from training.errors import TrainingError
 
 LEVEL = 0.95
+T = TypeVar("T")
 # Not settings of a run but what it is called, or what its result is written as.
 NO_SETTINGS = ("seed", "positive", "dtype")
 
@@ -183,7 +186,7 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _runs(path: Path) -> Iterator[Run]:
     try:
-        if path.is_dir():
+        if is_folder(path):
             yield from _of_folder(path)
         elif path.suffix == ".safetensors":
             yield _of_adapter(path)
@@ -191,6 +194,8 @@ def _runs(path: Path) -> Iterator[Run]:
             yield from _of_scores(path)
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path} is not UTF-8: {error}; expected what a run wrote") from None
 
 
 def _of_folder(folder: Path) -> Iterator[Run]:
@@ -201,9 +206,9 @@ def _of_folder(folder: Path) -> Iterator[Run]:
         for each in inner:
             yield from _of_folder(each)
         return
-    config = _json(folder / "config.json", (folder / "config.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    found = [_json(folder / "metrics.jsonl", line) for line in lines]
+    config = _read(folder / "config.json", read_text(folder / "config.json"), _Config)
+    place = folder / "metrics.jsonl"
+    found = [_read(place, line, dict[str, Any]) for line in read_text(place).splitlines()]
     judged = [line for line in found if "evaluate" in line]
     if not judged:
         raise TrainingError(f"{folder} holds a run that is not finished; expected --resume first")
@@ -212,11 +217,10 @@ def _of_folder(folder: Path) -> Iterator[Run]:
         for name, value in judged[-1].items()
         if name.startswith("dev/")
     }
-    recipe = {**config.get("recipe", {}), "evaluate": judged[-1]["evaluate"]}
-    rows = config.get("rows", [None, None])
-    yield Run(
-        str(folder), config["task"], recipe, scores, recipe.get("few_shot") or rows[0], rows[1]
-    )
+    recipe = {**config.recipe, "evaluate": judged[-1]["evaluate"]}
+    few = recipe.get("few_shot")
+    said = {"task": config.task, "recipe": recipe, "metrics": scores, "dev_rows": config.rows[1]}
+    yield _run(str(folder), {**said, "rows": few or config.rows[0]})
 
 
 def _of_adapter(path: Path) -> Run:
@@ -224,46 +228,56 @@ def _of_adapter(path: Path) -> Run:
         adapter = load(path)
     except InvalidAdapter as error:
         raise TrainingError(f"{path}: {error}") from None
-    spec = adapter.spec
-    said = spec.training
+    said = adapter.spec.training
     scores = scores_said(adapter)
     if not scores:
         raise TrainingError(f"{path} does not say what it scored; expected a file of this trainer")
     recipe = said.get("recipe")
-    return Run(
-        str(path),
-        spec.task,
-        recipe if isinstance(recipe, dict) else {},
-        scores,
-        *(
-            n if isinstance(n := said.get(f"{part}_rows"), int) else None
-            for part in ("train", "dev")
-        ),
-    )
+    rows = {
+        name: n if isinstance(n := said.get(f"{part}_rows"), int) else None
+        for name, part in (("rows", "train"), ("dev_rows", "dev"))
+    }
+    recipe = recipe if isinstance(recipe, dict) else {}
+    return _run(str(path), {"task": adapter.spec.task, "recipe": recipe, "metrics": scores, **rows})
 
 
 def _of_scores(path: Path) -> Iterator[Run]:
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        found = _json(path, line)
-        try:
-            yield Run(
-                f"{path}, line {number}",
-                found["task"],
-                found["recipe"],
-                found["metrics"],
-                found.get("rows"),
-                found.get("dev_rows"),
-            )
-        except (KeyError, TypeError):
-            raise TrainingError(
-                f"{path}, line {number}, is no run; expected a line of --scores"
-            ) from None
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        yield _run(f"{path}, line {number}", _read(path, line, dict[str, Any]))
 
 
-def _json(path: Path, text: str) -> Any:
+class _Config(msgspec.Struct):
+    """What is needed of a folder's config.json."""
+
+    task: str
+    recipe: dict[str, Any] = {}
+    rows: tuple[int | None, int | None] = (None, None)
+
+
+class _Said(msgspec.Struct):
+    """What is needed of a line of --scores."""
+
+    task: str
+    recipe: dict[str, Any]
+    metrics: dict[str, float]
+    rows: int | None = None
+    dev_rows: int | None = None
+
+
+def _run(name: str, said: dict[str, Any]) -> Run:
+    """A run of what is written down of it, which may be anybody's. Raises TrainingError."""
     try:
-        return json.loads(text)
-    except ValueError as error:
+        run = msgspec.convert(said, _Said)
+        msgspec.convert(run.recipe.get("seed", 0), int)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise TrainingError(f"{name}, is no run: {error}; expected what a run wrote") from None
+    return Run(name, run.task, run.recipe, run.metrics, run.rows, run.dev_rows)
+
+
+def _read(path: Path, text: str, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(json.loads(text), kind)
+    except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
         raise TrainingError(f"{path} is not JSON: {error}; expected what a run wrote") from None
 
 

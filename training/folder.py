@@ -24,6 +24,7 @@ from typing import Any
 
 from adapters.backbone import Backbone
 from adapters.disk import LEFTOVER, write_atomically
+from adapters.regular import is_there, read_text
 from training.checkpoint import Checkpoints, check_same, identity
 from training.config import Recipe
 from training.data import Dataset
@@ -65,8 +66,8 @@ class Folders:
         """Before any training: the folders are there, and what lies in them is neither overwritten
         nor missed."""
         folders = [self.of(seed).path for seed in seeds]
-        found = [folder for folder in folders if any((folder / name).exists() for name in FILES)]
-        if not found and self.search.exists():  # of seeds whose trainings have not begun
+        found = [folder for folder in folders if any(is_there(folder / name) for name in FILES)]
+        if not found and is_there(self.search):  # of seeds whose trainings have not begun
             found = [self.root]
         if found and not self.resume:
             raise CheckpointError(
@@ -133,7 +134,7 @@ class Folder:
 
     def _read(self, name: str, kind: type) -> Any:
         try:
-            found = json.loads((self.path / name).read_text())
+            found = json.loads(read_text(self.path / name))
             if not isinstance(found, kind):
                 raise ValueError(f"it holds a {type(found).__name__}")
         except FileNotFoundError:

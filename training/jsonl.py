@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from adapters.regular import is_folder, is_there, read_bytes
 from training.errors import TrainingError
 
 
 def check_appendable(path: Path) -> None:
     """Find out before the training, not after it, that its line could not be written."""
-    there = path if path.exists() else path.parent
-    if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+    there = path if is_there(path) else path.parent
+    if is_folder(path) or not is_folder(path.parent) or not os.access(there, os.W_OK):
         raise TrainingError(
             f"--scores {path} cannot be written; expected a file's path in a folder that exists"
         )
@@ -22,7 +23,7 @@ def check_appendable(path: Path) -> None:
 def recorded(path: Path, line: dict[str, Any]) -> bool:
     """Whether a file has that line already, of whatever duration and hardware."""
     try:
-        there = path.read_bytes().splitlines()
+        there = read_bytes(path).splitlines()
     except OSError:
         return False
     return any(_lasting(found) == _lasting(json.dumps(line).encode()) for found in there)
@@ -50,4 +51,4 @@ def append(path: Path, line: dict[str, Any]) -> None:
                 torn = False
             file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
     except OSError as error:
-        raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from None

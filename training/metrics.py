@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from adapters.disk import write_atomically
+from adapters.regular import read_bytes
 from training.errors import TrainingError
 from training.jsonl import append, recorded
 from training.progress import Progress
@@ -56,7 +57,7 @@ class Metrics:
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of all steps so far, also of those before a resume."""
-        lines = self._lines.read_bytes().splitlines() if self._lines.exists() else []
+        lines = read_bytes(self._lines).splitlines() if self._lines.exists() else []
         found = [json.loads(line) for line in lines]
         return [(line["step"], line["loss"]) for line in found if "loss" in line]
 
@@ -72,7 +73,7 @@ class Metrics:
             if self._lines.exists():
                 kept = [
                     line
-                    for line in self._lines.read_bytes().splitlines(keepends=True)
+                    for line in read_bytes(self._lines).splitlines(keepends=True)
                     if _step(line) < step
                 ]
                 write_atomically(self._lines, b"".join(kept))

@@ -15,6 +15,7 @@ import typer
 from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.file import Adapter, load, save, serialize
+from adapters.regular import read_bytes
 from adapters.spec import TASK_PATTERN
 from adapters.text import TextInput
 from training import advice, few_shot, progress
@@ -355,4 +356,4 @@ def _there(out: Path, trained: Trained) -> Adapter | None:
         for name in ("seconds", "hardware", "created", "versions")
     }
     spec = trained.spec.model_copy(update={"training": {**trained.spec.training, **known}})
-    return found if serialize(spec, trained.tensors) == out.read_bytes() else None
+    return found if serialize(spec, trained.tensors) == read_bytes(out) else None

@@ -14,6 +14,7 @@ import typer
 
 from adapters.backbone import Backbone
 from adapters.file import Adapter
+from adapters.regular import read_text
 from training import few_shot, progress
 from training.checkpoint import identity
 from training.config import OPTIONS, Recipe
@@ -120,7 +121,7 @@ class Search:
         """Without what a kill cut short."""
         if self.file is None or not self.file.exists():
             return
-        for text in self.file.read_text().splitlines():
+        for text in read_text(self.file).splitlines():
             try:
                 line = json.loads(text)
             except ValueError:

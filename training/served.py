@@ -14,7 +14,7 @@ from adapters.errors import CannotUpload, InvalidAdapter
 from adapters.file import Adapter, parse
 from adapters.rows import read_rows
 from adapters.text import TextInput
-from adapters.upload import asked, connected, parsed_json, without_user
+from adapters.upload import asked, connected, parsed_json, path_of, without_user
 from training.data import Columns, labelled
 from training.errors import TrainingError
 from training.evaluation import Evaluated, judged
@@ -43,14 +43,15 @@ def evaluated_by_service(
 def _adapter(client: httpx2.Client, task: str, version: str) -> Adapter:
     """The very file that answers: its version is pinned in what is asked then."""
     if not version:
-        said = parsed_json(asked(client, "GET", f"/adapters/{task}"))
+        said = parsed_json(asked(client, "GET", path_of("adapters", task)))
         active = said.get("version") if isinstance(said, dict) else None
         if not isinstance(active, str):
             raise TrainingError(
                 f"task {task!r} has no active version there; expected one, or {task}@VERSION"
             )
         version = active
-    answer = asked(client, "GET", f"/adapters/{task}/versions/{version}/file")
+    place = path_of("adapters", task, "versions", version, "file")
+    answer = asked(client, "GET", place)
     try:
         return parse(answer.content)
     except InvalidAdapter as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from adapters.regular import is_folder
 from adapters.spec import ProblemType
 from training import data
 from training.data import Dataset
@@ -108,7 +109,7 @@ def read(
     """A known task's two sets and where they are from: files if `folder` has the task, else the
     hub. Raises DataError."""
     files = folder / name if folder is not None else None
-    if files is not None and files.is_dir():
+    if files is not None and is_folder(files):
         sets = data.read(files / "train.jsonl", files / "dev.jsonl", columns, problem_type)
         return sets, str(files)
     missing = "GLUE_DIR is not set" if files is None else f"{files} is no folder"

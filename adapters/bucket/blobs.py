@@ -12,13 +12,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from adapters import disk
+from adapters import disk, header
 from adapters.bucket.objects import Objects
-from adapters.entry import SUFFIX
-from adapters.errors import DamagedAdapter
+from adapters.entry import SUFFIX, Version
+from adapters.errors import DamagedAdapter, InvalidAdapter, StoreError
+from adapters.file import Summary, read_summary, summary_of
 from adapters.pieces import read_file
 
 QUARANTINE = "quarantine"
+USUAL_HEADER_BYTES = 64 << 10
 
 
 def key_of(digest: str) -> str:
@@ -79,6 +81,22 @@ class Blobs:
             f"{key_of(digest)!r} of the bucket {self._objects.url} is damaged: its sha256 is"
             f" {sha256[:12]}…; expected {digest[:12]}…, and the adapter to be uploaded again"
         )
+
+    def header(self, version: Version) -> Summary | None:
+        """What a file's header says, from the copy, or else from the bucket, which then gives no
+        more than the header. None where that gives none that is valid: `read` says why.
+
+        A header alone cannot be held to a sha256: it is for lists, and nothing is computed by it.
+        """
+        with contextlib.suppress(OSError, InvalidAdapter):
+            return read_summary(self.path(version.digest))
+        most = min(USUAL_HEADER_BYTES, version.bytes)
+        with contextlib.suppress(InvalidAdapter, StoreError):
+            start = self._objects.fetch_start(key_of(version.digest), most)
+            if start is not None and (needed := header.bytes_needed(start, version.bytes)) > most:
+                start = self._objects.fetch_start(key_of(version.digest), needed)
+            return None if start is None else summary_of(start, version.bytes)
+        return None
 
     def write(self, digest: str, data: bytes | bytearray | memoryview) -> None:
         """Write a file to the bucket, over one that is there, and keep a copy. Raises as

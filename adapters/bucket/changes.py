@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from adapters.entry import Entry, Version
+from adapters.entry import TASK, Entry, Version
 from adapters.errors import StoreError
+from adapters.spec import TASK_PATTERN, shown
 from adapters.traffic import Split
 
 FORMAT = 1
@@ -23,6 +24,11 @@ Kind = Literal[
     "found", "upload", "upload_inactive", "activate", "delete_task", "delete_version", "traffic"
 ]
 T = TypeVar("T", bound=msgspec.Struct)
+# A digest names files here and in the bucket: another string could name any.
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Generation = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+TaskName = Annotated[str, msgspec.Meta(pattern=TASK_PATTERN.replace("$", r"\Z"))]
 STEP = (
     1e-6  # seconds: versions of a task are in the log's order, whatever their writers' clocks say
 )
@@ -35,8 +41,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Fa
 
     change: Kind
     task: str
-    digest: str = ""
-    bytes: int = 0
+    digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    bytes: Bytes = 0
     writer: str = ""
     nonce: str = ""
     created: float = 0.0
@@ -51,20 +57,20 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Fa
 
 
 class _StoredVersion(msgspec.Struct, array_like=True):
-    digest: str
-    bytes: int
+    digest: Digest
+    bytes: Bytes
     created: float
 
 
 class _StoredTask(msgspec.Struct, array_like=True):
-    task: str
-    active: str | None
+    task: TaskName
+    active: Digest | None
     versions: list[_StoredVersion]
     split: Split | None = None
 
 
 class _Snapshot(msgspec.Struct):
-    generation: int
+    generation: Generation
     founded: Change | None
     tasks: list[_StoredTask]
     format: int = FORMAT
@@ -72,6 +78,10 @@ class _Snapshot(msgspec.Struct):
 
 class _Format(msgspec.Struct):
     format: int = 0
+
+
+class DamagedState(StoreError):
+    """A change or a snapshot that is not what this service writes, in a format that it knows."""
 
 
 class State:
@@ -91,15 +101,15 @@ class State:
             self.entries.pop(change.task, None)
         elif change.change == "delete_version":
             rest = tuple(v for v in entry.versions if v.digest != change.digest)
-            self._keep(entry.changed(versions=rest))
+            self.keep(entry.changed(versions=rest))
         elif change.change == "traffic":
-            self._keep(entry.changed(split=change.split))
+            self.keep(entry.changed(split=change.split))
         else:
             if entry.version(change.digest) is None and change.change != "activate":
                 entry = entry.changed(versions=(*entry.versions, self._version(entry, change)))
             if change.change != "upload_inactive":
                 entry = entry.changed(active=change.digest, split=None)
-            self._keep(entry)
+            self.keep(entry)
         self.generation += 1
 
     def packed(self) -> bytes:
@@ -121,7 +131,8 @@ class State:
         after = entry.versions[-1].created + STEP if entry.versions else 0.0
         return Version(change.digest, change.bytes, max(change.created, after))
 
-    def _keep(self, entry: Entry) -> None:
+    def keep(self, entry: Entry) -> None:
+        """Put a task in the place of what is known of it."""
         if entry.versions:
             self.entries[entry.task] = entry
         else:
@@ -135,7 +146,8 @@ def unpacked(data: bytes, where: str) -> State:
     state.generation, state.founded = snapshot.generation, snapshot.founded
     for task in snapshot.tasks:
         versions = tuple(Version(v.digest, v.bytes, v.created) for v in task.versions)
-        state.entries[task.task] = Entry(task.task, versions, task.active, split=task.split)
+        # As `State.apply` leaves it: no task without a version, no split for another state.
+        state.keep(Entry(task.task, versions, task.active).changed(split=task.split))
     return state
 
 
@@ -146,7 +158,12 @@ def encoded(change: Change) -> bytes:
 
 def decoded(data: bytes, where: str) -> Change:
     """The change of a log's entry. Raises StoreError for one that this version cannot read."""
-    return _decoded(data, Change, where)
+    change = _decoded(data, Change, where)
+    if change.change != "found" and TASK.fullmatch(change.task) is None:
+        raise DamagedState(
+            f"{where} is damaged: its task is {shown(change.task)}; expected a task's name"
+        )
+    return change
 
 
 def _decoded(data: bytes, kind: type[T], where: str) -> T:
@@ -160,6 +177,6 @@ def _decoded(data: bytes, kind: type[T], where: str) -> T:
             )
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:  # ValueErrors are msgspec's, and no UTF-8
-        raise StoreError(
+        raise DamagedState(
             f"{where} is damaged: {error}; expected JSON of format {expected}"
         ) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from adapters import disk
 from adapters.bucket.changes import State, unpacked
 from adapters.bucket.log import clock
+from adapters.regular import read_bytes
 
 # To write the state takes as long as the store is large. It may take one second in so many.
 ONE_SECOND_IN = 20
@@ -24,7 +25,7 @@ class KeptState:
 
     def read(self) -> State:
         """Raises OSError if there is none, StoreError if it is damaged."""
-        return unpacked(self.path.read_bytes(), f"the file {self.path}")
+        return unpacked(read_bytes(self.path), f"the file {self.path}")
 
     def write(self, state: State, *, at_once: bool = False) -> None:
         """Write it, if it changed; but not again and again, unless `at_once`: a later call does

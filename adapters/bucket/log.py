@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from adapters.bucket.changes import Change, State, decoded, encoded, unpacked
+from adapters.bucket.changes import Change, DamagedState, State, decoded, encoded, unpacked
 from adapters.bucket.objects import Objects
 from adapters.errors import StoreError, StoreUnreachable, WriteUnknown
 
@@ -25,11 +25,12 @@ SNAPSHOT_EVERY = 1000  # changes
 READERS = 16  # changes read at once where many are missing
 PAUSE_SECONDS = 0.05  # before a write of unknown outcome is tried again
 LATEST = "snapshots/latest"
+DIGITS = 20  # of a generation in a key
 
 
 def key_of(generation: int) -> str:
     """Where the log has a generation's change."""
-    return f"log/{generation:020d}.json"
+    return f"log/{generation:0{DIGITS}d}.json"
 
 
 def clock() -> float:
@@ -122,7 +123,8 @@ class Log:
         asked = clock()
         with self._lock:
             if self._failure is not None and self._failure[0] > asked:
-                raise StoreUnreachable(str(self._failure[1]))
+                failure = self._failure[1]
+                raise StoreUnreachable(str(failure), failure.detail)
             yield
 
     def _won(self, key: str, change: Change) -> bool:
@@ -136,14 +138,15 @@ class Log:
                 found = self._objects.read(key)
                 if found is not None:
                     return decoded(found, self._name(key)).nonce == change.nonce
-                reason = "the bucket refused the write, and has no such object"
+                reason, detail = "the bucket refused the write, and has no such object", ""
             except StoreUnreachable as error:
-                reason = str(error)
+                reason, detail = str(error), error.detail
             if clock() > deadline:
                 raise WriteUnknown(
                     f"whether the change of task {change.task!r} was written to"
                     f" {self._name(key)} is unknown: {reason}; expected GET /adapters/"
-                    f"{change.task} to show it once the bucket answers"
+                    f"{change.task} to show it once the bucket answers",
+                    detail,
                 )
             time.sleep(PAUSE_SECONDS)
 
@@ -155,17 +158,24 @@ class Log:
         """The state of the newest snapshot that can be read; else the empty one, from which the
         whole log is read."""
         hint = self._objects.read(LATEST)
-        if hint is None or not hint.isdigit():
+        if hint is None or not hint.isdigit() or len(hint) > DIGITS:
             return State()
-        key = f"snapshots/{int(hint):020d}.json"
+        generation = int(hint)
+        key = f"snapshots/{generation:0{DIGITS}d}.json"
         data = self._objects.read(key)
-        return State() if data is None else unpacked(data, self._name(key))
+        if data is None:
+            return State()
+        try:
+            state = unpacked(data, self._name(key))
+        except DamagedState:
+            return State()
+        return state if state.generation == generation else State()
 
     def _keep_snapshot(self) -> None:
         """A snapshot saves time at a start, and nothing else: without one the log is read."""
         generation = self.state.generation
         try:
-            self._objects.write(f"snapshots/{generation:020d}.json", self.state.packed())
+            self._objects.write(f"snapshots/{generation:0{DIGITS}d}.json", self.state.packed())
             self._objects.write(LATEST, str(generation).encode())
         except StoreError:
             return

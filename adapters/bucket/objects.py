@@ -65,6 +65,17 @@ class Objects:
         except Exception as error:
             raise self._error("read", key, error) from None
 
+    def fetch_start(self, key: str, most: int) -> memoryview | None:
+        """The first bytes of an object, at most so many; None if there is none."""
+        import obstore
+
+        try:
+            return copied(memoryview(obstore.get_range(self._store, key, start=0, length=most)))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._error("read", key, error) from None
+
     def create(self, key: str, data: bytes) -> bool:
         """Write an object only if there is none of that key; whether this call wrote it. Of several
         writers one wins. After StoreUnreachable it is unknown."""
@@ -90,15 +101,18 @@ class Objects:
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
+        return self.modified(key) is not None
+
+    def modified(self, key: str) -> datetime | None:
+        """When an object was last written, by the bucket's clock; None if there is none."""
         import obstore
 
         try:
-            obstore.head(self._store, key)
+            return obstore.head(self._store, key)["last_modified"]
         except FileNotFoundError:
-            return False
+            return None
         except Exception as error:
             raise self._error("read", key, error) from None
-        return True
 
     def under(self, folder: str, after: str | None = None) -> Iterator[Listed]:
         """The objects whose keys begin with `folder/`, those behind the key `after`."""
@@ -153,10 +167,11 @@ class Objects:
         where = f"{key!r} of the bucket {self.url}"
         if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
             return NotPermitted(
-                f"the bucket's rights do not let this service {what} {where}: {reason}; expected"
-                " rights to list, read, write and delete"
+                f"the bucket's rights do not let this service {what} {where}; expected rights to"
+                " list, read, write and delete",
+                reason,
             )
-        return StoreUnreachable(f"could not {what} {where}: {reason}; expected an answer in time")
+        return StoreUnreachable(f"could not {what} {where}; expected an answer in time", reason)
 
 
 def connect(url: str, timeout: float) -> Objects:

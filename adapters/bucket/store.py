@@ -37,9 +37,11 @@ from adapters.errors import (
     InvalidAdapter,
     StoreError,
     StoreUnreachable,
+    for_operators,
 )
-from adapters.file import Adapter, Summary, read_summary, reread
+from adapters.file import Adapter, Summary, reread
 from adapters.lookup import check_split, check_unused, unknown, version_of
+from adapters.regular import opened
 from adapters.spec import BackboneRef
 from adapters.traffic import Left, Split
 
@@ -200,9 +202,10 @@ class BucketStore:
         if known is not None:
             return known
         found = self.find(task, digest)
-        try:
-            summary = read_summary(self._blobs.path(digest))
-        except (OSError, InvalidAdapter):
+        if not self._blobs.path(digest).exists():
+            self._check_answers()
+        summary = self._blobs.header(found)
+        if summary is None:  # the whole file says what is wrong with it
             adapter = self._parsed(task, found)
             summary = Summary(adapter.spec, adapter.parameters)
         if digest == entry.listed_version.digest:
@@ -225,7 +228,7 @@ class BucketStore:
         """Open a version's file to be read, as `Store.open`. Raises as `read`."""
         data = self.read(task, version)
         try:
-            return self._blobs.path(version.digest).open("rb")
+            return opened(self._blobs.path(version.digest))
         except OSError:  # no copy could be kept
             return io.BytesIO(data)
 
@@ -404,6 +407,7 @@ class BucketStore:
                 self._found()
             except NotPermitted as error:
                 self._why_read_only = str(error)
+                self._problems.append(f"nothing can be written: {for_operators(error)}")
         self._kept.write(self._log.state)
         self.reached = self._readable = True
 
@@ -413,11 +417,12 @@ class BucketStore:
         except OSError:
             raise StoreUnreachable(
                 f"{error}; and the folder {self._kept.path.parent} holds no earlier state of this"
-                " store to begin with"
+                " store to begin with",
+                error.detail,
             ) from None
         self._log.state, self._unverified = state, True
         self._check_backbone()
-        self._problems.append(f"the store is served as it was seen last: {error}")
+        self._problems.append(f"the store is served as it was seen last: {for_operators(error)}")
 
     def _verify(self) -> None:
         """After a start without the bucket: its log must be the one that the kept state is of."""

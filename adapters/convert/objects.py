@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters.errors import CannotConvert
 from adapters.header import lookalike
+from adapters.regular import opened
 from adapters.spec import shortened
 
 MAX_BYTES = 1 << 20
@@ -42,5 +43,5 @@ def read_object(path: Path, writer: str) -> dict[str, Any]:
 def read_start(path: Path) -> bytes:
     """Read one byte more than such a file may have, at most: it may be larger than the memory.
     Raises OSError."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return file.read(MAX_BYTES + 1)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from adapters.errors import CannotConvert
+from adapters.regular import opened_input
 from adapters.spec import shortened, shown
 from adapters.text import TextInput, check_encodable
 
@@ -34,7 +35,7 @@ def read_probe(path: Path, text_pair: bool) -> tuple[TextInput, ...]:
     CannotConvert, InvalidText or OSError."""
     keys = ("text", "text_pair") if text_pair else ("text",)
     rows: list[TextInput] = []
-    with path.open("rb") as file:
+    with opened_input(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if len(line) > MAX_LINE_BYTES:  # it may be larger than the memory
                 raise CannotConvert(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adapters.errors import CannotConvert
 from adapters.header import lookalike
+from adapters.regular import opened
 from adapters.spec import shown
 
 # The start of a pickle of protocol 2 or later. torch.save writes zip archives, except in old
@@ -52,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by name; a file of another format under that name is
     refused. Raises CannotConvert, or OSError if the file cannot be read."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(9)
     if head[8:] != b"{" and (head.startswith((PICKLE, ZIP))):
         raise CannotConvert(
@@ -105,7 +106,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _load(path: Path) -> object:
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(32)
     safe = head[8:9] == b"{"  # safetensors begins with a length of eight bytes and a JSON object
     kind = lookalike(head[:8])

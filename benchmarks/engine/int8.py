@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,9 @@ from adapters.text import encode
 from benchmarks.glue.data import sample
 from service.engine.engine import Engine
 from service.engine.linear import Prepacked
+from service.engine.native.choice import choose
+from service.engine.native.library import Library
+from service.engine.native.linear import Native, NativeQuantized
 from service.engine.quantized import Quantized
 from service.engine.row import Row
 from service.engine.slots import Slots
@@ -65,8 +69,11 @@ def main(
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     console = Console()
     backbone = backbones.load()
+    kernels = {name: choose("auto", CPU, dtype) for name, dtype in DTYPES.items()}
     engines = {
-        name: Engine(backbone, Slots(16, CPU, torch.float32), CPU, dtype)
+        name: Engine(
+            backbone, Slots(16, CPU, torch.float32), CPU, dtype, native=kernels[name].library
+        )
         for name, dtype in DTYPES.items()
     }
     adapters = {file.stem: parse(file.read_bytes()) for file in sorted(store.glob("*.safetensors"))}
@@ -83,7 +90,11 @@ def main(
         "same_answer": {task: _agreement(*logits[task].values()) for task in adapters},
         "int8 / float32": ratio,
         "backbone_bytes": {name: engine.encoder.bytes for name, engine in engines.items()},
-        "linears": (linears := _linears(backbone)),
+        "kernels": {
+            name: "torch" if chosen.library is None else f"native ({chosen.library.kind})"
+            for name, chosen in kernels.items()
+        },
+        "linears": (linears := _linears(backbone, kernels["int8"].library)),
         "hardware": hardware(CPU),
         "versions": {"torch": torch.__version__},
     }
@@ -152,7 +163,7 @@ def _agreement(one: Tensor, other: Tensor) -> float:
 
 
 @torch.inference_mode()
-def _linears(backbone: Backbone) -> list[dict[str, Any]]:
+def _linears(backbone: Backbone, native: Library | None) -> list[dict[str, Any]]:
     """How many times as fast as `F.linear` in float32, by shape; medians of interleaved repeats."""
     d, inner = backbone.config.hidden_size, backbone.config.intermediate_size
     found = []
@@ -169,6 +180,9 @@ def _linears(backbone: Backbone) -> list[dict[str, Any]]:
                 "bfloat16": lambda x=half_x, w=half, b=half_bias: F.linear(x, w, b),
                 "int8": lambda x=x, q=quantized: q(x),
             }
+            if native is not None:
+                runs["float32 native"] = partial(Native(native, weight, bias), x)
+                runs["int8 native"] = partial(NativeQuantized(native, weight, bias), x)
             times = _interleaved(runs, repeats=9)
             rate = 8 * tokens * inputs * outputs / statistics.median(times["float32"]) / 1e9
             ratios = {

@@ -2,11 +2,12 @@
 
     python -m benchmarks.peers --data DATA
 
-Everybody runs in a process of its own with as many threads as there are cores, in float32, on the
-same backbone, and takes turns repeat by repeat on the very same texts, another one first each time;
-ratios are taken within a repeat, medians and ranges over the repeats. Texts belong to tasks at
-random. Weights of adapters and copies are random: they do not change the work, and where two hold
-the same ones their answers are compared before anything is timed.
+Everybody runs in a process of its own with as many threads as there are cores, in float32 unless
+its name says int8, on the same backbone, and takes turns repeat by repeat on the very same texts,
+another one first each time; ratios are taken within a repeat, medians and ranges over the repeats,
+int8 against int8. Time is the clock's. Texts belong to tasks at random. Weights of adapters and
+copies are random: they do not change the work, and where two hold the same ones their answers in
+float32 are compared before anything is timed.
 
 Engines, tokenising included, in mixed batches and one text at a time:
 - mixed: this engine, one adapter (bottleneck 16) and one head per task
@@ -14,14 +15,17 @@ Engines, tokenising included, in mixed batches and one text at a time:
 - copies: transformers, one full copy per task, by turns
 - peft: PEFT's mixed batch, a LoRA of as many parameters per task
 - BatchSplit, switching: AdapterHub, holding the very adapters that `mixed` holds
+- onnxruntime, openvino: one session, or compiled model, with a full copy per task, by turns
+  (`contestants/` says how each is made; `benchmarks.peers.runtimes` measures them on one core)
 
 Servers, one text a request:
 - service: this service with all tasks
 - pipelines: FastAPI and transformers' pipelines, one full copy per task
 - infinity: Infinity's /classify, one model for all: it has no adapters
+- onnxruntime, openvino: FastAPI and one of their sessions with a full copy per task
 
 AdapterHub and Infinity need other versions of transformers than we do: each gets an environment
-under var/peers at its first use, with the same torch.
+under var/peers at its first use, with the same torch. So do ONNX Runtime and OpenVINO, from locks.
 """
 
 from __future__ import annotations
@@ -65,7 +69,11 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of HTTP load in a repeat.")] = 4.0,
     concurrency: Annotated[int, typer.Option(help="HTTP requests at once.")] = 32,
     without: Annotated[
-        list[str] | None, typer.Option(help="Leave out `adapterhub` or `infinity`.")
+        list[str] | None,
+        typer.Option(
+            help="Leave out a contestant: `adapterhub`, `infinity`, `onnxruntime`, `openvino`,"
+            " `peft`; or all `int8`."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path(
         "benchmarks/results/peers.json"
@@ -99,7 +107,13 @@ def main(
         expected = engines.workers["ours"].answers(
             "mixed", [(task, [text]) for task, text in questions]
         )
-        rates = {name: engines.measure(batches, repeats) for name, batches in work.items()}
+        rates = {
+            name: {
+                run: [sum(map(len, batches)) / one.wall for one in took]
+                for run, took in engines.measure(batches, repeats).items()
+            }
+            for name, batches in work.items()
+        }
         versions = engines.close()
         with over_http.started(materials, set(without or ())) as servers:
             parity |= servers.check(questions, [softmax(row) for row in expected])
@@ -149,7 +163,9 @@ def draw(result: dict[str, Any], file: Path) -> None:
             [abs(figures[run][end] - figures[run]["median"]) for run in runs]
             for end in ("low", "high")
         ]
-        colours = ["tab:blue" if run in ("mixed", "service") else "lightgrey" for run in runs]
+        colours = [
+            "tab:blue" if run.startswith(("mixed", "service")) else "lightgrey" for run in runs
+        ]
         axes.barh(runs, medians, xerr=spread, color=colours, capsize=3)
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("texts/s")
@@ -159,11 +175,10 @@ def draw(result: dict[str, Any], file: Path) -> None:
 def show(result: dict[str, Any]) -> None:
     table = Table("workload", "what", "texts/s", "range", "ours / it", "range")
     for name, figures in result["texts_per_second"].items():
-        mine = "service" if name == HTTP else "mixed"
+        against = {key.split(" / ")[1]: ratio for key, ratio in result["ratios"][name].items()}
         for run, rate in figures.items():
             cells = [name, run, f"{rate['median']:.4g}", f"{rate['low']:.4g} – {rate['high']:.4g}"]
-            if run != mine:
-                ratio = result["ratios"][name][f"{mine} / {run}"]
+            if ratio := against.get(run):
                 cells += [f"{ratio['median']:.3g}×", f"{ratio['low']:.3g} – {ratio['high']:.3g}"]
             table.add_row(*cells)
     Console().print(table)

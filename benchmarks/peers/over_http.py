@@ -10,14 +10,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.contest import Materials, Rows, difference, turns
 from benchmarks.http import load
 from benchmarks.http.load import Call, Phase
 from benchmarks.http.server import Server, running, service, surroundings
 from benchmarks.peers.processes import SCRIPTS, python_of
+from service.engine.native.choice import choose
+from service.engine.quantized import lacking
 
+CPU = torch.device("cpu")
 Question = tuple[int, str]  # a task's number, a text
 
 
@@ -35,16 +42,17 @@ class Servers:
         self.contestants = contestants
 
     def check(self, questions: list[Question], expected: Rows) -> dict[str, float]:
-        """The greatest difference of the service's scores from the expected ones, and of Infinity's
-        from the pipelines', which hold the same model. Raises RuntimeError."""
+        """The greatest difference of the service's scores from the expected ones, and of others' in
+        float32 from the pipelines', which hold the same model. Raises RuntimeError."""
         found = {
             "service: scores, ours: mixed": difference(
                 "the service", self._scores("service", questions), expected
             )
         }
-        if "infinity" in self.contestants:
-            answers = self._scores("infinity", questions), self._scores("pipelines", questions)
-            found["infinity, pipelines"] = difference("Infinity and the pipelines", *answers)
+        for name in ("infinity", "onnxruntime", "openvino"):
+            if name in self.contestants:
+                answers = self._scores(name, questions), self._scores("pipelines", questions)
+                found[f"{name}, pipelines"] = difference(f"{name} and the pipelines", *answers)
         return found
 
     def measure(
@@ -74,11 +82,21 @@ class Servers:
 
 @contextlib.contextmanager
 def started(of: Materials, without: set[str]) -> Iterator[Servers]:
-    makers = {"service": _service, "pipelines": _pipelines, "infinity": _infinity}
+    makers: dict[str, Callable[[Materials], Made]] = {
+        "service": partial(_service, dtype="float32"),
+        "service int8": partial(_service, dtype="int8"),
+        "pipelines": _pipelines,
+        "infinity": _infinity,
+        "onnxruntime": partial(_copies, runtime="onnxruntime", dtype="float32"),
+        "onnxruntime int8": partial(_copies, runtime="onnxruntime", dtype="int8"),
+        "openvino": partial(_copies, runtime="openvino", dtype="float32"),
+    }
+    if choose("auto", CPU, torch.int8).library is None and lacking(CPU):  # it refuses int8
+        del makers["service int8"]
     with ExitStack() as stack:
         contestants = {}
         for name, make in makers.items():
-            if name not in without:
+            if not set(name.split()) & without:
                 server, call, scores = make(of)
                 contestants[name] = Contestant(stack.enter_context(server), call, scores)
         yield Servers(contestants)
@@ -98,7 +116,7 @@ Made = tuple[
 ]
 
 
-def _service(of: Materials) -> Made:
+def _service(of: Materials, dtype: str) -> Made:
     def call(question: Question) -> Call:
         task, text = question
         return Call(
@@ -106,17 +124,20 @@ def _service(of: Materials) -> Made:
             json.dumps({"inputs": text, "truncate": True}).encode(),
         )
 
-    return service(of.store, of.backbone), call, lambda answer: answer
+    return service(of.store, of.backbone, dtype=dtype), call, lambda answer: answer
 
 
 def _pipelines(of: Materials) -> Made:
-    command = [
-        sys.executable,
-        str(SCRIPTS / "pipeline_server.py"),
-        str(of.model),
-        str(len(of.tasks)),
-        "{port}",
-    ]
+    return _by_task(sys.executable, "pipeline_server.py", of.model, len(of.tasks))
+
+
+def _copies(of: Materials, runtime: str, dtype: str) -> Made:
+    python = python_of(runtime)
+    return _by_task(python, "copies_server.py", runtime, of.model, len(of.tasks), dtype)
+
+
+def _by_task(python: Path | str, script: str, *arguments: object) -> Made:
+    command = [str(python), str(SCRIPTS / script), *map(str, arguments), "{port}"]
 
     def call(question: Question) -> Call:
         task, text = question

@@ -22,7 +22,7 @@ class Activation:
 ACTIVATIONS = {
     "gelu": Activation(ACT2FN["gelu"], lowest=-0.17, fused="gelu"),
     "gelu_new": Activation(ACT2FN["gelu_new"], lowest=-0.1701),
-    "relu": Activation(ACT2FN["relu"], lowest=0.0),
+    "relu": Activation(ACT2FN["relu"], lowest=0.0, fused="relu"),
     # Of transformers' others those that have no parameters and work number by number.
     **{
         name: Activation(ACT2FN[name])

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone
-from service.engine.activations import ACTIVATIONS
+from service.engine.activations import ACTIVATIONS, Activation
 from service.engine.architecture import Layer, check_supported
 from service.engine.attention import Attention, attention_for, by_groups, groups_of
 from service.engine.families.registry import describe
@@ -31,8 +32,13 @@ from service.engine.linear import (
     Table,
     blocks,
     in_blocks,
+    pieces,
     prepacks,
 )
+from service.engine.native import library as native_library
+from service.engine.native.choice import choose
+from service.engine.native.library import Library
+from service.engine.native.linear import Native, NativeQuantized
 from service.engine.outliers import largest_inputs
 from service.engine.packed import Packed, Split
 from service.engine.positions import Disentangled, Relative, Rotary, computed
@@ -67,16 +73,22 @@ class PackedEncoder:
         device: torch.device,
         dtype: torch.dtype,
         attention: Attention | None = None,
+        native: Library | Literal["auto"] | None = "auto",
     ) -> None:
-        """With int8 the linear layers and the table of words are int8, all else is float32. Raises
-        BackboneError for a backbone that the engine cannot compute."""
+        """With int8 the linear layers and the table of words are int8, all else is float32.
+        `native` are the kernels that `service.engine.native.choice` chose. Raises BackboneError for
+        a backbone that the engine cannot compute."""
         architecture = describe(backbone)
         check_supported(architecture)
         self.device = device
         self.dtype = torch.float32 if dtype == torch.int8 else dtype
         self._int8 = dtype == torch.int8
-        self._prepacked = device.type == "cpu" and dtype == torch.float32 and prepacks()
-        self._blocked = self._int8 or self._prepacked
+        self.native = choose("auto", device, dtype).library if native == "auto" else native
+        on_cpu = device.type == "cpu" and dtype == torch.float32
+        self._prepacked = on_cpu and self.native is None and prepacks()
+        # oneDNN compiles for each number of rows
+        self._rounded = self._prepacked or (self._int8 and self.native is None)
+        self._relaid = self._rounded or self.native is not None  # matrices are laid out anew
         self._in_attention = {
             each: computed(
                 each,
@@ -89,9 +101,12 @@ class PackedEncoder:
             if each is not None
         }
         self.attention = attention or attention_for(device, self.dtype)
+        self._norm, self._add_norm = _norm, _add_norm
+        if self.native is not None:
+            self.attention = self.native.attention
+            self._norm, self._add_norm = self.native.norm, self.native.add_norm
         if any(not isinstance(each, Rotary) for each in self._in_attention.values()):
-            self.attention = by_groups  # flash attention has no place for what the scores gain
-        self._add_norm = _add_norm
+            self.attention = by_groups  # no other has a place for what the scores gain
         if device.type == "cuda":
             # it needs Triton, which torch brings for GPUs alone
             from service.engine.gpu import kernels
@@ -111,10 +126,11 @@ class PackedEncoder:
         types, projection = embeddings.types, embeddings.projection
         self._types = None if types is None else self._on_device(types.weight)
         self._embedding_norm = self._pair(embeddings.norm)
-        self._projection = None if projection is None else self._pair(projection)
-        self._pooler = None if pooler is None else self._pair(pooler)
+        self._projection = None if projection is None else self._exact(projection)
+        self._pooler = None if pooler is None else self._exact(pooler)
         layers = architecture.layers
-        largest = largest_inputs(backbone, layers) if self._int8 else [{} for _ in layers]
+        smooth = self._int8 and self.native is None
+        largest = largest_inputs(backbone, layers) if smooth else [{} for _ in layers]
         self._layers = tuple(self._layer(*each) for each in zip(layers, largest, strict=True))
         final = architecture.final_norm
         self._final_norm = None if final is None else self._pair(final)
@@ -134,7 +150,7 @@ class PackedEncoder:
         tokens = bounds[-1]
         # RoBERTa has one type only, whatever its tokeniser says
         typed = self._types is not None and len(self._types) > 1
-        spare = -tokens % ROUND if self._blocked else 0
+        spare = -tokens % ROUND if self._rounded else 0
         padding = [0] * spare
         parts = [
             [i for ids, _ in rows for i in ids] + padding,
@@ -150,7 +166,7 @@ class PackedEncoder:
         )
         return Packed(
             tokens=tokens,
-            blocks=blocks(tokens + spare) if self._blocked else [slice(0, tokens)],
+            blocks=self._cut(tokens + spare),
             ids=ids,
             types=types,
             positions=positions,
@@ -193,7 +209,7 @@ class PackedEncoder:
                 sites["feed_forward"](x, y)
             x = self._after(layer, layer.feed_forward_norm, y, x)
         if self._final_norm is not None:
-            x = self._norm(x, self._final_norm)
+            x = self._norm(x, *self._final_norm, self.eps)
         return x[: batch.tokens]
 
     def pool_first(self, hidden: Tensor, batch: Packed) -> Tensor:
@@ -210,7 +226,7 @@ class PackedEncoder:
         assert self._pooler is not None, (
             "adapters that need a pooler are refused at upload where there is none"
         )
-        return torch.tanh(F.linear(self.pool_first(hidden, batch), *self._pooler))
+        return torch.tanh(self._pooler(self.pool_first(hidden, batch)))
 
     def pool_mask(self, hidden: Tensor, batch: Packed) -> Tensor:
         """`[B, d]`: the token at each prompt's mask; for rows without a prompt, an arbitrary
@@ -226,20 +242,26 @@ class PackedEncoder:
         )
 
     def _embed(self, batch: Packed) -> Tensor:
-        x = self._words(batch.ids)
-        if self._types is not None:
-            x = x.add_(F.embedding(batch.types, self._types))
-        if self._positions is not None:
-            x = x.add_(F.embedding(batch.positions, self._positions))
-        x = self._norm(x, self._embedding_norm)
-        return x if self._projection is None else F.linear(x, *self._projection)
-
-    def _norm(self, x: Tensor, norm: Pair) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], *norm, self.eps)
+        if self.native is not None and isinstance(self._words, Table):
+            x = self.native.embed(
+                (batch.ids, self._words.weight),
+                (batch.types, self._types),
+                (batch.positions, self._positions),
+                self._embedding_norm,
+                self.eps,
+            )
+        else:
+            x = self._words(batch.ids)
+            if self._types is not None:
+                x = x.add_(F.embedding(batch.types, self._types))
+            if self._positions is not None:
+                x = x.add_(F.embedding(batch.positions, self._positions))
+            x = self._norm(x, *self._embedding_norm, self.eps)
+        return x if self._projection is None else self._projection(x)
 
     def _before(self, layer: _Layer, norm: Pair | None, x: Tensor) -> Tensor:
         """What attention or the feed-forward is given."""
-        return self._norm(x, norm) if layer.normed_first and norm is not None else x
+        return self._norm(x, *norm, self.eps) if layer.normed_first and norm is not None else x
 
     def _after(self, layer: _Layer, norm: Pair | None, y: Tensor, x: Tensor) -> Tensor:
         """The residual, `y` being what attention or the feed-forward gave for `x`."""
@@ -271,10 +293,10 @@ class PackedEncoder:
         if len(batch.blocks) == 1:
             return _in_steps(layer, x, batch.blocks, sites)
         # so do the rows of other adapters
-        end = inner_rows + -inner_rows % ROUND
+        end = min(inner_rows + -inner_rows % ROUND, len(x))
         out = x.new_empty(len(x), layer.outputs)
-        out[:end] = _in_steps(layer, x[:end], blocks(end), sites)
-        for part in blocks(len(x) - end):
+        out[:end] = _in_steps(layer, x[:end], self._cut(end), sites)
+        for part in self._cut(len(x) - end):
             layer(x[end:][part], out[end:][part])
         return out
 
@@ -282,7 +304,7 @@ class PackedEncoder:
         """`largest` are the inputs that int8 is told of."""
         pairs = [self._pair(module) for module in (layer.query, layer.key, layer.value)]
         weight, bias = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        activation = ACTIVATIONS[layer.activation]
+        activation = self._activation(layer.activation)
         gate, norm, largest_up = layer.gate, layer.attention_norm, largest.get("up")
         # what a gate's product gives is below 0 as often as above
         lowest = activation.lowest if gate is None else None
@@ -303,6 +325,14 @@ class PackedEncoder:
             normed_first=layer.norms == "pre",
         )
 
+    def _activation(self, name: str) -> Activation:
+        """The same whether it ends a product or stands alone."""
+        activation = ACTIVATIONS[name]
+        if self.native is None or activation.fused not in native_library.ACTIVATIONS:
+            return activation
+        code = native_library.ACTIVATIONS[activation.fused]
+        return replace(activation, function=partial(self.native.activate, code))
+
     def _attention_of(
         self, positions: Rotary | Relative | Disentangled | None, window: int | None
     ) -> Callable[[Tensor, Packed], Tensor]:
@@ -315,15 +345,30 @@ class PackedEncoder:
     def _linear(
         self, pair: Pair, *, lowest: float | None = None, largest: Tensor | None = None
     ) -> Linear:
-        """`lowest` and `largest` matter to int8 alone."""
+        """`lowest` and `largest` matter to torch's int8 alone."""
+        if self.native is not None:
+            return (NativeQuantized if self._int8 else Native)(self.native, *pair)
         if self._int8:
             return Quantized(*pair, lowest=lowest, largest=largest)
         return Prepacked(*pair) if self._prepacked else Plain(*pair)
 
+    def _exact(self, module: nn.Linear) -> Linear:
+        """A linear layer outside the encoder's layers: not in int8, and of any number of rows."""
+        pair = self._pair(module)
+        return Plain(*pair) if self.native is None else Native(self.native, *pair)
+
+    def _cut(self, rows: int) -> list[slice]:
+        """What the linear layers take at once of so many rows."""
+        if self._rounded:
+            return blocks(rows)
+        return [slice(0, rows)] if self.native is None else pieces(rows)
+
     def _tensors(self) -> list[Tensor]:
         found = [*self._words.tensors, *self._embedding_norm]
         found += [each for each in (self._positions, self._types) if each is not None]
-        found += [*(self._projection or ()), *(self._pooler or ()), *(self._final_norm or ())]
+        found += self._final_norm or ()
+        for outside in (self._projection, self._pooler):
+            found += () if outside is None else outside.tensors
         for positions in self._in_attention.values():
             found += positions.tensors
         for layer in self._layers:
@@ -341,7 +386,7 @@ class PackedEncoder:
     def _on_device(self, tensor: Tensor) -> Tensor:
         # Copied where matrices are laid out anew: one tensor that still lies in the checkpoint's
         # file would keep all of it mapped.
-        return tensor.detach().to(self.device, self.dtype, copy=self._blocked).contiguous()
+        return tensor.detach().to(self.device, self.dtype, copy=self._relaid).contiguous()
 
 
 def _in_steps(
@@ -364,6 +409,10 @@ def _adapted(
     if site in sites:
         sites[site](x, y)
     return y
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def _add_norm(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

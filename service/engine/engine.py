@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from service.engine.adaptation import adaptation_of
 from service.engine.attention import by_bounds
 from service.engine.encoder import PackedEncoder
 from service.engine.heads import classify
-from service.engine.kinds.registry import ON_CPU
+from service.engine.kinds.registry import ON_CPU, Combine, Weights
+from service.engine.native.adapters import combined
+from service.engine.native.library import Library
 from service.engine.packed import Packed, Split
 from service.engine.resident import Resident, Segment
 from service.engine.row import Row
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
 class Engine:
     """The packed encoder, the slots, and the forward pass over both.
 
-    A row's logits do not depend, to the bit, on what the other rows of its batch say. Their number,
-    tasks and lengths can change its last bits, because libraries order a sum by the size of the
-    whole product: below 1e-5 in float32. In int8 and half precision a last bit can tip a rounding,
-    and logits then differ by a step or two of that precision.
+    A row's logits do not depend, to the bit, on what the other rows of its batch say. With the
+    native kernels, in float32 and int8, they do not depend on the other rows at all; families with
+    relative positions are excepted, whose attention is torch's. With torch's operators their
+    number, tasks and lengths can change its last bits, because libraries order a sum by the size of
+    the whole product: below 1e-5 in float32. In torch's int8 and in half precision a last bit can
+    tip a rounding, and logits then differ by a step or two of that precision.
     """
 
     def __init__(
@@ -43,13 +48,15 @@ class Engine:
         device: torch.device,
         dtype: torch.dtype,
         *,
+        native: Library | Literal["auto"] | None = "auto",
         graphs: bool = True,
         recorded: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> None:
-        """With `graphs`, short batches on a GPU in half precision are replayed from CUDA graphs;
-        `recorded` is called with the number recorded so far and the number in all. Raises
-        BackboneError for a backbone that the engine cannot compute."""
-        self.encoder = PackedEncoder(backbone, device, dtype)
+        """`native` are the kernels that `service.engine.native.choice` chose. With `graphs`, short
+        batches on a GPU in half precision are replayed from CUDA graphs; `recorded` is called with
+        the number recorded so far and the number in all. Raises BackboneError for a backbone that
+        the engine cannot compute."""
+        self.encoder = PackedEncoder(backbone, device, dtype, native=native)
         self.slots = slots
         self._poolings: dict[Pooling, Callable[[Tensor, Packed], Tensor]] = {
             "mean": self.encoder.pool_mean,
@@ -57,8 +64,10 @@ class Engine:
             "pooler": self.encoder.pool_pooler,
             "mask": self.encoder.pool_mask,
         }
-        self._combine = ON_CPU
-        self._heads = classify
+        self._combine: Mapping[type[Weights], Combine] = ON_CPU
+        self._heads: Callable[..., list[list[float]]] = classify
+        if (library := self.encoder.native) is not None:
+            self._combine, self._heads = combined(library), partial(classify, linear=library.dots)
         if device.type == "cuda":
             # it needs Triton, which torch brings for GPUs alone
             from service.engine.gpu import fused

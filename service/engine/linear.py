@@ -18,6 +18,10 @@ from service.engine.activations import Activation
 BLOCKS = (256, 128, 64)
 ROUND = 8
 
+# Kernels that any number of rows suits take so many at once: those of a feed-forward's inner layer
+# then take a few megabytes.
+PIECE = 768
+
 
 class Linear(Protocol):
     """`x·Wᵀ + b`, `[n, inputs]` → `[n, outputs]`, written to `out` if that is given."""
@@ -155,6 +159,11 @@ def blocks(rows: int) -> list[slice]:
             cuts.append(slice(start, start + size))
             start += size
     return [*cuts, slice(start, rows)] if start < rows else cuts
+
+
+def pieces(rows: int) -> list[slice]:
+    """Slices of at most PIECE rows."""
+    return [slice(start, min(start + PIECE, rows)) for start in range(0, rows, PIECE)]
 
 
 def in_blocks(layer: Blockwise, x: Tensor, parts: list[slice]) -> Tensor:

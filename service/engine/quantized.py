@@ -38,7 +38,7 @@ class Quantized:
         row, are made smaller and their weights larger (SmoothQuant, arXiv 2211.10438)."""
         self.outputs, inputs = weight.shape
         self._smooth = None if largest is None else _smoothing(largest, weight)
-        whole, scales = _quantized(weight if self._smooth is None else weight / self._smooth)
+        whole, scales = quantized(weight if self._smooth is None else weight / self._smooth)
         self._floor: float | None  # a row's largest input counts as no less than this
         self._zero, self._floor = (STEPS + 1, None) if lowest is None else _low_zero(lowest)
         self._steps = STEPS if lowest is None else BYTE - self._zero
@@ -100,7 +100,7 @@ class QuantizedTable:
     """Rows of a table in int8, each with its scale: `[n]` ids → `[n, d]` in float32."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._whole, self._scales = _quantized(weight)
+        self._whole, self._scales = quantized(weight)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -125,7 +125,7 @@ def lacking(device: torch.device) -> str | None:
     return None
 
 
-def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Each row in int8, and its scale: `[n, d]`, `[n, 1]`."""
     scales = weight.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(STEPS)
     return weight.div(scales).round_().to(torch.int8), scales

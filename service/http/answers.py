@@ -136,7 +136,11 @@ async def _answer_ours(request: Request, error: Exception) -> Response:
         error = unknown(error.task, filter(key.sees, request.app.state.predictor.tasks()))
     answer = refused(error)
     if answer.status_code == 503 and not isinstance(error, refusals.Closed | refusals.Stale):
-        log.error("unavailable", error=str(error), error_type=error_type(type(error)))
+        log.error(
+            "unavailable",
+            error=adapter_errors.for_operators(error),
+            error_type=error_type(type(error)),
+        )
     return answer
 
 

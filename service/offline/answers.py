@@ -4,6 +4,7 @@ of a running server."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import msgspec
 
 from adapters.spec import ProblemType
 from adapters.text import TextInput
-from adapters.upload import asked, parsed_json
+from adapters.upload import asked, parsed_json, path_of
 from service.offline.errors import CannotScore
 from service.predictor import Admitted, Predictor
 from service.scores import answer_of, check_finite, default_function, least_confidence
@@ -58,6 +59,23 @@ class Scored:
             above = [label for label, score in zip(self.labels, scores, strict=True) if score > 0.5]
             return Answer(above, float(best["score"]), scores)
         return Answer(best["label"], float(best["score"]), scores)
+
+
+class _Known(msgspec.Struct):
+    version: str
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+
+
+class _Input(msgspec.Struct):
+    name: str
+
+
+class _Model(msgspec.Struct):
+    """What is needed of a server's answer about a task, which may be any server's."""
+
+    parameters: _Known
+    inputs: list[_Input]
 
 
 class Answerer(Protocol):
@@ -117,22 +135,20 @@ class ServerAnswerer:
         CannotScore."""
         self._client, self._abstain = client, abstain
         self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="client")
-        path = f"/v2/models/{task}" + ("" if version is None else f"/versions/{version}")
+        pinned = () if version is None else ("versions", version)
+        path = path_of("v2", "models", task, *pinned)
         said = parsed_json(asked(client, "GET", path))
         try:
-            known = said["parameters"]
-            inputs = [tensor["name"] for tensor in said["inputs"]]
-            self.scored = Scored(
-                task,
-                known["version"],
-                tuple(known["labels"]),
-                known["problem_type"],
-                "text_pair" in inputs,
-            )
-        except (KeyError, TypeError):
+            model = msgspec.convert(said, _Model)
+        except msgspec.ValidationError:
             raise CannotScore(
                 f"{client.base_url} does not say what task {task!r} takes; expected an adamix-serve"
             ) from None
+        known = model.parameters
+        inputs = [tensor.name for tensor in model.inputs]
+        self.scored = Scored(
+            task, known.version, known.labels, known.problem_type, "text_pair" in inputs
+        )
 
     async def answers(self, texts: list[TextInput]) -> list[Answer]:
         """Raises CannotUpload or CannotScore."""
@@ -154,7 +170,13 @@ class ServerAnswerer:
         said = parsed_json(asked(self._client, "POST", "/predict", params=at, json=body))
         try:
             answers = [self.scored.answer(row) for row in said]
-            if len(answers) == len(texts):
+            numbers = [
+                score
+                for each in answers
+                for score in (each.score, each.prediction, *each.scores)
+                if isinstance(score, float)
+            ]
+            if len(answers) == len(texts) and all(map(math.isfinite, numbers)):
                 return answers
         except (KeyError, TypeError, ValueError, IndexError):
             pass

@@ -20,6 +20,7 @@ import orjson
 
 from adapters.disk import written_whole
 from adapters.errors import DataError, InvalidText
+from adapters.regular import is_folder, is_there, opened
 from adapters.rows import read_rows
 from adapters.spec import shortened
 from adapters.text import TextInput, check_encodable, check_text
@@ -53,9 +54,9 @@ class Job:
                 f"--out {self.out} ends in {kind!r}; expected {', '.join(KINDS[:-1])} or"
                 f" {KINDS[-1]}"
             )
-        if not self.out.parent.is_dir():
+        if not is_folder(self.out.parent):
             raise CannotScore(f"the folder of --out {self.out} does not exist; expected one")
-        if self.out.exists() and not self.part.exists():
+        if is_there(self.out) and not is_there(self.part):
             raise CannotScore(f"--out {self.out} is there already; expected another file")
 
     @property
@@ -154,7 +155,7 @@ def _looked_through(job: Job, answerer: Answerer) -> _Survey:
     check = check_text if answerer.strict else check_encodable
     columns: dict[str, type] = {}
     count = 0
-    for number, row in read_rows(job.source, names):
+    for number, row in read_rows(job.source, None):  # all its columns go to the output
         count += 1
         for name in names:
             where = f"{job.source}, line {number}"
@@ -217,5 +218,5 @@ def _known(kind: type) -> type:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

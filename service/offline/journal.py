@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Self
 import msgspec
 
 from adapters.disk import sync_folder
+from adapters.regular import is_there
 from adapters.spec import shown
 from service.offline.answers import Answer
 from service.offline.errors import CannotScore
@@ -39,6 +40,8 @@ class Journal:
     def of(cls, path: Path, job: dict[str, Any]) -> Self:
         """The job's own, begun or gone on with. Raises CannotScore if another job's lies there, or
         another process has it open, and OSError."""
+        if is_there(path) and not path.is_file():  # nothing is ever read of a pipe
+            raise CannotScore(f"{path} is no regular file; expected one, or none")
         file = path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

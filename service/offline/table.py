@@ -59,7 +59,9 @@ def _write_csv(path: Path, names: list[str], rows: Iterator[dict[str, Any]]) -> 
 def _cell(name: str, value: Any) -> Any:
     if name == PREDICTION and isinstance(value, list):
         return "|".join(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    if not isinstance(value, list | dict):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)  # Parquet has lists of dates
 
 
 def _write_json(path: Path, rows: Iterator[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import structlog
 import typer
 
 from adapters.bucket.objects import is_bucket
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, for_operators
 from service.__main__ import EXIT_CODES, SPINS, placed
 from service.http.addresses import bound
 from service.settings import InvalidSettings, Settings, read_settings, unknown_variables
@@ -73,7 +73,7 @@ def main(
             set_variables(Path(folder))
             run(settings, replicas, threads, folder)
     except AdaMixError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {for_operators(error)}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from adapters.errors import AdaMixError
+from adapters.errors import AdaMixError, for_operators
 from service.telemetry import logs
 
 if TYPE_CHECKING:
@@ -53,5 +53,5 @@ def replica(settings: Settings, threads: int) -> FastAPI:
     try:
         return create_app(own)
     except AdaMixError as error:
-        log.error("a replica cannot start", reason=str(error))
+        log.error("a replica cannot start", reason=for_operators(error))
         raise

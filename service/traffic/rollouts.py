@@ -20,7 +20,7 @@ import structlog
 
 from adapters.adapter_store import AdapterStore
 from adapters.entry import Entry
-from adapters.errors import AdaMixError, StoreError, StoreUnreachable
+from adapters.errors import AdaMixError, StoreError, StoreUnreachable, for_operators
 from adapters.lookup import version_of
 from adapters.text import Tokens
 from adapters.traffic import Left, Split
@@ -186,7 +186,7 @@ class Rollouts:
             "a canary failed; the active version answers",
             task=task,
             version=digest[:12],
-            error=str(error) or repr(error),
+            error=for_operators(error) or repr(error),
         )
         self._apply_rule(rollout)
 
@@ -357,7 +357,7 @@ class Rollouts:
                         "a canary gets no more requests, but its end cannot be written",
                         task=rollout.task,
                         version=canary.digest[:12],
-                        error=str(error),
+                        error=for_operators(error),
                     )
             await asyncio.sleep(RETRY_SECONDS)
 

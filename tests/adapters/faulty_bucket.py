@@ -29,6 +29,10 @@ class Faulty(Objects):
         self.before("read", key)
         return super().fetch(key)
 
+    def fetch_start(self, key: str, most: int) -> memoryview | None:
+        self.before("read start", key)
+        return super().fetch_start(key, most)
+
     def create(self, key: str, data: bytes) -> bool:
         self.before("create", key)
         created = super().create(key, data)

@@ -402,3 +402,15 @@ def test_validate_says_what_an_old_file_does_not_say(
     result = invoke("validate", file, "--backbone", bert_folder)
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("note: the file does not say how its backbone splits texts")
+
+
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    """A path that no file system takes is refused in a sentence by each command."""
+    long = tmp_path / ("a" * 300)
+    for command in (
+        ("inspect", long),
+        ("push", long, "--url", "http://localhost:1"),
+        ("convert", long, "--out", long, "--task", "t"),
+        ("copy", long, tmp_path / "to"),
+    ):
+        assert_refused(invoke(*command), "")

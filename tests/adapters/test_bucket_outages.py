@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ import obstore
 import pytest
 
 from adapters import disk
+from adapters.bucket.changes import Change
+from adapters.bucket.log import Log
+from adapters.bucket.objects import connect
 from adapters.bucket.store import BucketStore
-from adapters.errors import StoreError, StoreUnreachable, WriteUnknown
+from adapters.errors import (
+    DamagedAdapter,
+    StoreError,
+    StoreUnreachable,
+    WriteUnknown,
+    for_operators,
+)
 from adapters.file import parse
 from tests.adapters.faulty_bucket import BACKBONE, Faulty, Replica, gone
+from tests.faulty_s3 import FaultyS3, served
 from tests.service.conftest import until
 
 
@@ -266,3 +277,52 @@ def test_another_log_than_the_kept_one(
     with pytest.raises(StoreError, match="has another log than the one"):
         again.refresh()
     assert not again.reached
+
+
+def test_a_client_is_not_told_where_the_bucket_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a lost bucket's errors say to a client has no address of its server, also where one
+    error becomes another; what operators read has it."""
+    for name, value in {"ALLOW_HTTP": "true", "REGION": "r", "SKIP_SIGNATURE": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3 = FaultyS3()
+    with served(s3) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT", endpoint)
+        objects = connect("s3://adamix/store", 1)
+        log = Log(objects, "a writer", 0.1, lambda _: None)
+        change = Change(change="delete_task", task="sst2")
+        s3.write_faults.extend(["gone"] * 100)
+        errors = [_raised(lambda: log.commit(lambda _: change))]
+    errors.append(_raised(log.refresh))
+    errors.append(_raised(lambda: BucketStore(objects, tmp_path, backbone=BACKBONE, timeout=1)))
+    assert isinstance(errors[0], WriteUnknown)
+    for error in errors:
+        assert "127.0.0.1" not in str(error)
+        assert endpoint in for_operators(error)
+
+
+def _raised(job: Callable[[], object]) -> StoreUnreachable:
+    with pytest.raises(StoreUnreachable) as caught:
+        job()
+    return caught.value
+
+
+def test_a_list_reads_headers_alone(
+    bucket: Faulty, replica: Replica, files: list[bytes], mrpc: bytes
+) -> None:
+    """A replica without copies asks the bucket for the headers of what it lists, and for no whole
+    file; a damaged one is found all the same."""
+    for data in (*files, mrpc):
+        replica("one").put(parse(data))
+    fetched: list[str] = []
+    bucket.before = lambda name, key: fetched.append(key) if name == "read" else None
+    fresh = replica("two")
+    for entry in fresh.entries():
+        known = replica("one").summary(entry.task, entry.listed_version.digest)
+        assert fresh.summary(entry.task, entry.listed_version.digest) == known
+    assert not [key for key in fetched if key.startswith("blobs/")]
+    digest = fresh.find("mrpc").digest
+    bucket.write(f"blobs/{digest}.safetensors", b"\0" * 100)
+    with pytest.raises(DamagedAdapter, match="is damaged"):
+        replica("three").summary("mrpc", digest)

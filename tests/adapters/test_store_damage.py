@@ -388,6 +388,10 @@ def test_a_split_that_cannot_be_read(store: Store, files: list[bytes]) -> None:
         *(b"", b"{", b'{"active": 1}', b"\xff", b'{"active": "\xff"}'),
         b'{"active": "", "x": ' + b"[" * 50_000,
         json.dumps({"active": a.digest, "canary": {"digest": b.digest, "percent": 1e308}}).encode(),
+        *(
+            json.dumps({"active": a.digest, "rollback": rule}).encode()
+            for rule in ({"errors": 7}, {"disagreement": -1}, {"after": 0})
+        ),
     ):
         store.set_split("sst2", split)
         path.write_bytes(content)

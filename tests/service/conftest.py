@@ -21,11 +21,13 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.backbone import Backbone
 from adapters.file import parse
 from adapters.store import Store
+from service.engine.native.library import Library, NativeError, load
 from tests.service.front_ends import client_of, front_ends
 from tests.service.interpreter import interpreted
 from tests.tiny import TASKS, random_adapter
@@ -115,6 +117,37 @@ def _read_log(server: Server, listening: queue.Queue[str | None]) -> None:
             listening.put(event["url"])
     listening.put(None)
     server.stopped.set()
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many for torch's operators and for the native kernels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """The native kernels, which are there wherever there is a C++ compiler."""
+    try:
+        return load()
+    except NativeError as error:
+        if shutil.which("c++") is not None:
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["torch", "native"])
+def route(request: pytest.FixtureRequest) -> Library | None:
+    """What computes on the CPU: torch's operators, then the native kernels."""
+    if request.param == "torch":
+        return None
+    library: Library = request.getfixturevalue("library")
+    return library
 
 
 @pytest.fixture(scope="session")

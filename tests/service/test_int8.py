@@ -22,8 +22,8 @@ from adapters.file import Adapter, parse
 from adapters.text import Tokens
 from service.app import create_app
 from service.engine import quantized
-from service.engine.encoder import PackedEncoder
 from service.engine.engine import Engine
+from service.engine.native.library import Library, load
 from service.engine.quantized import Quantized, QuantizedTable
 from service.engine.row import Row
 from service.engine.slots import Slots
@@ -34,7 +34,7 @@ from tests.tiny import POSITIONS, random_adapter, tiny_backbone
 
 CPU = torch.device("cpu")
 REASON = quantized.lacking(CPU)
-pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no int8 here: {REASON}")
+torch_has_it = pytest.mark.skipif(REASON is not None, reason=f"torch has no int8 here: {REASON}")
 TEXTS = {
     "inputs": [
         {"text": "a charming and often affecting journey"},
@@ -52,8 +52,19 @@ def backbone(
     return backbones.load(str(tiny_backbone(tmp_path_factory.mktemp("backbone"), request.param)))
 
 
-def engine_of(backbone: Backbone, dtype: torch.dtype = torch.int8) -> Engine:
-    return Engine(backbone, Slots(16, CPU, torch.float32), CPU, dtype)
+@pytest.fixture(params=[pytest.param("torch", marks=torch_has_it), "native"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """What computes: torch's operators where they can, and the native kernels where they can."""
+    if request.param == "native":
+        library: Library = request.getfixturevalue("library")
+        if not library.has_int8:
+            pytest.skip(f"no int8 for this processor ({library.kind})")
+    return str(request.param)
+
+
+def engine_of(backbone: Backbone, kernels: str, dtype: torch.dtype = torch.int8) -> Engine:
+    native = load() if kernels == "native" else None
+    return Engine(backbone, Slots(16, CPU, torch.float32), CPU, dtype, native=native)
 
 
 @cache
@@ -75,10 +86,12 @@ def dealt(backbone: Backbone, tokens: Sequence[Tokens]) -> list[Row]:
     return [Row(adapters[i % 3], row.ids, row.types) for i, row in enumerate(tokens)]
 
 
-def test_logits_are_near(backbone: Backbone) -> None:
+def test_logits_are_near(backbone: Backbone, kernels: str) -> None:
     """int8 logits are within a tenth of float32's largest, and not the same."""
     rows = dealt(backbone, rows_of(backbone, [2, POSITIONS, 5, 5, 17, 2, 33, 5, POSITIONS, 3, 17]))
-    exact, rough = (engine_of(backbone, dtype).run(rows) for dtype in (torch.float32, torch.int8))
+    exact, rough = (
+        engine_of(backbone, kernels, dtype).run(rows) for dtype in (torch.float32, torch.int8)
+    )
     scale = max(1.0, *(abs(value) for logits in exact for value in logits))
     for found, expected in zip(rough, exact, strict=True):
         torch.testing.assert_close(
@@ -89,9 +102,10 @@ def test_logits_are_near(backbone: Backbone) -> None:
 
 @cache
 def _shared(backbone: Backbone) -> Engine:
-    return engine_of(backbone)
+    return engine_of(backbone, "torch")
 
 
+@torch_has_it
 @settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(2, POSITIONS), min_size=1, max_size=20), data=st.data())
 def test_batch_mates_do_not_matter(lengths: list[int], data: st.DataObject, bert: Backbone) -> None:
@@ -106,10 +120,11 @@ def test_batch_mates_do_not_matter(lengths: list[int], data: st.DataObject, bert
         torch.testing.assert_close(torch.tensor(together[place]), alone, rtol=1e-6, atol=1e-6)
 
 
+@torch_has_it
 def test_batch_mates_do_not_matter_to_several_threads(embedded: Backbone) -> None:
     """With two threads too, no rounding flips where other rows join a row's batch."""
     rows = dealt(embedded, rows_of(embedded, [5, 9, 7, 25, 2, 11, 30, 6, 3, 10]))
-    engine, before = engine_of(embedded), torch.get_num_threads()
+    engine, before = engine_of(embedded, "torch"), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         together = engine.run(rows)
@@ -120,6 +135,7 @@ def test_batch_mates_do_not_matter_to_several_threads(embedded: Backbone) -> Non
         torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-6, atol=1e-6)
 
 
+@torch_has_it
 @pytest.mark.parametrize("lowest", [None, -0.17, 0.0])
 def test_a_layer(lowest: float | None) -> None:
     """A quantised layer is within two hundredths of the float32 one, whatever the rows' and the
@@ -132,6 +148,7 @@ def test_a_layer(lowest: float | None) -> None:
     assert ((found - wanted).abs() / size).max() < 0.02
 
 
+@torch_has_it
 def test_outliers_are_made_smaller() -> None:
     """Told of inputs a hundred times as large as the others, a quantised layer loses far less of
     the others."""
@@ -147,6 +164,7 @@ def test_outliers_are_made_smaller() -> None:
     assert told < untold / 2
 
 
+@torch_has_it
 def test_a_row_of_a_layer_is_its_own() -> None:
     """A row of a quantised layer is to the bit what it is alone, beside rows a thousand times as
     large too."""
@@ -156,6 +174,7 @@ def test_a_row_of_a_layer_is_its_own() -> None:
     assert all(torch.equal(layer(x[i : i + 1])[0], together[i]) for i in range(40))
 
 
+@torch_has_it
 def test_zeros_and_nan() -> None:
     """A row of zeros gives the bias, NaN and infinity nothing finite."""
     bias = torch.randn(8)
@@ -177,16 +196,16 @@ def test_a_table() -> None:
     assert ((QuantizedTable(weight)(ids) - weight[ids]).abs() <= 0.51 * steps).all()
 
 
-def test_a_quarter_of_the_memory(embedded: Backbone) -> None:
+def test_a_quarter_of_the_memory(embedded: Backbone, kernels: str) -> None:
     """The embedded backbone takes 0.27 of its float32 bytes in int8."""
     exact, rough = (
-        PackedEncoder(embedded, CPU, dtype).bytes for dtype in (torch.float32, torch.int8)
+        engine_of(embedded, kernels, dtype).encoder.bytes for dtype in (torch.float32, torch.int8)
     )
     assert 0.25 < rough / exact < 0.27
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
-def test_what_was_loaded_is_let_go(dtype: torch.dtype, bert_folder: Path) -> None:
+def test_what_was_loaded_is_let_go(dtype: torch.dtype, kernels: str, bert_folder: Path) -> None:
     """Once the engine is made, nothing keeps the memory, or the file, that the backbone was loaded
     into."""
     backbone = backbones.load(str(bert_folder))
@@ -197,7 +216,7 @@ def test_what_was_loaded_is_let_go(dtype: torch.dtype, bert_folder: Path) -> Non
         memory.append(weakref.ref(array))
         del array
     assert all(array() is not None for array in memory)
-    engine = engine_of(backbone, dtype)
+    engine = engine_of(backbone, kernels, dtype)
     del backbone, parameter
     gc.collect()
     assert not any(array() is not None for array in memory)
@@ -214,10 +233,11 @@ def test_what_was_loaded_is_let_go(dtype: torch.dtype, bert_folder: Path) -> Non
 def test_a_processor_without_it(
     capabilities: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A processor without the instructions is refused in one sentence that names it."""
+    """For torch's operators a processor without the instructions is refused in one sentence that
+    names it."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     with pytest.raises(InvalidSettings) as refusal:
-        create_app(Settings(dtype="int8", device="cpu", store=tmp_path))
+        create_app(Settings(dtype="int8", device="cpu", kernels="torch", store=tmp_path))
     problem = f"this processor ({said}) lacks AVX512-VNNI; expected one with it, or another dtype"
     assert str(refusal.value) == f"setting ADAMIX_DTYPE is 'int8', but {problem}"
 
@@ -228,11 +248,14 @@ def test_a_gpu() -> None:
 
 
 def test_a_server(
-    client: httpx2.Client, adapter_bytes: Callable[..., bytes], tmp_path: Path
+    client: httpx2.Client, adapter_bytes: Callable[..., bytes], kernels: str, tmp_path: Path
 ) -> None:
-    """A server in int8 takes an upload, answers as one in float32 does but for rounding, and tells
-    what it holds."""
-    with running(tmp_path / "store", dtype="int8") as server, server.client() as rough:
+    """A server in int8 says which kernels compute, takes an upload, answers as one in float32 does
+    but for rounding, and tells what it holds."""
+    with (
+        running(tmp_path / "store", dtype="int8", kernels=kernels) as server,
+        server.client() as rough,
+    ):
         for task in TASKS:
             assert rough.post("/adapters", files={"file": adapter_bytes(task)}).status_code == 201
         found, expected = (
@@ -243,6 +266,9 @@ def test_a_server(
             for one in (rough, client)
         )
         storage, exact = (one.get("/storage").json() for one in (rough, client))
+    (line,) = [line for line in server.lines if line["event"] == "kernels chosen"]
+    assert line["kernels"].split()[0] == kernels
+    assert line["reason"] == "asked for"
     for row, wanted in zip(found, expected, strict=True):
         scores, others = (
             {entry["label"]: entry["score"] for entry in entries} for entries in (row, wanted)

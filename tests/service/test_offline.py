@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import decimal
 import json
 import os
 import shutil
@@ -243,6 +244,75 @@ def test_large_numbers_in_parquet(stub: str, tmp_path: Path) -> None:
     assert [(row["id"], row["price"]) for row in read(out)] == [("1", 0.5), (str(2**63), 2.0**60)]
 
 
+def table(**columns: Any) -> pyarrow.Table:
+    return pyarrow.table({"text": ["good", "bad"], **columns})
+
+
+def test_odd_parquet(stub: str, tmp_path: Path) -> None:
+    """A date that Python has not, and damage behind a sound footer, are refused in a sentence that
+    names the input; lists of decimal numbers come out as texts in a CSV."""
+    Stub.turn = lambda _: False
+    rows, out = tmp_path / "rows.parquet", tmp_path / "out.csv"
+    days = pyarrow.array([10**7, 1], pyarrow.date32())
+    pyarrow.parquet.write_table(table(day=days), rows)
+    refused(invoke(rows, out, "sst2", url=stub), "rows.parquet, after row 0, holds what", out)
+    data = rows.read_bytes()
+    rows.write_bytes(data[:20] + bytes(30) + data[50:])
+    refused(invoke(rows, out, "sst2", url=stub), "rows.parquet is not Parquet: ", out)
+    pyarrow.parquet.write_table(table(price=[[decimal.Decimal("1.5")]] * 2), rows)
+    assert invoke(rows, out, "sst2", url=stub).exit_code == 0
+    assert [row["price"] for row in read(out)] == ['["1.5"]'] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.csv", b"id,id,text\n1,2,good\n", "names the column 'id' 2 times; expected it once"),
+        ("rows.jsonl", b'{"id": 1, "id": 2, "text": "good"}\n', "it holds 'id' twice"),
+    ],
+)
+def test_a_column_that_is_there_twice(
+    name: str, content: bytes, sentence: str, stub: str, tmp_path: Path
+) -> None:
+    """Of two columns of one name the output would lose one."""
+    (tmp_path / name).write_bytes(content)
+    out = tmp_path / "out.jsonl"
+    refused(invoke(tmp_path / name, out, "sst2", url=stub), sentence, out)
+
+
+@pytest.mark.parametrize(
+    ("known", "score"),
+    [
+        ({"problem_type": ["regression"]}, 0.9),
+        ({"version": {}}, 0.9),
+        ({"labels": "no"}, 0.9),
+        ({"labels": [["no"], 1]}, 0.9),
+        ({}, float("nan")),
+        ({}, "inf"),
+    ],
+)
+def test_another_server_than_ours(
+    known: dict[str, Any], score: Any, stub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers with something else is named in a sentence."""
+    Stub.turn = lambda _: False
+    monkeypatch.setattr(Stub, "known", {**Stub.known, **known})
+    monkeypatch.setattr(Stub, "score", score)
+    out = tmp_path / "out.parquet"
+    result = invoke(written(tmp_path / "rows.csv", ROWS), out, "sst2", url=stub)
+    refused(result, "expected an adamix-serve", out)
+
+
+def test_a_name_that_is_too_long(stub: str, tmp_path: Path) -> None:
+    """An output whose name no file system takes is refused in a sentence, and so is the folder of
+    one."""
+    rows, long = written(tmp_path / "rows.csv", ROWS), "a" * 300
+    for out in (tmp_path / f"{long}.csv", tmp_path / long / "out.csv"):
+        result = invoke(rows, out, "sst2", url=stub)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("error: ")
+
+
 def test_what_is_refused_at_once(server: Server, tmp_path: Path) -> None:
     """An output that is there or has no form, a task that is not there, a file that is no Parquet
     and an accuracy without a table are refused in a sentence."""
@@ -250,6 +320,7 @@ def test_what_is_refused_at_once(server: Server, tmp_path: Path) -> None:
     refused(invoke(rows, tmp_path / "out.txt", "sst2"), "ends in '.txt'; expected .csv", out)
     refused(invoke(rows, tmp_path / "no" / "out.csv", "sst2"), "does not exist", out)
     refused(invoke(rows, out, "nonesuch", url=server.url), "nonesuch", out)
+    refused(invoke(rows, out, "sst2?x", url=server.url), "there is no task 'sst2?x'", out)
     refused(invoke(tmp_path / "none.csv", out, "sst2", url=server.url), "none.csv cannot be", out)
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
     result = invoke(tmp_path / "rows.parquet", out, "sst2", url=server.url)
@@ -269,6 +340,12 @@ class Stub(BaseHTTPRequestHandler):
 
     turn: ClassVar[Callable[[int], bool]]
     keys: ClassVar[list[str | None]] = []
+    known: ClassVar[dict[str, Any]] = {
+        "version": "abc",
+        "labels": ["no", "yes"],
+        "problem_type": "single_label_classification",
+    }
+    score: ClassVar[Any] = 0.9
     asked: ClassVar[list[tuple[str | None, str]]] = []  # by which key, and which text
 
     def _answer(self, status: int, body: Any) -> None:
@@ -282,9 +359,7 @@ class Stub(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def do_GET(self) -> None:
-        kind = "single_label_classification"
-        known = {"version": "abc", "labels": ["no", "yes"], "problem_type": kind}
-        self._answer(200, {"parameters": known, "inputs": [{"name": "text"}]})
+        self._answer(200, {"parameters": self.known, "inputs": [{"name": "text"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -293,7 +368,7 @@ class Stub(BaseHTTPRequestHandler):
             self._answer(429, {"error": "the queue is full", "error_type": "QueueFull"})
             return
         self.asked.extend((self.headers["Authorization"], text) for text in body["inputs"])
-        row = [{"label": "yes", "score": 0.9}, {"label": "no", "score": 0.1}]
+        row = [{"label": "yes", "score": self.score}, {"label": "no", "score": 0.1}]
         self._answer(200, [row for _ in body["inputs"]])
 
     def log_message(self, *_: Any) -> None:

@@ -228,6 +228,7 @@ def test_without_the_bucket(
             assert answer.status_code == 503, answer.text
             assert answer.json()["error_type"] == "StoreUnreachable"
             assert answer.headers["Retry-After"] == "1"
+            assert s3.address not in answer.text
             assert sample(client, "adamix_store_errors_total") > 0
         if how == "killed":
             with replica(s3, bert_folder, cache / "late") as late, late.client() as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from adapters.text import Tokens
 from service.engine.encoder import PackedEncoder
 from service.engine.engine import Engine
 from service.engine.kinds.lora import Lora, Loras
+from service.engine.native.library import Library
 from service.engine.row import Row
 from service.engine.sites import Add, Site
 from service.engine.slots import Slots
@@ -99,8 +101,11 @@ def engine_of(backbone: Backbone, dtype: torch.dtype = torch.float32) -> Engine:
     return Engine(backbone, Slots(16, CPU, torch.float32), CPU, dtype)
 
 
-def check(backbone: Backbone, rows: list[Row]) -> None:
-    for found, row in zip(engine_of(backbone).run(rows), rows, strict=True):
+def check(
+    backbone: Backbone, rows: list[Row], native: Library | Literal["auto"] | None = "auto"
+) -> None:
+    engine = Engine(backbone, Slots(16, CPU, torch.float32), CPU, torch.float32, native=native)
+    for found, row in zip(engine.run(rows), rows, strict=True):
         torch.testing.assert_close(
             torch.tensor(found, dtype=torch.float64), wanted(backbone, row), rtol=1e-5, atol=2e-5
         )
@@ -114,11 +119,11 @@ def rows_for(adapters: Sequence[Adapter], tokens: Sequence[Tokens]) -> list[Row]
 
 
 @pytest.mark.parametrize("site", MODULES)
-def test_a_site(site: LoraSite, deep: Backbone) -> None:
+def test_a_site(site: LoraSite, deep: Backbone, route: Library | None) -> None:
     """What LoRA adds at a site is added to that module's output, from its input, in the layers that
     the adapter has."""
     adapter = adapter_of(deep, "t", 1, ranks={site: 4}, first_layer=1)
-    check(deep, [Row(adapter, r.ids, r.types) for r in rows_of(deep, [9, 3, 40])])
+    check(deep, [Row(adapter, r.ids, r.types) for r in rows_of(deep, [9, 3, 40])], route)
 
 
 def mixed(backbone: Backbone) -> list[Adapter]:
@@ -132,11 +137,11 @@ def mixed(backbone: Backbone) -> list[Adapter]:
     ]
 
 
-def test_kinds_share_a_batch(deep: Backbone) -> None:
+def test_kinds_share_a_batch(deep: Backbone, route: Library | None) -> None:
     """Rows of both kinds, any sites, ranks and label counts get in one batch what the formulas
     say."""
     lengths = [9, 3, 40, 5, 5, 5, 64, 2, 17, 9, 33, 1, 8, 4, 30]
-    check(deep, rows_for(mixed(deep), rows_of(deep, lengths)))
+    check(deep, rows_for(mixed(deep), rows_of(deep, lengths)), route)
 
 
 @settings(max_examples=25, deadline=None)
@@ -227,7 +232,7 @@ def test_lora_s_sums_are_each_row_s_own(site: LoraSite, rank: int, threads: int)
 def test_untouched_sites_cost_nothing(deep: Backbone) -> None:
     """Bottlenecks leave the feed-forward in its blocks: the inner layer of all tokens is never
     there at once."""
-    encoder = PackedEncoder(deep, CPU, torch.float32)
+    encoder = PackedEncoder(deep, CPU, torch.float32, native=None)
     batch = encoder.pack([(row.ids, row.types) for row in rows_of(deep, [64] * 8)])
     if len(batch.blocks) == 1:
         pytest.skip("this CPU's linear layers take all rows at once")

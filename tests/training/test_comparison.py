@@ -119,7 +119,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     for name, message in {
         "empty": "holds no run; expected a folder of --run-dir",
         "half": "holds a run that is not finished; expected --resume first",
-        "scores.jsonl": "line 1, is no run; expected a line of --scores",
+        "scores.jsonl": "line 1, is no run: Object missing required field",
         "torn.jsonl": "is not JSON",
         "nothing": "cannot be read: No such file",
     }.items():
@@ -127,3 +127,30 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         assert result.exit_code == 2, result.output
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"task": "toy", "recipe": {"seed": [1]}, "metrics": {"accuracy": 1}}',
+        b'{"task": "toy", "recipe": 5, "metrics": {"accuracy": 1}}',
+        b'{"task": ["toy"], "recipe": {}, "metrics": {"accuracy": 1}}',
+        b'{"task": "toy", "recipe": {}, "metrics": {"accuracy": "x"}}',
+        b'{"task": "toy", "recipe": {}, "metrics": {"accuracy": 1}, "rows": {}}',
+        b'{"task": "toy", "recipe": {}, "metrics": {"accuracy": 1' + b"0" * 400 + b"}}",
+        b"5",
+        b"[" * 100_000,
+        b"\xff\xfe",
+    ],
+)
+def test_what_no_run_wrote(line: bytes, tmp_path: Path) -> None:
+    """Lines of scores and folders that hold something else are refused in a sentence."""
+    scores, folder = tmp_path / "scores.jsonl", tmp_path / "run"
+    scores.write_bytes(line + b"\n" + line + b"\n")
+    folder.mkdir()
+    (folder / "config.json").write_bytes(line)
+    (folder / "metrics.jsonl").write_bytes(line)
+    for place in (scores, folder):
+        result = compare(place, place)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("error: ")

@@ -1,7 +1,8 @@
 """A contestant's process: does one repeat when told to, over lines of JSON.
 
-    → {"run": "mixed", "batches": [[[3, ["a text"]], [0, ["a text", "its pair"]]]], "answers":
-    false} ← {"seconds": 0.12, "answers": null}
+    → {"run": "mixed", "batches": [[[3, ["a text"]], [0, ["a text", "its pair"]]]],
+       "answers": false}
+    ← {"seconds": 0.12, "processor_seconds": 0.24, "answers": null}
 
 A batch is a list of (task, text or pair), an answer the logits of its rows in their order. The
 scripts beside this file are started by their paths, so that this folder is all they see of the
@@ -27,21 +28,23 @@ Rows = list[list[float]]
 
 
 def serve(runs: dict[str, Callable[[Batch], Rows]], versions: dict[str, str]) -> None:
-    """Answer requests until there are no more. Whatever libraries print goes to stderr."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    """Answer requests until there are no more, on the pipe that ANSWERS in the environment
+    names."""
+    out = os.fdopen(int(os.environ["ANSWERS"]), "w", buffering=1)
     out.write(json.dumps({"torch": torch.__version__, **versions}) + "\n")
     for line in sys.stdin:
         request = json.loads(line)
         run, batches = runs[request["run"]], request["batches"]
         with torch.inference_mode():
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             answers = [run(batch) for batch in batches]
-            seconds = time.perf_counter() - started
-        out.write(
-            json.dumps({"seconds": seconds, "answers": answers if request["answers"] else None})
-            + "\n"
-        )
+            seconds, used = time.perf_counter() - started, time.process_time() - used
+        answer = {
+            "seconds": seconds,
+            "processor_seconds": used,
+            "answers": answers if request["answers"] else None,
+        }
+        out.write(json.dumps(answer) + "\n")
 
 
 class Padded:
@@ -54,9 +57,7 @@ class Padded:
             cls_token="[CLS]",
             sep_token="[SEP]",
         )
-        self._length = min(
-            MAX_LENGTH, json.loads((model / "config.json").read_text())["max_position_embeddings"]
-        )
+        self._length = max_length(model)
 
     def __call__(self, texts: list[list[str]]) -> Any:
         parts = [list(part) for part in zip(*texts, strict=True)]
@@ -67,6 +68,12 @@ class Padded:
             "return_tensors": "pt",
         }
         return self._tokenizer(*parts, return_token_type_ids=True, **options)
+
+
+def max_length(model: Path) -> int:
+    """The most tokens of a row, of which a longer text loses the rest."""
+    config = json.loads((model / "config.json").read_text())
+    return min(MAX_LENGTH, config["max_position_embeddings"])
 
 
 def by_task(batch: Batch) -> dict[int, list[int]]:
