@@ -235,10 +235,12 @@ def _kept(path: Path) -> str:
     if path.is_symlink():
         raise UnsafeKeyFile(f"the admin key's file {path} is a symbolic link; expected a file")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return ""
     with os.fdopen(descriptor) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnsafeKeyFile(f"the admin key's file {path} is no regular file; expected a file")
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         # Its group may use it: on a volume, Kubernetes' fsGroup changes the mode so.
         if mode & stat.S_IRWXO:

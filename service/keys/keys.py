@@ -38,13 +38,18 @@ Signature = tuple[int, ...]
 class Keys:
     """The keys of one process. `valid` is whether the file as it is now is in use."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises InvalidKeys."""
+    def __init__(self, path: Path, *, required: bool = True) -> None:
+        """Raises InvalidKeys. Where the keys are not `required`, a damaged file counts as one
+        without keys until it changes."""
         self._path = path
         self._signature = _signature(path)
-        self._keys = read(path)
-        self.valid = True
         self.limits = Limits()
+        self._keys: dict[str, Key] = {}
+        self.valid = False
+        if required:
+            self._keys, self.valid = read(path), True
+        else:
+            self._read_again()
         self._secret = secrets.token_bytes(32)
         # digests of presented keys, each with the hash that it did, or did not, match
         self._right: OrderedDict[bytes, str] = OrderedDict()

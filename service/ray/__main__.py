@@ -18,6 +18,7 @@ from adapters.bucket.objects import is_bucket
 from adapters.errors import AdaMixError, for_operators
 from service.__main__ import EXIT_CODES, SPINS, placed
 from service.http.addresses import bound
+from service.keys.file import read
 from service.settings import InvalidSettings, Settings, read_settings, unknown_variables
 from service.telemetry import logs
 
@@ -78,7 +79,7 @@ def main(
 
 
 def check(settings: Settings) -> None:
-    """Raises InvalidSettings where replicas under Ray cannot run with these."""
+    """Raises InvalidSettings where replicas under Ray cannot run with these, and InvalidKeys."""
     if importlib.util.find_spec("ray") is None:
         raise InvalidSettings(
             "Ray is not installed; expected pip install 'adamix-serve[ray]' before python -m"
@@ -105,6 +106,8 @@ def check(settings: Settings) -> None:
         )
     if settings.port == 0:
         raise InvalidSettings("setting ADAMIX_PORT is 0; expected a port, which HAProxy is given")
+    if settings.keys_file is not None:
+        read(settings.keys_file)
     placed(settings).close()
     for name, default in STATISTICS.items():
         number = os.environ.get(name, default)

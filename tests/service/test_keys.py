@@ -291,6 +291,21 @@ def test_a_key_that_left_the_file_is_wrong(tmp_path: Path) -> None:
     keys.stop()
 
 
+def test_a_front_end_begins_without_the_keys_of_a_damaged_file(tmp_path: Path) -> None:
+    """A process that can do without keys starts with a damaged file, and has its keys once it is
+    mended."""
+    path = tmp_path / "keys.toml"
+    write_text(path, "[keys.b")
+    keys = Keys(path, required=False)
+    assert not keys.valid
+    keys.start()
+    assert asyncio.run(keys.of("a.secret", "1.2.3.4")) is None
+    write(path, key("a"))
+    until(lambda: keys.valid)
+    assert asyncio.run(keys.of("a.secret", "1.2.3.4")) is not None
+    keys.stop()
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "service", "keys", "new", *arguments],
