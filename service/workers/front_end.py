@@ -104,8 +104,8 @@ async def serve(greeting: Greeting, engine: socket.socket, clients: socket.socke
     )
     relay = Relay(wire, calls)
     hosts = None if greeting.hosts is None else frozenset(greeting.hosts)
-    # One that takes another's place may meet a damaged file. It relays what it refuses, and the engine
-    # process still has the keys of before.
+    # One that takes another's place may meet a damaged file. It relays what it refuses, and the
+    # engine process still has the keys of before.
     keys = None if greeting.keys_file is None else Keys(Path(greeting.keys_file), required=False)
     guard = Guard(None, greeting.api_key, hosts=hosts, keys=keys)
     app = create_app(predictor, guard, relay, greeting.root_path, greeting.max_body_bytes)
