@@ -53,6 +53,7 @@ GREETING = Greeting(
     tokenizer="x" * 300_000,
     mask_token="[MASK]",
     api_key=None,
+    keys_file="/keys/keys.toml",
     dtype="float32",
     max_inputs=256,
     auto_truncate=False,
