@@ -44,7 +44,7 @@ def is_folder(path: Path | str) -> bool:
 
 
 def is_there(path: Path | str) -> bool:
-    """The same for a file of any kind."""
+    """Whether there is anything at a path that a user gave."""
     return os.path.exists(path)  # noqa: PTH110
 
 

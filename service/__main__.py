@@ -236,8 +236,12 @@ def new_key(
     """
     secret = new_secret()
     key = Key(
-        *(name, hashed(secret), frozenset(scope), tuple(tasks)),
-        *(requests_per_second, rows_per_second),
+        name,
+        hashed(secret),
+        frozenset(scope),
+        tuple(tasks),
+        requests_per_second,
+        rows_per_second,
     )
     try:
         check(key)

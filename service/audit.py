@@ -54,6 +54,7 @@ class AuditLog:
     def __init__(self, place: str, failed: Callable[[], None]) -> None:
         """`failed` is called for each line that cannot be written. Raises NoAuditLog."""
         self._place, self._failed = place, failed
+        self._cut = False
         if place != STDOUT:
             try:
                 os.close(self._open())
@@ -68,21 +69,23 @@ class AuditLog:
         write to the store is done, and stays."""
         now = datetime.datetime.now(datetime.UTC)
         said = {"time": now.isoformat(timespec="milliseconds"), **_said(write)}
-        line = orjson.dumps(said) + b"\n"
         try:
+            # after a line that was cut, a new one begins
+            line = self._cut * b"\n" + orjson.dumps(said) + b"\n"
             self._append(line)
-        except OSError as error:
+            self._cut = False
+        except (OSError, TypeError, ValueError) as error:  # of JSON, or of a stdout that was closed
             self._failed()
-            reason = error.strerror or str(error)
+            reason = getattr(error, "strerror", None) or str(error)
             log.error("a line of the audit log could not be written", error=reason, line=said)
 
     def _append(self, line: bytes) -> None:
         if self._place == STDOUT:
-            _write(sys.stdout.fileno(), line)
+            self._write(sys.stdout.fileno(), line)
             return
         descriptor = self._open()
         try:
-            _write(descriptor, line)
+            self._write(descriptor, line)
         finally:
             os.close(descriptor)
 
@@ -90,11 +93,11 @@ class AuditLog:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         return os.open(Path(self._place), flags, 0o640)
 
-
-def _write(descriptor: int, line: bytes) -> None:
-    written = os.write(descriptor, line)
-    if written < len(line):  # the disk is full
-        raise OSError(None, f"only {written} of {len(line)} bytes were written")
+    def _write(self, descriptor: int, line: bytes) -> None:
+        written = os.write(descriptor, line)
+        if written < len(line):  # the disk is full
+            self._cut = True
+            raise OSError(None, f"only {written} of {len(line)} bytes were written")
 
 
 def _said(write: Write) -> dict[str, Any]:

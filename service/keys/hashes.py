@@ -56,6 +56,8 @@ def _parts(text: str) -> tuple[int, int, int, bytes, bytes]:
     cost, block, parallel = (int(part) for part in found.groups()[:3])
     if cost < 2 or cost & (cost - 1) or not block or not 1 <= parallel <= 16:
         raise BadHash("expected a power of two as N, and r and p of at least 1, p at most 16")
+    if cost >= 1 << (16 * block):  # RFC 7914, section 2
+        raise BadHash(f"its N is {cost}; expected less than 2^(16 r), which is {1 << 16 * block}")
     if 128 * cost * block > MAX_MEMORY:
         raise BadHash(
             f"its N and r take {128 * cost * block} bytes of memory; expected at most {MAX_MEMORY}"

@@ -135,6 +135,10 @@ class Keys:
             self.valid = False
             log.error("the keys file is not usable; the keys read before stay", reason=str(error))
             return
+        except Exception:  # the thread goes on, and the alert is raised
+            self.valid = False
+            log.exception("the keys file could not be read; the keys read before stay")
+            return
         self.valid, self._keys = True, keys
         self.limits.forget(set(keys))
         log.info("keys file read again", keys=len(keys))

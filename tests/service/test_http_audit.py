@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from collections.abc import Callable
@@ -166,3 +167,20 @@ def test_a_log_that_cannot_be_made_stops_a_start(tmp_path: Path) -> None:
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "ADAMIX_AUDIT_LOG" in line
     assert "No such file or directory" in line
+
+
+def test_a_line_that_was_cut_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a line of which the disk took a part, the next one is a line of its own."""
+    path, failures = tmp_path / "audit.jsonl", []
+    audit = AuditLog(str(path), lambda: failures.append(1))
+    whole = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:10]))
+        audit.add(Write("upload", "first"))
+    audit.add(Write("upload", "second"))
+    assert len(failures) == 1
+    cut, second = path.read_text().splitlines()
+    assert len(cut) == 10
+    assert json.loads(second)["task"] == "second"

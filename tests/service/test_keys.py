@@ -52,12 +52,13 @@ def test_a_hash_is_of_one_secret() -> None:
         HASH.replace("scrypt", "argon2"),
         HASH.replace("16384", "16383"),
         HASH.replace("16384", "1048576"),  # a gigabyte of memory
+        HASH.replace("16384$8", "65536$1"),  # not in scrypt
         HASH.replace("$1$", "$0$", 1),
         HASH[:-4],
         HASH.replace("=", "!"),
     ],
     # not by their texts: a hash has a random part, and every process must name a test alike
-    ids=["empty", "name", "kind", "cost", "memory", "parallel", "cut", "base64"],
+    ids=["empty", "name", "kind", "cost", "memory", "block", "parallel", "cut", "base64"],
 )
 def test_what_is_no_hash(text: str) -> None:
     """A hash that is cut, of another kind, or that would take much memory is refused."""

@@ -255,12 +255,12 @@ async def activate(request: Request, task: Task) -> AdapterDetail:
         await read_body(request), Activation, "an activation", "an object with 'version'"
     )
 
-    def activated(write: Write) -> AdapterDetail:
-        write.version = body.version  # as asked for, if there is none
+    def activated(write: Write) -> None:
+        write.version = body.version[:64]  # as asked for, if there is none
         write.about(service.store.activate(task, body.version).digest)
-        return _detail(service, task)
 
-    return await audited(request, service, "activate", task, activated)
+    await audited(request, service, "activate", task, activated)
+    return await asyncio.to_thread(_detail, service, task)
 
 
 @router.delete(
@@ -301,7 +301,7 @@ async def delete_version(request: Request, task: Task, version: Version) -> None
     service = service_of(request)
 
     def deleted(write: Write) -> None:
-        write.version = version  # as asked for, if there is none
+        write.version = version[:64]  # as asked for, if there is none
         write.about(service.store.delete_version(task, version).digest)
 
     await audited(request, service, "delete version", task, deleted)
