@@ -37,8 +37,8 @@ from service.batcher import Batcher
 from service.engine import quantized
 from service.engine.engine import Engine
 from service.engine.memory import within_memory
-from service.engine.native.choice import Kernels, choose
-from service.engine.native.library import Library, NativeError
+from service.engine.native.choice import Choice, Kernels, choose
+from service.engine.native.library import NativeError
 from service.engine.slots import Slots
 from service.http import answers, openapi
 from service.http.auth import Guard, kept_admin_key
@@ -171,7 +171,7 @@ def build_service(settings: Settings, keys: Keys | None = None) -> Service:
         evicted=metrics.evictions.inc,
         failed=metrics.load_failures.inc,
     )
-    engine = Engine(backbone, slots, device, dtype, native=native, recorded=_recorded)
+    engine = Engine(backbone, slots, device, dtype, native=native.library, recorded=_recorded)
     default_tokens = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     service = Service(
         backbone=ServedBackbone(
@@ -211,6 +211,10 @@ def build_service(settings: Settings, keys: Keys | None = None) -> Service:
     metrics.registry.register(StateCollector(service.state))
     metrics.registry.register(TrafficCollector(service.rollouts.all))
     _seed(service, settings)
+    if device.type == "cpu":
+        # not before: a start that is refused says why in one sentence
+        chosen = "torch" if native.library is None else f"native ({native.library.kind})"
+        log.info("kernels chosen", kernels=chosen, reason=native.reason)
     return service
 
 
@@ -323,8 +327,8 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Library | None:
-    """The kernels that compute on a CPU; None for torch's operators."""
+def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The kernels that compute on a CPU."""
     try:
         choice = choose(kernels, device, dtype)
     except NativeError as error:
@@ -337,10 +341,7 @@ def _native(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Libra
         if kernels != "torch" and device.type == "cpu":
             wanted = f"native kernels ({choice.reason}), or another dtype"
         raise InvalidSettings(f"setting ADAMIX_DTYPE is 'int8', but {lacking}, or {wanted}")
-    if device.type == "cpu":
-        chosen = "torch" if choice.library is None else f"native ({choice.library.kind})"
-        log.info("kernels chosen", kernels=chosen, reason=choice.reason)
-    return choice.library
+    return choice
 
 
 def _guard(settings: Settings, keys: Keys | None) -> Guard:

@@ -124,7 +124,9 @@ def _service(of: Materials, dtype: str) -> Made:
             json.dumps({"inputs": text, "truncate": True}).encode(),
         )
 
-    return service(of.store, of.backbone, dtype=dtype), call, lambda answer: answer
+    # read-only, for two of them have the store
+    made = service(of.store, of.backbone, dtype=dtype, read_only=True)
+    return made, call, lambda answer: answer
 
 
 def _pipelines(of: Materials) -> Made:

@@ -38,7 +38,7 @@ SNAPSHOT_EVERY = 3
 MOST_REPLICAS = 3
 SHORTLY = timedelta(milliseconds=1)
 
-TASKS, DIGESTS = st.sampled_from(["a", "b"]), st.sampled_from(["1", "2", "3"])
+TASKS, DIGESTS = st.sampled_from(["a", "b"]), st.sampled_from([c * 64 for c in "123"])
 FAULTS = st.sampled_from([None, None, *Fault.__args__])  # type: ignore[attr-defined]
 WRITE_FAULTS = st.sampled_from([None, *WriteFault.__args__])  # type: ignore[attr-defined]
 
@@ -123,7 +123,9 @@ class LogModel(RuleBasedStateMachine):
 
     def rival(self, _: str) -> bytes:
         self.number += 1
-        change = Change(change="upload", task="rival", digest=str(self.number), bytes=self.number)
+        change = Change(
+            change="upload", task="rival", digest=f"{self.number:064x}", bytes=self.number
+        )
         return encoded(change.signed("rival"))
 
     def meanwhile(self, key: str) -> None:
