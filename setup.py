@@ -14,6 +14,7 @@ KINDS = {"generic": []}
 if X86:
     KINDS = {
         "avx2": ["-march=x86-64-v3"],
+        "avx2vnni": ["-march=x86-64-v3", "-mavxvnni"],
         "avx512": ["-march=x86-64-v4"],
         "avx512vnni": ["-march=x86-64-v4", "-mavx512vnni"],
     }

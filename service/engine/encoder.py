@@ -129,7 +129,7 @@ class PackedEncoder:
         self._projection = None if projection is None else self._exact(projection)
         self._pooler = None if pooler is None else self._exact(pooler)
         layers = architecture.layers
-        smooth = self._int8 and self.native is None
+        smooth = self._int8 and (self.native is None or self.native.int8_inputs == 8)
         largest = largest_inputs(backbone, layers) if smooth else [{} for _ in layers]
         self._layers = tuple(self._layer(*each) for each in zip(layers, largest, strict=True))
         final = architecture.final_norm
@@ -345,9 +345,11 @@ class PackedEncoder:
     def _linear(
         self, pair: Pair, *, lowest: float | None = None, largest: Tensor | None = None
     ) -> Linear:
-        """`lowest` and `largest` matter to torch's int8 alone."""
+        """`lowest` and `largest` matter to int8 alone, `lowest` to torch's."""
         if self.native is not None:
-            return (NativeQuantized if self._int8 else Native)(self.native, *pair)
+            if self._int8:
+                return NativeQuantized(self.native, *pair, largest=largest)
+            return Native(self.native, *pair)
         if self._int8:
             return Quantized(*pair, lowest=lowest, largest=largest)
         return Prepacked(*pair) if self._prepacked else Plain(*pair)

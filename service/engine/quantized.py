@@ -37,7 +37,7 @@ class Quantized:
         large each input tends to be: large ones, which would leave few steps to the rest of their
         row, are made smaller and their weights larger (SmoothQuant, arXiv 2211.10438)."""
         self.outputs, inputs = weight.shape
-        self._smooth = None if largest is None else _smoothing(largest, weight)
+        self._smooth = None if largest is None else smoothing(largest, weight)
         whole, scales = quantized(weight if self._smooth is None else weight / self._smooth)
         self._floor: float | None  # a row's largest input counts as no less than this
         self._zero, self._floor = (STEPS + 1, None) if lowest is None else _low_zero(lowest)
@@ -131,11 +131,11 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.div(scales).round_().to(torch.int8), scales
 
 
-def _smoothing(largest: Tensor, weight: Tensor) -> Tensor:
-    """What each input is multiplied by, `[inputs]`. 0.7 is SmoothQuant's choice for strong
-    outliers."""
-    outliers = largest.clamp(min=largest.mean() / 100).pow(0.7)
-    return weight.abs().amax(dim=0).clamp_(min=TINY).pow_(0.3) / outliers
+def smoothing(largest: Tensor, weight: Tensor) -> Tensor:
+    """What each input is multiplied by, `[inputs]`: equation 4 of SmoothQuant (arXiv 2211.10438),
+    whose strength is 0.5 by default there too. 0.7, for strong outliers, was worse here."""
+    outliers = largest.clamp(min=largest.mean() / 100).sqrt()
+    return weight.abs().amax(dim=0).clamp_(min=TINY).sqrt_() / outliers
 
 
 def _low_zero(lowest: float) -> tuple[int, float]:

@@ -10,16 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.engine.native.library import ACTIVATIONS, Library
+from service.engine.native.library import ACTIVATIONS, Library, kinds
+from service.engine.native.linear import NativeQuantized
 from service.engine.quantized import quantized
-from tests.service.conftest import threads
+from tests.service.conftest import loaded, threads
 
 INPUTS = (1, 7, 100, 384, 1536)
 OUTPUTS = (1, 13, 16, 17, 48, 1152)
 ROWS = (1, 2, 5, 6, 7, 12, 13, 47, 95, 97)  # around the heights of tiles and of parts
 MOST = 100
-STEPS, LARGEST = 32767, 2**31 - 1  # of an input, and of a sum
+LARGEST = 2**31 - 1  # of a sum
 FUNCTIONS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
+
+
+@pytest.fixture(scope="module", params=["generic", "avx2", "avx2vnni", "avx512", "avx512vnni"])
+def library(request: pytest.FixtureRequest) -> Library:
+    """The native kernels for each kind of processor that this one is."""
+    if request.param not in kinds():
+        pytest.skip(f"this processor is not of the kind {request.param}; it is {kinds()}")
+    return loaded(request.param)
 
 
 def test_activations_are_those_of_the_kernels() -> None:
@@ -105,22 +114,35 @@ def needs_int8(library: Library) -> None:
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_linear_int8(inputs: int, outputs: int, library: Library) -> None:
     """An int8 product is the exact sum of whole numbers times both scales, but for float32's
-    rounding, and so within half a step an input of the unrounded inputs' product."""
+    rounding, and so within a step an input of the unrounded inputs' product."""
     needs_int8(library)
     (weight, bias), x = layer_of(inputs, outputs), strided(MOST, inputs)
     x[:50] *= torch.logspace(-6, 6, 50).unsqueeze(1)
+    factors = 2.0 ** torch.randint(-3, 4, (inputs,))
     whole, scales = quantized(weight)
-    packed = library.packed_int8(whole, scales.squeeze(1), bias)
-    step = x.abs().amax(dim=1, keepdim=True) / min(STEPS, LARGEST // (127 * inputs))
-    sums = (x * (1 / step)).round_().double() @ whole.double().T
-    product = sums * (step * scales.T)
+    packed = library.packed_int8(whole, scales.squeeze(1), bias, factors)
+    rounded, step = whole_inputs(x * factors, library.int8_inputs)
+    product = (rounded @ whole.double().T) * (step * scales.T)
     wanted, size = product + bias, product.abs() + bias.abs()
     for name, function in FUNCTIONS.items():
         found = library.linear_int8(x, packed, outputs, ACTIVATIONS[name])
         assert ((found - function(wanted)).abs() <= 3e-7 * size).all(), name
-    unrounded = F.linear(x.double(), whole.double() * scales, bias.double())
-    half_steps = 0.501 * step * (whole.abs().double() * scales).sum(dim=1)
-    assert ((wanted - unrounded).abs() <= half_steps + 1e-6 * size).all()
+    unrounded = F.linear((x * factors).double(), whole.double() * scales, bias.double())
+    steps = 1.001 * step * (whole.abs().double() * scales).sum(dim=1)
+    assert ((wanted - unrounded).abs() <= steps + 1e-6 * size).all()
+
+
+def whole_inputs(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Each row as whole numbers, 0 being 0, and what one of its steps is worth."""
+    if bits == 16:
+        step = x.abs().amax(dim=1, keepdim=True) / min(32767, LARGEST // (127 * x.shape[1]))
+        return (x * (1 / step)).round_().double(), step
+    low, high = x.amin(dim=1, keepdim=True).clamp(max=0), x.amax(dim=1, keepdim=True).clamp(min=0)
+    step = high / 255 - low / 255
+    zero = (-low / step).round_()
+    # as one rounding of the exact sum: float64 is wide enough
+    whole = x.double() * (1 / step).double() + zero.double()
+    return whole.float().round_().clamp(0, 255).double() - zero.double(), step
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 13), (7, 17), (384, 1152), (1536, 48)])
@@ -152,6 +174,25 @@ def test_zeros_and_what_is_not_finite_in_int8(inputs: int, library: Library) -> 
     assert found[[1, 4, 8]].isnan().all()
     others = [0, 2, 3, 5, 6, 7]
     assert torch.equal(found[others], before[others])
+
+
+def test_outliers_are_made_smaller(library: Library) -> None:
+    """Told of inputs a hundred times as large as the others, a layer of 8-bit inputs loses far less
+    of the others."""
+    if library.int8_inputs != 8:
+        pytest.skip(f"inputs of {library.int8_inputs} bits lose nothing ({library.kind})")
+    (weight, bias), largest = layer_of(64, 48), torch.ones(64)
+    largest[:2] = 100
+    x = torch.rand(40, 64) * largest
+    wanted = F.linear(x, weight, bias)
+    told, untold = (
+        (layer(x) - wanted).norm()
+        for layer in (
+            NativeQuantized(library, weight, bias, largest=largest),
+            NativeQuantized(library, weight, bias),
+        )
+    )
+    assert told < untold / 2
 
 
 def test_the_largest_sums_in_int8(library: Library) -> None:

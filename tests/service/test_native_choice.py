@@ -21,7 +21,7 @@ from service.engine.engine import Engine
 from service.engine.native import choice
 from service.engine.native import library as native_library
 from service.engine.native.choice import choose
-from service.engine.native.library import INTERFACE, Library, NativeError, capability, load
+from service.engine.native.library import INTERFACE, Library, NativeError, kinds, load, load_kind
 from service.engine.slots import Slots
 from service.settings import InvalidSettings, Settings
 
@@ -32,10 +32,10 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture
 def anew() -> Iterator[None]:
     """What was loaded and measured before does not count, and nor does it after the test."""
-    load.cache_clear()
+    load_kind.cache_clear()
     choice._measured.cache_clear()
     yield
-    load.cache_clear()
+    load_kind.cache_clear()
     choice._measured.cache_clear()
 
 
@@ -57,7 +57,9 @@ def test_the_kernels_are_built() -> None:
     """Where there is a C++ compiler, this installation has the kernels for its processor."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
-    assert load().kind == capability()
+    assert load().kind == kinds()[0]
+    for kind in kinds():
+        assert load_kind(kind).kind == kind
 
 
 def test_torch() -> None:
@@ -92,7 +94,7 @@ def test_not_built() -> None:
     found = choose("auto", CPU, torch.float32)
     assert found.library is None
     said = (
-        f"the native kernels (service.engine.native.{capability()}) were not built; expected a C++"
+        f"the native kernels (service.engine.native.{kinds()[0]}) were not built; expected a C++"
         " compiler when this package was installed"
     )
     assert found.reason == said
@@ -127,22 +129,23 @@ def test_an_unknown_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("anew")
 @pytest.mark.parametrize(
-    ("machine", "found", "vnni", "kind"),
+    ("machine", "found", "has", "expected"),
     [
-        ("aarch64", "DEFAULT", None, "generic"),
-        ("AMD64", "AVX2", False, "avx2"),
-        ("x86_64", "AVX512", False, "avx512"),
-        ("x86_64", "AVX512", True, "avx512vnni"),
+        ("aarch64", "DEFAULT", [], ["generic"]),
+        ("AMD64", "AVX2", [], ["avx2"]),
+        ("x86_64", "AVX2", ["avx_vnni"], ["avx2vnni", "avx2"]),
+        ("x86_64", "AVX512", [], ["avx512", "avx2"]),
+        ("x86_64", "AVX512", ["avx512_vnni"], ["avx512vnni", "avx512", "avx2"]),
     ],
 )
 def test_kinds_of_processor(
-    machine: str, found: str, vnni: bool | None, kind: str, monkeypatch: pytest.MonkeyPatch
+    machine: str, found: str, has: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each processor has the kernels with the instructions that it knows."""
+    """Each processor has the kernels with the instructions that it knows, the fastest first."""
     monkeypatch.setattr(native_library.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: found)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": vnni})
-    assert capability() == kind
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
+    assert kinds() == expected
 
 
 @pytest.mark.usefixtures("anew", "library")

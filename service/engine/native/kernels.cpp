@@ -435,79 +435,115 @@ void in_pieces(int64_t rows, int64_t inputs, int64_t outputs, int threads, const
 
 // ---- products of int8 weights
 
-// Weights are int8, each output with its scale; inputs are 16-bit whole numbers, each row with its
-// scale. A sum of pairs of products is exact in 32 bits: with so many inputs, an input has up to
-// `steps_of(inputs)` steps.
-constexpr int64_t WEIGHT_STEPS = 127;
+// Weights are int8, each output with its scale. Inputs become whole numbers, each row with its step: 16
+// bits, or where the processor sums products of bytes (VNNI) 8 bits, which is twice as fast. All sums
+// are exact in 32 bits. GROUP numbers of a row fill 32 bits.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+typedef uint8_t Whole;
+#else
+typedef int16_t Whole;
+#endif
+constexpr bool BYTES = sizeof(Whole) == 1;
+constexpr int64_t GROUP = 4 / sizeof(Whole), WEIGHT_STEPS = 127;
 
-inline int64_t steps_of(int64_t inputs) {
-  return std::min<int64_t>(INT16_MAX, INT32_MAX / (WEIGHT_STEPS * std::max<int64_t>(inputs, 1)));
-}
+inline int64_t groups_of(int64_t inputs) { return (inputs + GROUP - 1) / GROUP; }
 
-// For each panel of NR outputs their scales and biases, and then for each pair of inputs two numbers an
-// output.
-inline int64_t pairs_of(int64_t inputs) { return (inputs + 1) / 2; }
-inline int64_t panel_bytes(int64_t inputs) { return 2 * NR * (4 + pairs_of(inputs)); }
+// What an input is multiplied by before it is rounded, for all inputs; then the panels.
+inline int64_t factor_bytes(int64_t inputs) { return (inputs + W - 1) / W * W * sizeof(float); }
+
+// Of NR outputs: scales, biases, the sums of their weights; then for each group of inputs GROUP numbers
+// an output.
+inline int64_t panel_bytes(int64_t inputs) { return NR * (12 + GROUP * groups_of(inputs)); }
+
+// A row's whole numbers are worth (number - zero) * step.
+struct Worth {
+  float step;
+  int32_t zero;
+};
 
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
 typedef __m512i wide;
-inline wide widened(const int8_t* p) {
+inline wide everywhere(int32_t x) { return _mm512_set1_epi32(x); }
+inline wide no_sums() { return _mm512_setzero_si512(); }
+inline wide load_whole(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline wide minus_times(wide sums, int32_t x, wide b) {
+  return _mm512_sub_epi32(sums, _mm512_mullo_epi32(everywhere(x), b));
+}
+inline vec to_floats(wide sums) { return vec(_mm512_cvtepi32_ps(sums)); }
+inline wide rounded(vec v) { return _mm512_cvtps_epi32(__m512(v)); }
+inline void store_whole(wide v, uint8_t* to) {
+  __m512i positive = _mm512_max_epi32(v, _mm512_setzero_si512());
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(positive));
+}
+inline void store_whole(wide v, int16_t* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(v));
+}
+#if defined(__AVX512VNNI__)
+inline wide load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline wide plus_products(wide sums, wide a, wide b) { return _mm512_dpbusd_epi32(sums, a, b); }
+#else
+inline wide load_weights(const int8_t* p) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-inline wide pair_everywhere(const int16_t* p) {
-  int32_t pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return _mm512_set1_epi32(pair);
-}
 inline wide plus_products(wide sums, wide a, wide b) {
-#if defined(__AVX512VNNI__)
-  return _mm512_dpwssd_epi32(sums, a, b);
-#else
   return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+}
 #endif
-}
-inline wide no_sums() { return _mm512_setzero_si512(); }
-inline vec to_floats(wide sums) { return vec(_mm512_cvtepi32_ps(sums)); }
-inline void store_whole(vec v, int16_t* to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(__m512(v))));
-}
 #else
 typedef __m256i wide;
-inline wide widened(const int8_t* p) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+inline wide everywhere(int32_t x) { return _mm256_set1_epi32(x); }
+inline wide no_sums() { return _mm256_setzero_si256(); }
+inline wide load_whole(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline wide minus_times(wide sums, int32_t x, wide b) {
+  return _mm256_sub_epi32(sums, _mm256_mullo_epi32(everywhere(x), b));
 }
-inline wide pair_everywhere(const int16_t* p) {
-  int32_t pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return _mm256_set1_epi32(pair);
+inline vec to_floats(wide sums) { return vec(_mm256_cvtepi32_ps(sums)); }
+inline wide rounded(vec v) { return _mm256_cvtps_epi32(__m256(v)); }
+inline __m128i narrowed(wide v) {
+  return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+inline void store_whole(wide v, uint8_t* to) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(narrowed(v), narrowed(v)));
+}
+inline void store_whole(wide v, int16_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrowed(v));
+}
+#if defined(__AVXVNNI__)
+inline wide load_weights(const int8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline wide plus_products(wide sums, wide a, wide b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
+#else
+inline wide load_weights(const int8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline wide plus_products(wide sums, wide a, wide b) {
   return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
 }
-inline wide no_sums() { return _mm256_setzero_si256(); }
-inline vec to_floats(wide sums) { return vec(_mm256_cvtepi32_ps(sums)); }
-inline void store_whole(vec v, int16_t* to) {
-  __m256i whole = _mm256_cvtps_epi32(__m256(v));
-  __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow);
-}
+#endif
 #endif
 
-// sums[m] = sum over pairs of a[m, pair] * b[pair, 0:NR]; what lies from `ahead` on is fetched
-// meanwhile, `pace` bytes for each pair.
+inline wide group_everywhere(const Whole* p) {
+  int32_t group;
+  std::memcpy(&group, p, sizeof group);
+  return everywhere(group);
+}
+
+// sums[m] = sum over groups of a[m, group] * b[group, 0:NR]; what lies from `ahead` on is fetched
+// meanwhile, `pace` bytes for each group.
 template <int M>
-inline void multiply_whole(int64_t pairs, const int16_t* a, int64_t lda, const int8_t* b,
+inline void multiply_whole(int64_t groups, const Whole* a, int64_t lda, const int8_t* b,
                            const int8_t* ahead, int64_t pace, wide (&sums)[MR][2]) {
   wide s[M][2];
   for (int m = 0; m < M; m++) s[m][0] = s[m][1] = no_sums();
-  for (int64_t i = 0; i < pairs; i++, b += 2 * NR, a += 2) {
-    wide b0 = widened(b), b1 = widened(b + NR);
+  for (int64_t i = 0; i < groups; i++, b += GROUP * NR, a += GROUP) {
+    wide b0 = load_weights(b), b1 = load_weights(b + GROUP * W);
     __builtin_prefetch(ahead, 0, 2);
     ahead += pace;
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      wide x = pair_everywhere(a + m * lda);
+      wide x = group_everywhere(a + m * lda);
       s[m][0] = plus_products(s[m][0], x, b0);
       s[m][1] = plus_products(s[m][1], x, b1);
     }
@@ -515,56 +551,72 @@ inline void multiply_whole(int64_t pairs, const int16_t* a, int64_t lda, const i
   for (int m = 0; m < M; m++) sums[m][0] = s[m][0], sums[m][1] = s[m][1];
 }
 
-// One row as whole numbers, the last of an odd number joined by 0; what one of its steps is worth. A
-// row that is not finite becomes NaN.
-float whole_row(const float* x, int64_t inputs, int64_t steps, int16_t* out) {
-  int64_t whole = inputs / W * W;
-  vec largest{}, poison{};
-  for (int64_t i = 0; i < whole; i += W) {
-    vec v = load(x + i);
-    largest = most(largest, most(v, -v));
-    poison += v * 0.0f;
-  }
-  float top = 0, spoilt = sum(poison);
-  for (int i = 0; i < W; i++) top = std::max(top, largest[i]);
-  for (int64_t i = whole; i < inputs; i++) {
-    top = std::max(top, std::fabs(x[i]));
-    spoilt += x[i] * 0.0f;
-  }
-  if (spoilt != 0) return NAN;  // out is not read into anything finite
-  float step = std::max(top, 1e-30f) / static_cast<float>(steps), inverse = 1.0f / step;
-  for (int64_t i = 0; i < whole; i += W) store_whole(load(x + i) * inverse, out + i);
-  for (int64_t i = whole; i < inputs; i++) out[i] = static_cast<int16_t>(std::lrint(x[i] * inverse));
-  if (inputs % 2) out[inputs] = 0;
-  return step;
+// Up to W inputs times their factors, the others 0.
+inline vec scaled_inputs(const float* x, const float* factors, int64_t count) {
+  if (count >= W) return load(x) * load(factors);
+  vec v{};
+  std::memcpy(&v, x, count * sizeof(float));
+  return v * load(factors);
 }
 
-void whole_piece(const int16_t* x, const float* steps, int64_t rows, int64_t inputs,
+// One row as whole numbers, as many as fill its vectors. A row that is not finite is worth NaN.
+Worth whole_row(const float* x, const float* factors, int64_t inputs, Whole* out) {
+  vec low{}, high{}, poison{};
+  for (int64_t i = 0; i < inputs; i += W) {
+    vec v = scaled_inputs(x + i, factors + i, inputs - i);
+    low = least(low, v), high = most(high, v);
+    poison += v * 0.0f;
+  }
+  if (sum(poison) != 0) return {NAN, 0};  // `out` is not read into anything finite
+  float bottom = 0, top = 0;
+  for (int i = 0; i < W; i++) bottom = std::min(bottom, low[i]), top = std::max(top, high[i]);
+  Worth worth{};
+  if (BYTES) {  // from the row's least input, or 0, to its largest
+    worth.step = std::max(top / UINT8_MAX - bottom / UINT8_MAX, 1e-30f);
+    worth.zero = static_cast<int32_t>(std::lrint(-bottom / worth.step));
+  } else {  // with so many steps a sum fits 32 bits
+    int64_t most_steps = INT32_MAX / (WEIGHT_STEPS * std::max<int64_t>(inputs, 1));
+    float steps = static_cast<float>(std::min<int64_t>(INT16_MAX, most_steps));
+    worth.step = std::max(std::max(top, -bottom), 1e-30f) / steps;
+  }
+  float inverse = 1.0f / worth.step;
+  for (int64_t i = 0; i < inputs; i += W) {
+    vec v = scaled_inputs(x + i, factors + i, inputs - i) * inverse;
+    store_whole(rounded(v + static_cast<float>(worth.zero)), out + i);
+  }
+  return worth;
+}
+
+void whole_piece(const Whole* x, int64_t width, const Worth* worth, int64_t rows, int64_t inputs,
                  const int8_t* packed, int64_t first, int64_t last, int64_t outputs, float* out,
                  int64_t ldo, int activation) {
-  int64_t pairs = pairs_of(inputs), height = tile_height(rows);
+  int64_t groups = groups_of(inputs), height = tile_height(rows);
   int64_t tiles = (rows + height - 1) / height;
-  int64_t pace = (2 * NR + tiles - 1) / tiles;
+  int64_t pace = (GROUP * NR + tiles - 1) / tiles;
   for (int64_t panel = first; panel < last; panel++) {
     const int8_t* from = packed + panel * panel_bytes(inputs);
     const float* scales = reinterpret_cast<const float*>(from);
     const float* bias = scales + NR;
-    const int8_t* weights = from + 2 * NR * sizeof(float);
+    const int32_t* totals = reinterpret_cast<const int32_t*>(bias + NR);
+    const int8_t* weights = from + 12 * NR;
     int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
     for (int64_t row = 0; row < rows; row += height) {
       int64_t taken = std::min(height, rows - row);
       wide sums[MR][2];
       auto run = [&](auto m) {
-        multiply_whole<decltype(m)::value>(pairs, x + row * 2 * pairs, 2 * pairs, weights,
-                                           from + panel_bytes(inputs) + row / height * pairs * pace,
+        multiply_whole<decltype(m)::value>(groups, x + row * width, width, weights,
+                                           from + panel_bytes(inputs) + row / height * groups * pace,
                                            pace, sums);
       };
       with_height(taken, run);
       for (int64_t m = 0; m < taken; m++) {
+        const Worth& its = worth[row + m];
         vec v[2];
         for (int half = 0; half < 2; half++) {
-          vec scale = load(scales + half * W) * steps[row + m];
-          v[half] = activated(to_floats(sums[m][half]) * scale + load(bias + half * W), activation);
+          wide whole = sums[m][half];
+          if (BYTES) whole = minus_times(whole, its.zero, load_whole(totals + half * W));
+          vec scale = load(scales + half * W) * its.step;
+          v[half] = activated(to_floats(whole) * scale + load(bias + half * W), activation);
         }
         store_columns(out + (row + m) * ldo + panel * NR, v, columns);
       }
@@ -732,7 +784,7 @@ void adapt_tokens(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t to
 extern "C" {
 
 // The kernels' interface; library.py asks for the number that it knows.
-int32_t adamix_interface() { return 1; }
+int32_t adamix_interface() { return 2; }
 
 // How many numbers a linear layer's packed weights take.
 int64_t adamix_packed(int64_t inputs, int64_t outputs) {
@@ -759,10 +811,10 @@ void adamix_linear(const float* x, int64_t ldx, int64_t rows, int64_t inputs, in
   });
 }
 
-// Whether there are kernels for int8 weights.
-int32_t adamix_has_int8() {
+// To how many bits inputs are rounded for int8 weights; 0 where there are no kernels for them.
+int32_t adamix_int8_inputs() {
 #if defined(__AVX2__)
-  return 1;
+  return 8 * sizeof(Whole);
 #else
   return 0;
 #endif
@@ -770,45 +822,55 @@ int32_t adamix_has_int8() {
 
 #if defined(__AVX2__)
 int64_t adamix_packed_int8(int64_t inputs, int64_t outputs) {
-  return panels_of(outputs) * panel_bytes(inputs);
+  return factor_bytes(inputs) + panels_of(outputs) * panel_bytes(inputs);
 }
 
-// weight is [outputs, inputs], of -127 to 127; scales and bias are [outputs].
-void adamix_pack_int8(const int8_t* weight, const float* scales, const float* bias, int64_t inputs,
-                      int64_t outputs, int8_t* packed) {
+// weight is [outputs, inputs], of -127 to 127; scales and bias are [outputs]. factors, [inputs], is what
+// the inputs are multiplied by.
+void adamix_pack_int8(const int8_t* weight, const float* scales, const float* bias, const float* factors,
+                      int64_t inputs, int64_t outputs, int8_t* packed) {
+  std::memset(packed, 0, factor_bytes(inputs));
+  std::memcpy(packed, factors, inputs * sizeof(float));
+  packed += factor_bytes(inputs);
   for (int64_t panel = 0; panel < panels_of(outputs); panel++) {
     int8_t* to = packed + panel * panel_bytes(inputs);
-    float numbers[2 * NR] = {};
+    int8_t* numbers = to + 12 * NR;
+    float header[2 * NR] = {};
+    int32_t totals[NR] = {};
     int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
     for (int64_t j = 0; j < columns; j++) {
-      numbers[j] = scales[panel * NR + j], numbers[NR + j] = bias[panel * NR + j];
+      header[j] = scales[panel * NR + j], header[NR + j] = bias[panel * NR + j];
     }
-    std::memcpy(to, numbers, sizeof numbers);
-    to += sizeof numbers;
-    for (int64_t i = 0; i < 2 * pairs_of(inputs); i++) {
+    for (int64_t i = 0; i < GROUP * groups_of(inputs); i++) {
       for (int64_t j = 0; j < NR; j++) {
         bool there = j < columns && i < inputs;
-        to[i / 2 * 2 * NR + 2 * j + i % 2] = there ? weight[(panel * NR + j) * inputs + i] : 0;
+        int8_t number = there ? weight[(panel * NR + j) * inputs + i] : 0;
+        numbers[i / GROUP * GROUP * NR + GROUP * j + i % GROUP] = number;
+        totals[j] += number;
       }
     }
+    std::memcpy(to, header, sizeof header);
+    std::memcpy(to + sizeof header, totals, sizeof totals);
   }
 }
 
-// out = act(x * weight^T + bias), with x rounded to 16-bit whole numbers, row by row.
+// out = act(x * weight^T + bias), with x rounded to whole numbers, row by row.
 void adamix_linear_int8(const float* x, int64_t ldx, int64_t rows, int64_t inputs, int64_t outputs,
                         const int8_t* packed, float* out, int64_t ldo, int32_t activation,
                         int32_t threads) {
   constexpr int64_t AT_ONCE = 32;
-  int64_t width = 2 * pairs_of(inputs), steps = steps_of(inputs);
-  int16_t* whole = reinterpret_cast<int16_t*>(scratch(3, rows * pairs_of(inputs) + rows));
-  float* worth = reinterpret_cast<float*>(whole + rows * width);
+  int64_t width = (inputs + W - 1) / W * W;
+  const float* factors = reinterpret_cast<const float*>(packed);
+  const int8_t* panels = packed + factor_bytes(inputs);
+  Worth* worth = reinterpret_cast<Worth*>(scratch(3, rows * 2 + (rows * width + GROUP - 1) / GROUP));
+  Whole* whole = reinterpret_cast<Whole*>(worth + rows);
   pool().run((rows + AT_ONCE - 1) / AT_ONCE, threads, [=](int64_t piece) {
     for (int64_t row = piece * AT_ONCE; row < std::min(rows, (piece + 1) * AT_ONCE); row++) {
-      worth[row] = whole_row(x + row * ldx, inputs, steps, whole + row * width);
+      worth[row] = whole_row(x + row * ldx, factors, inputs, whole + row * width);
     }
   });
   in_pieces(rows, inputs, outputs, threads, [=](int64_t row, int64_t taken, int64_t first, int64_t last) {
-    whole_piece(whole + row * width, worth + row, taken, inputs, packed, first, last, outputs,
+    whole_piece(whole + row * width, width, worth + row, taken, inputs, panels, first, last, outputs,
                 out + row * ldo, ldo, activation);
   });
 }

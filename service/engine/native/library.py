@@ -21,7 +21,7 @@ from torch import Tensor
 from service.engine.packed import Packed
 from service.engine.resident import Pair
 
-INTERFACE = 1  # of kernels.cpp, `adamix_interface`
+INTERFACE = 2  # of kernels.cpp, `adamix_interface`
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}  # of kernels.cpp, by `Activation.fused`
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -31,7 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_int64, c_int32, c_int32],
     ),
-    "adamix_has_int8": (c_int32, []),
+    "adamix_int8_inputs": (c_int32, []),
     "adamix_activate": (None, [c_void_p, c_int64, c_int32, c_int32]),
     "adamix_dots": (None, [c_void_p, *[c_int64] * 4, *[c_void_p] * 3]),
     "adamix_add_norm": (
@@ -54,7 +54,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 _INT8_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "adamix_packed_int8": (c_int64, [c_int64] * 2),
-    "adamix_pack_int8": (None, [c_void_p] * 3 + [c_int64] * 2 + [c_void_p]),
+    "adamix_pack_int8": (None, [c_void_p] * 4 + [c_int64] * 2 + [c_void_p]),
     "adamix_linear_int8": _SIGNATURES["adamix_linear"],
 }
 
@@ -83,11 +83,16 @@ class Library:
                     f" {found}; expected {INTERFACE}. `pip install --editable .` builds them again"
                 )
             self._declare(_SIGNATURES)
-            self.has_int8 = bool(self._functions.adamix_has_int8())
+            # to how many bits inputs are rounded for int8 weights; 0: there are no kernels for them
+            self.int8_inputs: int = self._functions.adamix_int8_inputs()
             if self.has_int8:
                 self._declare(_INT8_SIGNATURES)
         except (OSError, AttributeError) as error:
             raise NativeError(f"the native kernels could not be loaded: {error}") from None
+
+    @property
+    def has_int8(self) -> bool:
+        return self.int8_inputs > 0
 
     def _declare(self, signatures: Mapping[str, tuple[Any, list[Any]]]) -> None:
         for name, (result, arguments) in signatures.items():
@@ -105,15 +110,24 @@ class Library:
         )
         return found
 
-    def packed_int8(self, whole: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
+    def packed_int8(
+        self, whole: Tensor, scales: Tensor, bias: Tensor, factors: Tensor | None = None
+    ) -> Tensor:
         """The same of an int8 weight `[outputs, inputs]` of -127 to 127, each output with its scale
-        `[outputs]`, as `linear_int8` takes it."""
+        `[outputs]`, as `linear_int8` takes it. Inputs are multiplied by `factors`, `[inputs]`."""
         outputs, inputs = whole.shape
+        factors = scales.new_ones(inputs) if factors is None else factors.contiguous()
         whole, scales, bias = whole.contiguous(), scales.contiguous(), bias.contiguous()
         size = self._functions.adamix_packed_int8(inputs, outputs)
         found = torch.empty(size, dtype=torch.int8)
         self._functions.adamix_pack_int8(
-            whole.data_ptr(), scales.data_ptr(), bias.data_ptr(), inputs, outputs, found.data_ptr()
+            whole.data_ptr(),
+            scales.data_ptr(),
+            bias.data_ptr(),
+            factors.data_ptr(),
+            inputs,
+            outputs,
+            found.data_ptr(),
         )
         return found
 
@@ -127,8 +141,9 @@ class Library:
     def linear_int8(
         self, x: Tensor, packed: Tensor, outputs: int, activation: int, out: Tensor | None = None
     ) -> Tensor:
-        """The same with int8 weights. Each row's inputs are rounded to 16-bit whole numbers with a
-        scale of the row; their sums are exact."""
+        """The same with int8 weights. Each row's inputs are rounded to whole numbers of
+        `int8_inputs` bits: 16-bit ones are symmetric, 8-bit ones reach from the row's least input,
+        or 0, to its largest. Sums are exact."""
         product = self._functions.adamix_linear_int8
         return self._product(product, x, packed, outputs, activation, out)
 
@@ -290,23 +305,32 @@ class Parts:
         self.memory = ctypes.create_string_buffer(b"".join(records))
 
 
-def capability() -> str:
-    """For which of the kinds of processor that setup.py builds for the kernels are taken. Raises
-    NativeError for an x86 processor that none is for."""
+def kinds() -> list[str]:
+    """The kinds of processor that this one is, of those that setup.py builds for, the best one
+    first. Raises NativeError for an x86 processor that is of none."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "generic"
-    found = torch.backends.cpu.get_cpu_capability()
-    if found == "AVX512":
-        return "avx512vnni" if torch.cpu.get_capabilities().get("avx512_vnni") else "avx512"
-    if found == "AVX2":
-        return "avx2"
-    raise NativeError(f"torch finds {found} in this processor; expected AVX2 or AVX512")
+        return ["generic"]
+    found, has = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
+    if found not in ("AVX2", "AVX512"):
+        raise NativeError(f"torch finds {found} in this processor; expected AVX2 or AVX512")
+    wide = found == "AVX512"
+    there = {
+        "avx512vnni": wide and has.get("avx512_vnni"),
+        "avx512": wide,
+        "avx2vnni": has.get("avx_vnni"),
+        "avx2": True,
+    }
+    return [kind for kind, is_there in there.items() if is_there]
 
 
-@lru_cache(maxsize=1)
 def load() -> Library:
-    """The kernels for this machine. Raises NativeError where there are none."""
-    kind = capability()
+    """The best kernels for this machine. Raises NativeError where there are none."""
+    return load_kind(kinds()[0])
+
+
+@lru_cache(maxsize=4)
+def load_kind(kind: str) -> Library:
+    """Those for one of `kinds()`."""
     module = f"{__package__}.{kind}"
     spec = find_spec(module)
     if spec is None or spec.origin is None:

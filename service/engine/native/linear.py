@@ -9,7 +9,7 @@ from torch import Tensor
 
 from service.engine.activations import Activation
 from service.engine.native.library import ACTIVATIONS, Library
-from service.engine.quantized import quantized
+from service.engine.quantized import quantized, smoothing
 
 
 class Native:
@@ -36,12 +36,23 @@ class Native:
 
 
 class NativeQuantized(Native):
-    """With weights in int8. The inputs are rounded to 16 bits or a few less, not to 8: an error
-    that does not matter beside that of the weights. So no input needs to be made smaller."""
+    """With weights in int8.
 
-    def __init__(self, library: Library, weight: Tensor, bias: Tensor) -> None:
-        """`weight` is `[outputs, inputs]` in float32."""
+    Inputs are rounded row by row, to 16 bits or, where the processor has VNNI, to 8
+    (`Library.int8_inputs`). 16 bits lose nothing beside the weights. So do 8 bits, if large inputs
+    are made smaller first.
+    """
+
+    def __init__(
+        self, library: Library, weight: Tensor, bias: Tensor, *, largest: Tensor | None = None
+    ) -> None:
+        """`weight` is `[outputs, inputs]` in float32. `largest`, `[inputs]`, is how large each
+        input tends to be (`service.engine.quantized.smoothing`)."""
         self.outputs = weight.shape[0]
+        factors = None
+        if largest is not None:
+            factors = smoothing(largest, weight)
+            weight = weight / factors
         whole, scales = quantized(weight)
-        self._packed = library.packed_int8(whole, scales.squeeze(1), bias)
+        self._packed = library.packed_int8(whole, scales.squeeze(1), bias, factors)
         self._product = library.linear_int8
