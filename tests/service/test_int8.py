@@ -197,11 +197,11 @@ def test_a_table() -> None:
 
 
 def test_a_quarter_of_the_memory(embedded: Backbone, kernels: str) -> None:
-    """The embedded backbone takes 0.27 of its float32 bytes in int8."""
+    """The embedded backbone takes 0.28 of its float32 bytes in int8."""
     exact, rough = (
         engine_of(embedded, kernels, dtype).encoder.bytes for dtype in (torch.float32, torch.int8)
     )
-    assert 0.25 < rough / exact < 0.27
+    assert 0.25 < rough / exact < 0.28
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
@@ -276,4 +276,4 @@ def test_a_server(
         assert scores == pytest.approx(others, abs=0.1 * max(1.0, *map(abs, others.values())))
         assert scores != others
     assert storage["dtype"] == "int8"
-    assert storage["backbone_bytes"] < 0.27 * exact["backbone_bytes"]
+    assert storage["backbone_bytes"] < 0.28 * exact["backbone_bytes"]

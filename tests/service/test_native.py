@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from service.engine.native.library import ACTIVATIONS, Library, kinds
-from service.engine.native.linear import NativeQuantized
-from service.engine.quantized import quantized
+from service.engine.native.linear import NativeQuantized, in_blocks
 from tests.service.conftest import loaded, threads
 
 INPUTS = (1, 7, 100, 384, 1536)
 OUTPUTS = (1, 13, 16, 17, 48, 1152)
 ROWS = (1, 2, 5, 6, 7, 12, 13, 47, 95, 97)  # around the heights of tiles and of parts
 MOST = 100
-LARGEST = 2**31 - 1  # of a sum
 FUNCTIONS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
 
 
@@ -101,8 +99,8 @@ def product_of(
     if dtype == "float32":
         return library.linear, library.packed(weight, bias)
     needs_int8(library)
-    whole, scales = quantized(weight)
-    return library.linear_int8, library.packed_int8(whole, scales.squeeze(1), bias)
+    whole, scales = in_blocks(weight, library.int8_block)
+    return library.linear_int8, library.packed_int8(whole, scales, bias)
 
 
 def needs_int8(library: Library) -> None:
@@ -113,36 +111,42 @@ def needs_int8(library: Library) -> None:
 @pytest.mark.parametrize("outputs", OUTPUTS)
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_linear_int8(inputs: int, outputs: int, library: Library) -> None:
-    """An int8 product is the exact sum of whole numbers times both scales, but for float32's
+    """An int8 product is the sum over blocks of whole numbers times both scales, but for float32's
     rounding, and so within a step an input of the unrounded inputs' product."""
     needs_int8(library)
     (weight, bias), x = layer_of(inputs, outputs), strided(MOST, inputs)
     x[:50] *= torch.logspace(-6, 6, 50).unsqueeze(1)
     factors = 2.0 ** torch.randint(-3, 4, (inputs,))
-    whole, scales = quantized(weight)
-    packed = library.packed_int8(whole, scales.squeeze(1), bias, factors)
-    rounded, step = whole_inputs(x * factors, library.int8_inputs)
-    product = (rounded @ whole.double().T) * (step * scales.T)
-    wanted, size = product + bias, product.abs() + bias.abs()
+    whole, scales = in_blocks(weight, library.int8_block)
+    packed = library.packed_int8(whole, scales, bias, factors)
+    scaled = scales.double().repeat_interleave(library.int8_block, dim=1)[:, :inputs] * whole
+    rounded, step, largest = rounded_inputs(x * factors, library)
+    wanted, size = F.linear(rounded, scaled, bias.double()), F.linear(largest, scaled.abs())
     for name, function in FUNCTIONS.items():
         found = library.linear_int8(x, packed, outputs, ACTIVATIONS[name])
-        assert ((found - function(wanted)).abs() <= 3e-7 * size).all(), name
-    unrounded = F.linear((x * factors).double(), whole.double() * scales, bias.double())
-    steps = 1.001 * step * (whole.abs().double() * scales).sum(dim=1)
-    assert ((wanted - unrounded).abs() <= steps + 1e-6 * size).all()
+        assert ((found - function(wanted)).abs() <= 2e-6 * (size + bias.abs())).all(), name
+    unrounded = F.linear((x * factors).double(), scaled, bias.double())
+    assert ((wanted - unrounded).abs() <= F.linear(1.001 * step, scaled.abs())).all()
 
 
-def whole_inputs(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Each row as whole numbers, 0 being 0, and what one of its steps is worth."""
-    if bits == 16:
-        step = x.abs().amax(dim=1, keepdim=True) / min(32767, LARGEST // (127 * x.shape[1]))
-        return (x * (1 / step)).round_().double(), step
-    low, high = x.amin(dim=1, keepdim=True).clamp(max=0), x.amax(dim=1, keepdim=True).clamp(min=0)
-    step = high / 255 - low / 255
-    zero = (-low / step).round_()
-    # as one rounding of the exact sum: float64 is wide enough
-    whole = x.double() * (1 / step).double() + zero.double()
-    return whole.float().round_().clamp(0, 255).double() - zero.double(), step
+def rounded_inputs(x: Tensor, library: Library) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows rounded block by block; each number's step; and its size with its zero;
+    `[n, inputs]` in float64."""
+    rounded, steps, sizes = [], [], []
+    for part in x.split(library.int8_block, dim=1):
+        low = part.amin(dim=1, keepdim=True).clamp(max=0)
+        high = part.amax(dim=1, keepdim=True).clamp(min=0)
+        if library.int8_inputs == 8:
+            step = (high / 255 - low / 255).clamp(min=1e-30)
+            zero = (-low / step).round_()
+        else:
+            step, zero = torch.maximum(high, -low).clamp(min=1e-30) / 32767, torch.zeros_like(low)
+        # float64 holds the exact sum, which is rounded once
+        whole = (part.double() * (1 / step).double() + zero.double()).float().round_().double()
+        rounded.append((whole - zero.double()) * step.double())
+        steps.append(step.double().expand_as(part))
+        sizes.append((whole.abs() + zero.double()) * step.double())
+    return torch.cat(rounded, dim=1), torch.cat(steps, dim=1), torch.cat(sizes, dim=1)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 13), (7, 17), (384, 1152), (1536, 48)])

@@ -435,42 +435,41 @@ void in_pieces(int64_t rows, int64_t inputs, int64_t outputs, int threads, const
 
 // ---- products of int8 weights
 
-// Weights are int8, each output with its scale. Inputs become whole numbers, each row with its step: 16
-// bits, or where the processor sums products of bytes (VNNI) 8 bits, which is twice as fast. All sums
-// are exact in 32 bits. GROUP numbers of a row fill 32 bits.
+// Inputs are taken in blocks. A block's weights are int8, each output with its scale; its inputs become
+// whole numbers, each row with its step: 16 bits, or where the processor sums products of bytes (VNNI)
+// 8 bits, which is twice as fast. A block's sums are exact in 32 bits. GROUP numbers of a row fill 32
+// bits.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 typedef uint8_t Whole;
 #else
 typedef int16_t Whole;
 #endif
 constexpr bool BYTES = sizeof(Whole) == 1;
-constexpr int64_t GROUP = 4 / sizeof(Whole), WEIGHT_STEPS = 127;
+constexpr int64_t BLOCK = 128, GROUP = 4 / sizeof(Whole);
 
+inline int64_t blocks_of(int64_t inputs) { return (inputs + BLOCK - 1) / BLOCK; }
 inline int64_t groups_of(int64_t inputs) { return (inputs + GROUP - 1) / GROUP; }
 
 // What an input is multiplied by before it is rounded, for all inputs; then the panels.
 inline int64_t factor_bytes(int64_t inputs) { return (inputs + W - 1) / W * W * sizeof(float); }
 
-// Of NR outputs: scales, biases, the sums of their weights; then for each group of inputs GROUP numbers
-// an output.
-inline int64_t panel_bytes(int64_t inputs) { return NR * (12 + GROUP * groups_of(inputs)); }
+// Of NR outputs: biases; then for each block scales, the sums of its scaled weights, and for each group
+// of inputs GROUP numbers an output.
+constexpr int64_t BIASES = 4 * NR, SCALES = 8 * NR;
+inline int64_t panel_bytes(int64_t inputs) {
+  return BIASES + blocks_of(inputs) * SCALES + groups_of(inputs) * GROUP * NR;
+}
 
-// A row's whole numbers are worth (number - zero) * step.
+// A whole number of a row's block is worth number * step - offset.
 struct Worth {
-  float step;
-  int32_t zero;
+  float step, offset;
 };
 
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
 typedef __m512i wide;
 inline wide everywhere(int32_t x) { return _mm512_set1_epi32(x); }
-inline wide no_sums() { return _mm512_setzero_si512(); }
-inline wide load_whole(const int32_t* p) { return _mm512_loadu_si512(p); }
-inline wide minus_times(wide sums, int32_t x, wide b) {
-  return _mm512_sub_epi32(sums, _mm512_mullo_epi32(everywhere(x), b));
-}
-inline vec to_floats(wide sums) { return vec(_mm512_cvtepi32_ps(sums)); }
+inline vec to_floats(ivec sums) { return vec(_mm512_cvtepi32_ps(wide(sums))); }
 inline wide rounded(vec v) { return _mm512_cvtps_epi32(__m512(v)); }
 inline void store_whole(wide v, uint8_t* to) {
   __m512i positive = _mm512_max_epi32(v, _mm512_setzero_si512());
@@ -481,24 +480,19 @@ inline void store_whole(wide v, int16_t* to) {
 }
 #if defined(__AVX512VNNI__)
 inline wide load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-inline wide plus_products(wide sums, wide a, wide b) { return _mm512_dpbusd_epi32(sums, a, b); }
+inline ivec plus_products(ivec sums, wide a, wide b) {
+  return ivec(_mm512_dpbusd_epi32(wide(sums), a, b));
+}
 #else
 inline wide load_weights(const int8_t* p) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-inline wide plus_products(wide sums, wide a, wide b) {
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
-}
+inline ivec plus_products(ivec sums, wide a, wide b) { return sums + ivec(_mm512_madd_epi16(a, b)); }
 #endif
 #else
 typedef __m256i wide;
 inline wide everywhere(int32_t x) { return _mm256_set1_epi32(x); }
-inline wide no_sums() { return _mm256_setzero_si256(); }
-inline wide load_whole(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline wide minus_times(wide sums, int32_t x, wide b) {
-  return _mm256_sub_epi32(sums, _mm256_mullo_epi32(everywhere(x), b));
-}
-inline vec to_floats(wide sums) { return vec(_mm256_cvtepi32_ps(sums)); }
+inline vec to_floats(ivec sums) { return vec(_mm256_cvtepi32_ps(wide(sums))); }
 inline wide rounded(vec v) { return _mm256_cvtps_epi32(__m256(v)); }
 inline __m128i narrowed(wide v) {
   return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -513,14 +507,14 @@ inline void store_whole(wide v, int16_t* to) {
 inline wide load_weights(const int8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
-inline wide plus_products(wide sums, wide a, wide b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
+inline ivec plus_products(ivec sums, wide a, wide b) {
+  return ivec(_mm256_dpbusd_avx_epi32(wide(sums), a, b));
+}
 #else
 inline wide load_weights(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline wide plus_products(wide sums, wide a, wide b) {
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
-}
+inline ivec plus_products(ivec sums, wide a, wide b) { return sums + ivec(_mm256_madd_epi16(a, b)); }
 #endif
 #endif
 
@@ -530,25 +524,45 @@ inline wide group_everywhere(const Whole* p) {
   return everywhere(group);
 }
 
-// sums[m] = sum over groups of a[m, group] * b[group, 0:NR]; what lies from `ahead` on is fetched
+// acc[m] = bias + sum over blocks of their products, for M rows; what lies from `ahead` on is fetched
 // meanwhile, `pace` bytes for each group.
 template <int M>
-inline void multiply_whole(int64_t groups, const Whole* a, int64_t lda, const int8_t* b,
-                           const int8_t* ahead, int64_t pace, wide (&sums)[MR][2]) {
-  wide s[M][2];
-  for (int m = 0; m < M; m++) s[m][0] = s[m][1] = no_sums();
-  for (int64_t i = 0; i < groups; i++, b += GROUP * NR, a += GROUP) {
-    wide b0 = load_weights(b), b1 = load_weights(b + GROUP * W);
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += pace;
+inline void whole_tile(int64_t inputs, const Whole* a, int64_t lda, const Worth* worth, const int8_t* panel,
+                       const int8_t* ahead, int64_t pace, vec (&acc)[MR][2]) {
+  int64_t blocks = blocks_of(inputs);
+  const float* bias = reinterpret_cast<const float*>(panel);
+  for (int m = 0; m < M; m++) acc[m][0] = load(bias), acc[m][1] = load(bias + W);
+  panel += BIASES;
+  for (int64_t block = 0; block < blocks; block++, worth++) {
+    const float* scales = reinterpret_cast<const float*>(panel);
+    int64_t groups = groups_of(std::min(BLOCK, inputs - block * BLOCK));
+    ivec s[M][2];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) s[m][0] = s[m][1] = ivec{};
+    panel += SCALES;
+    for (int64_t i = 0; i < groups; i++, panel += GROUP * NR, a += GROUP) {
+      wide b0 = load_weights(panel), b1 = load_weights(panel + GROUP * W);
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += pace;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        wide x = group_everywhere(a + m * lda);
+        s[m][0] = plus_products(s[m][0], x, b0);
+        s[m][1] = plus_products(s[m][1], x, b1);
+      }
+    }
+    vec scale0 = load(scales), scale1 = load(scales + W);
+    vec total0 = load(scales + NR), total1 = load(scales + NR + W);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      wide x = group_everywhere(a + m * lda);
-      s[m][0] = plus_products(s[m][0], x, b0);
-      s[m][1] = plus_products(s[m][1], x, b1);
+      vec step = all(worth[m * blocks].step);
+      acc[m][0] += to_floats(s[m][0]) * (scale0 * step), acc[m][1] += to_floats(s[m][1]) * (scale1 * step);
+      if (BYTES) {
+        vec offset = all(worth[m * blocks].offset);
+        acc[m][0] -= total0 * offset, acc[m][1] -= total1 * offset;
+      }
     }
   }
-  for (int m = 0; m < M; m++) sums[m][0] = s[m][0], sums[m][1] = s[m][1];
 }
 
 // Up to W inputs times their factors, the others 0.
@@ -559,66 +573,51 @@ inline vec scaled_inputs(const float* x, const float* factors, int64_t count) {
   return v * load(factors);
 }
 
-// One row as whole numbers, as many as fill its vectors. A row that is not finite is worth NaN.
-Worth whole_row(const float* x, const float* factors, int64_t inputs, Whole* out) {
+// A block of a row as whole numbers, as many as fill its vectors. One that is not finite is worth NaN.
+Worth whole_block(const float* x, const float* factors, int64_t inputs, Whole* out) {
   vec low{}, high{}, poison{};
   for (int64_t i = 0; i < inputs; i += W) {
     vec v = scaled_inputs(x + i, factors + i, inputs - i);
     low = least(low, v), high = most(high, v);
     poison += v * 0.0f;
   }
-  if (sum(poison) != 0) return {NAN, 0};  // `out` is not read into anything finite
-  float bottom = 0, top = 0;
+  if (sum(poison) != 0) return {NAN, NAN};  // `out` is not read into anything finite
+  float bottom = 0, top = 0, zero = 0, step;
   for (int i = 0; i < W; i++) bottom = std::min(bottom, low[i]), top = std::max(top, high[i]);
-  Worth worth{};
-  if (BYTES) {  // from the row's least input, or 0, to its largest
-    worth.step = std::max(top / UINT8_MAX - bottom / UINT8_MAX, 1e-30f);
-    worth.zero = static_cast<int32_t>(std::lrint(-bottom / worth.step));
-  } else {  // with so many steps a sum fits 32 bits
-    int64_t most_steps = INT32_MAX / (WEIGHT_STEPS * std::max<int64_t>(inputs, 1));
-    float steps = static_cast<float>(std::min<int64_t>(INT16_MAX, most_steps));
-    worth.step = std::max(std::max(top, -bottom), 1e-30f) / steps;
+  if (BYTES) {  // from the least input, or 0, to the largest
+    step = std::max(top / UINT8_MAX - bottom / UINT8_MAX, 1e-30f);
+    zero = std::nearbyint(-bottom / step);
+  } else {
+    step = std::max(std::max(top, -bottom), 1e-30f) / INT16_MAX;
   }
-  float inverse = 1.0f / worth.step;
+  float inverse = 1.0f / step;
   for (int64_t i = 0; i < inputs; i += W) {
-    vec v = scaled_inputs(x + i, factors + i, inputs - i) * inverse;
-    store_whole(rounded(v + static_cast<float>(worth.zero)), out + i);
+    vec v = scaled_inputs(x + i, factors + i, inputs - i) * inverse + zero;
+    store_whole(rounded(v), out + i);
   }
-  return worth;
+  return {step, zero * step};
 }
 
 void whole_piece(const Whole* x, int64_t width, const Worth* worth, int64_t rows, int64_t inputs,
                  const int8_t* packed, int64_t first, int64_t last, int64_t outputs, float* out,
                  int64_t ldo, int activation) {
-  int64_t groups = groups_of(inputs), height = tile_height(rows);
+  int64_t blocks = blocks_of(inputs), groups = groups_of(inputs), height = tile_height(rows);
   int64_t tiles = (rows + height - 1) / height;
   int64_t pace = (GROUP * NR + tiles - 1) / tiles;
   for (int64_t panel = first; panel < last; panel++) {
     const int8_t* from = packed + panel * panel_bytes(inputs);
-    const float* scales = reinterpret_cast<const float*>(from);
-    const float* bias = scales + NR;
-    const int32_t* totals = reinterpret_cast<const int32_t*>(bias + NR);
-    const int8_t* weights = from + 12 * NR;
     int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
     for (int64_t row = 0; row < rows; row += height) {
       int64_t taken = std::min(height, rows - row);
-      wide sums[MR][2];
-      auto run = [&](auto m) {
-        multiply_whole<decltype(m)::value>(groups, x + row * width, width, weights,
-                                           from + panel_bytes(inputs) + row / height * groups * pace,
-                                           pace, sums);
-      };
-      with_height(taken, run);
+      vec acc[MR][2];
+      with_height(taken, [&](auto m) {
+        whole_tile<decltype(m)::value>(
+            inputs, x + row * width, width, worth + row * blocks, from,
+            from + panel_bytes(inputs) + row / height * groups * pace, pace, acc);
+      });
       for (int64_t m = 0; m < taken; m++) {
-        const Worth& its = worth[row + m];
-        vec v[2];
-        for (int half = 0; half < 2; half++) {
-          wide whole = sums[m][half];
-          if (BYTES) whole = minus_times(whole, its.zero, load_whole(totals + half * W));
-          vec scale = load(scales + half * W) * its.step;
-          v[half] = activated(to_floats(whole) * scale + load(bias + half * W), activation);
-        }
-        store_columns(out + (row + m) * ldo + panel * NR, v, columns);
+        acc[m][0] = activated(acc[m][0], activation), acc[m][1] = activated(acc[m][1], activation);
+        store_columns(out + (row + m) * ldo + panel * NR, acc[m], columns);
       }
     }
   }
@@ -825,53 +824,59 @@ int64_t adamix_packed_int8(int64_t inputs, int64_t outputs) {
   return factor_bytes(inputs) + panels_of(outputs) * panel_bytes(inputs);
 }
 
-// weight is [outputs, inputs], of -127 to 127; scales and bias are [outputs]. factors, [inputs], is what
-// the inputs are multiplied by.
+// How many inputs have a scale of their own.
+int64_t adamix_int8_block() { return BLOCK; }
+
+// weight is [outputs, inputs], of -127 to 127; scales is [outputs, blocks] and bias [outputs]. factors,
+// [inputs], is what the inputs are multiplied by.
 void adamix_pack_int8(const int8_t* weight, const float* scales, const float* bias, const float* factors,
                       int64_t inputs, int64_t outputs, int8_t* packed) {
-  std::memset(packed, 0, factor_bytes(inputs));
+  std::memset(packed, 0, adamix_packed_int8(inputs, outputs));
   std::memcpy(packed, factors, inputs * sizeof(float));
-  packed += factor_bytes(inputs);
-  for (int64_t panel = 0; panel < panels_of(outputs); panel++) {
-    int8_t* to = packed + panel * panel_bytes(inputs);
-    int8_t* numbers = to + 12 * NR;
-    float header[2 * NR] = {};
-    int32_t totals[NR] = {};
-    int64_t columns = std::min<int64_t>(NR, outputs - panel * NR);
-    for (int64_t j = 0; j < columns; j++) {
-      header[j] = scales[panel * NR + j], header[NR + j] = bias[panel * NR + j];
-    }
-    for (int64_t i = 0; i < GROUP * groups_of(inputs); i++) {
-      for (int64_t j = 0; j < NR; j++) {
-        bool there = j < columns && i < inputs;
-        int8_t number = there ? weight[(panel * NR + j) * inputs + i] : 0;
-        numbers[i / GROUP * GROUP * NR + GROUP * j + i % GROUP] = number;
-        totals[j] += number;
+  int64_t blocks = blocks_of(inputs);
+  for (int64_t j = 0; j < outputs; j++) {
+    int64_t column = j % NR;
+    int8_t* to = packed + factor_bytes(inputs) + j / NR * panel_bytes(inputs);
+    std::memcpy(to + 4 * column, bias + j, 4);
+    to += BIASES;
+    for (int64_t block = 0; block < blocks; block++) {
+      int64_t count = std::min(BLOCK, inputs - block * BLOCK);
+      const int8_t* from = weight + j * inputs + block * BLOCK;
+      int32_t total = 0;
+      for (int64_t i = 0; i < count; i++) {
+        to[SCALES + i / GROUP * GROUP * NR + GROUP * column + i % GROUP] = from[i];
+        total += from[i];
       }
+      float scale = scales[j * blocks + block], scaled = static_cast<float>(total) * scale;
+      std::memcpy(to + 4 * column, &scale, 4);
+      std::memcpy(to + 4 * (NR + column), &scaled, 4);
+      to += SCALES + groups_of(count) * GROUP * NR;
     }
-    std::memcpy(to, header, sizeof header);
-    std::memcpy(to + sizeof header, totals, sizeof totals);
   }
 }
 
-// out = act(x * weight^T + bias), with x rounded to whole numbers, row by row.
+// out = act(x * weight^T + bias), with x rounded to whole numbers, row by row and block by block.
 void adamix_linear_int8(const float* x, int64_t ldx, int64_t rows, int64_t inputs, int64_t outputs,
                         const int8_t* packed, float* out, int64_t ldo, int32_t activation,
                         int32_t threads) {
   constexpr int64_t AT_ONCE = 32;
-  int64_t width = (inputs + W - 1) / W * W;
+  int64_t width = (inputs + W - 1) / W * W, blocks = blocks_of(inputs);
   const float* factors = reinterpret_cast<const float*>(packed);
   const int8_t* panels = packed + factor_bytes(inputs);
-  Worth* worth = reinterpret_cast<Worth*>(scratch(3, rows * 2 + (rows * width + GROUP - 1) / GROUP));
-  Whole* whole = reinterpret_cast<Whole*>(worth + rows);
+  Worth* worth = reinterpret_cast<Worth*>(scratch(3, rows * (2 * blocks + width / GROUP)));
+  Whole* whole = reinterpret_cast<Whole*>(worth + rows * blocks);
   pool().run((rows + AT_ONCE - 1) / AT_ONCE, threads, [=](int64_t piece) {
     for (int64_t row = piece * AT_ONCE; row < std::min(rows, (piece + 1) * AT_ONCE); row++) {
-      worth[row] = whole_row(x + row * ldx, factors, inputs, whole + row * width);
+      for (int64_t block = 0; block < blocks; block++) {
+        int64_t at = block * BLOCK;
+        worth[row * blocks + block] = whole_block(
+            x + row * ldx + at, factors + at, std::min(BLOCK, inputs - at), whole + row * width + at);
+      }
     }
   });
   in_pieces(rows, inputs, outputs, threads, [=](int64_t row, int64_t taken, int64_t first, int64_t last) {
-    whole_piece(whole + row * width, width, worth + row, taken, inputs, panels, first, last, outputs,
-                out + row * ldo, ldo, activation);
+    whole_piece(whole + row * width, width, worth + row * blocks, taken, inputs, panels, first, last,
+                outputs, out + row * ldo, ldo, activation);
   });
 }
 #endif

@@ -53,6 +53,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 _INT8_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "adamix_int8_block": (c_int64, []),
     "adamix_packed_int8": (c_int64, [c_int64] * 2),
     "adamix_pack_int8": (None, [c_void_p] * 4 + [c_int64] * 2 + [c_void_p]),
     "adamix_linear_int8": _SIGNATURES["adamix_linear"],
@@ -85,8 +86,10 @@ class Library:
             self._declare(_SIGNATURES)
             # to how many bits inputs are rounded for int8 weights; 0: there are no kernels for them
             self.int8_inputs: int = self._functions.adamix_int8_inputs()
+            self.int8_block = 0  # how many inputs share their scales
             if self.has_int8:
                 self._declare(_INT8_SIGNATURES)
+                self.int8_block = self._functions.adamix_int8_block()
         except (OSError, AttributeError) as error:
             raise NativeError(f"the native kernels could not be loaded: {error}") from None
 
@@ -113,9 +116,14 @@ class Library:
     def packed_int8(
         self, whole: Tensor, scales: Tensor, bias: Tensor, factors: Tensor | None = None
     ) -> Tensor:
-        """The same of an int8 weight `[outputs, inputs]` of -127 to 127, each output with its scale
-        `[outputs]`, as `linear_int8` takes it. Inputs are multiplied by `factors`, `[inputs]`."""
+        """The same of an int8 weight `[outputs, inputs]` of -127 to 127, as `linear_int8` takes it.
+        Each output has a scale for each block of `int8_block` inputs, `[outputs, blocks]`. Inputs
+        are multiplied by `factors`, `[inputs]`."""
         outputs, inputs = whole.shape
+        blocks = -(-inputs // self.int8_block)
+        assert scales.shape == (outputs, blocks), (
+            f"scales are {list(scales.shape)}; expected {[outputs, blocks]}"
+        )
         factors = scales.new_ones(inputs) if factors is None else factors.contiguous()
         whole, scales, bias = whole.contiguous(), scales.contiguous(), bias.contiguous()
         size = self._functions.adamix_packed_int8(inputs, outputs)
@@ -141,9 +149,9 @@ class Library:
     def linear_int8(
         self, x: Tensor, packed: Tensor, outputs: int, activation: int, out: Tensor | None = None
     ) -> Tensor:
-        """The same with int8 weights. Each row's inputs are rounded to whole numbers of
-        `int8_inputs` bits: 16-bit ones are symmetric, 8-bit ones reach from the row's least input,
-        or 0, to its largest. Sums are exact."""
+        """The same with int8 weights. Each row's inputs are rounded, block by block, to whole
+        numbers of `int8_inputs` bits: 16-bit ones are symmetric, 8-bit ones reach from the block's
+        least input, or 0, to its largest. A block's sums are exact."""
         product = self._functions.adamix_linear_int8
         return self._product(product, x, packed, outputs, activation, out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from service.engine.activations import Activation
@@ -53,6 +54,14 @@ class NativeQuantized(Native):
         if largest is not None:
             factors = smoothing(largest, weight)
             weight = weight / factors
-        whole, scales = quantized(weight)
-        self._packed = library.packed_int8(whole, scales.squeeze(1), bias, factors)
+        self._packed = library.packed_int8(*in_blocks(weight, library.int8_block), bias, factors)
         self._product = library.linear_int8
+
+
+def in_blocks(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """A weight `[outputs, inputs]` in int8, and the scales of each row's blocks, `[outputs,
+    blocks]`."""
+    outputs, inputs = weight.shape
+    padded = F.pad(weight, (0, -inputs % block)).view(-1, block)
+    whole, scales = quantized(padded)
+    return whole.view(outputs, -1)[:, :inputs], scales.view(outputs, -1)
