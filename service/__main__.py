@@ -22,6 +22,7 @@ from adapters.bucket.objects import is_bucket
 from adapters.commands import DefaultCommand
 from adapters.errors import AdaMixError, for_operators
 from adapters.regular import is_folder
+from adapters.startup import without_collection
 from service.http.addresses import bound
 from service.http.connections import ConnectionSettings
 from service.http.server import Config, Server
@@ -128,9 +129,10 @@ def main(
             log.warning("a variable is no setting, and has no effect", variable=name)
         # before all that takes time, or makes a key
         with placed(settings) as place:
-            from service.app import create_app
+            with without_collection():
+                from service.app import create_app
 
-            application = create_app(settings)
+                application = create_app(settings)
             raise typer.Exit(serve(application, application.state.service, settings, place))
     except AdaMixError as error:
         typer.echo(f"error: {for_operators(error)}", err=True)
@@ -205,9 +207,11 @@ def predict(
             workers=1, **{name: value for name, value in given.items() if value is not None}
         )
         logs.configure("error", settings.log_format)
-        from service.app import build_service
+        with without_collection():
+            from service.app import build_service
 
-        by_engine(job, build_service(for_files(settings)), name, version or None)
+            service = build_service(for_files(settings))
+        by_engine(job, service, name, version or None)
     except AdaMixError as error:
         typer.echo(f"error: {for_operators(error)}", err=True)
         raise typer.Exit(2) from None

@@ -15,6 +15,7 @@ import typer
 
 from adapters.errors import AdaMixError
 from adapters.spec import ProblemType
+from adapters.startup import without_collection
 from training import config, data, defaults, tasks
 from training.calibrate_command import calibrate
 from training.command_line import (
@@ -208,7 +209,7 @@ def main(
     """
     # here, since torch and transformers take seconds to import, which help and completion do not
     # wait for
-    with explaining_what_lacks():
+    with explaining_what_lacks(), without_collection():
         from adapters import backbone as backbones
         from training import label_words, warm_start
         from training.folder import Folders

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import AdaMixError
+from adapters.startup import without_collection
 from training.command_line import (
     DATA,
     LabelColumn,
@@ -72,7 +73,7 @@ def calibrate(
             --rows held-out.csv --twin twin.safetensors \\
             --out calibrated.safetensors
     """
-    with explaining_what_lacks():
+    with explaining_what_lacks(), without_collection():
         from training.calibration import coverage_told
         from training.evaluation import calibrated
 

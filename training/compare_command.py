@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import AdaMixError
+from adapters.startup import without_collection
 from training.command_line import check_outputs, explaining_what_lacks
 from training.config import RESULTS
 
@@ -44,7 +45,7 @@ def compare(
 
         python -m training compare runs/* --metric f1_macro --report compared.html
     """
-    with explaining_what_lacks():
+    with explaining_what_lacks(), without_collection():
         from training.comparison import compared, found_runs
         from training.report import write_comparison
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import AdaMixError
+from adapters.startup import without_collection
 from training.command_line import (
     DATA,
     LabelColumn,
@@ -78,7 +79,7 @@ def evaluate(
         python -m training evaluate tickets --dev dev.csv \\
             --url http://localhost:8000
     """
-    with explaining_what_lacks():
+    with explaining_what_lacks(), without_collection():
         from training.evaluation import evaluated
         from training.served import evaluated_by_service
 
