@@ -39,6 +39,7 @@ NOT_RUN = {
     "echo ADAMIX_ADMIN_KEY=": "for the line that follows it",
     "docker compose --profile scale up": "containers: the next line but one checks them",
     "bash deploy/check-scale.sh": "containers",
+    "docker compose exec": "containers",
     "curl 'localhost:8080/": "Envoy: tests/service/test_balancer.py has one",
     "kubectl ": "a cluster: tests/test_kubernetes.py builds the manifests",
     "python -m benchmarks.gpu": (
