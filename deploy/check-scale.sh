@@ -61,7 +61,7 @@ check_kill() {
   docker kill "$first" >/dev/null
   pass "killed $(name_of "$first") after $said predictions"
   until_answered $((said + 500))
-  docker start "$first" >/dev/null
+  docker start "$first" >/dev/null # Docker takes a kill for a stop, after which it starts nothing by itself
   until_healthy "$first"
   pass "$(name_of "$first") is healthy again"
   until [ "$(in_replica "$first" answered)" -gt 0 ]; do until_answered $((said + 100)); done
