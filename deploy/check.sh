@@ -4,6 +4,7 @@
 # It works with a task of its own, which it deletes at the end, and stops and starts the service once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. deploy/expect.sh
 
 TASK=deploy-check
 SECONDS_TO_START=120
@@ -156,21 +157,11 @@ check_kept() {
   expect "DELETE /adapters/$TASK" 204 "$(delete_task)"
 }
 
-pass() { printf 'ok    %s\n' "$*"; }
-fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
-
-expect() { # what, expected, found
-  [ "$2" = "$3" ] || fail "$1: $3; expected $2"
-  pass "$1: $3"
-}
-
 health() { docker inspect --format '{{.State.Health.Status}}' "$(docker compose ps --all --quiet "$1")"; }
 in_service() { docker compose exec -T service "$@"; }
 # `docker compose logs` of compose 2.26 puts escape codes among the lines.
 service_log() { docker logs "$(docker compose ps --all --quiet service)" 2>&1; }
 
-ask() { curl --silent --show-error --noproxy '*' --max-time 120 "$@"; }
-status() { ask --output /dev/null --write-out '%{http_code}' "$@"; }
 upload() { status "${as_admin[@]}" -F "file=@$1" "$service/adapters"; }
 delete_task() { status "${as_admin[@]}" --request DELETE "$service/adapters/$TASK"; }
 predict() { # task, inputs as JSON: the status; the headers are kept for `version`

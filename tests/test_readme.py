@@ -37,7 +37,9 @@ NOT_RUN = {
     "pip install": "installs; CI's own targets do the same",
     "docker compose up": "containers: deploy/check.sh looks at what it starts",
     "echo ADAMIX_ADMIN_KEY=": "for the line that follows it",
-    "docker compose --profile scale up": "containers: tests/test_kubernetes.py reads the profile",
+    "docker compose --profile scale up": "containers: the next line but one checks them",
+    "bash deploy/check-scale.sh": "containers",
+    "docker compose exec": "containers",
     "curl 'localhost:8080/": "Envoy: tests/service/test_balancer.py has one",
     "kubectl ": "a cluster: tests/test_kubernetes.py builds the manifests",
     "python -m benchmarks.gpu": (

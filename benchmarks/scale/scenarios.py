@@ -61,7 +61,7 @@ def faster_device(setup: Setup, times: float, requests: int) -> list[Figures]:
     )
     return [
         {"times_as_fast": times, **steady(replace(setup, costs=faster), name, requests)}
-        for name in ("two choices", "bounded 1.25", SHIPPED, "bounded 2")
+        for name in ("two choices", "bounded 1.25", "bounded 1.5", "bounded 2")
     ]
 
 

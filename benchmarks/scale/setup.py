@@ -17,7 +17,7 @@ from benchmarks.scale.routing import Maglev, Policy, Random, TwoChoices, hashed,
 
 FACTORS = {f"bounded {factor / 100:g}": factor for factor in (125, 150, 200, 300)}
 POLICIES = ("random", "two choices", "hash", *FACTORS)
-SHIPPED = "bounded 1.5"  # the configuration in deploy/kubernetes-many
+SHIPPED = "bounded 1.25"  # the configuration in deploy/kubernetes-many
 # Of a task's requests at its first, second … further replica, by which caches are filled. Where
 # memory has room for all of them, as here, the figure hardly matters.
 PASSED_ON = 0.2

@@ -27,12 +27,12 @@ from benchmarks.scale.costs import Costs
 from benchmarks.scale.measure import TIMEOUT, fill
 from benchmarks.scale.popularity import zipf
 from benchmarks.scale.routing import Maglev, hashed
+from benchmarks.scale.setup import FACTORS, SHIPPED
 from tests.buckets import seaweedfs
 from tests.envoy import envoy
 from training.hardware import hardware
 
 REPLICAS = 3
-FACTOR = 150  # hash_balance_factor of the configuration
 LONE = 50  # requests one after the other, of which the median is what a request takes
 BODY = b'{"inputs": "a good film"}'
 
@@ -78,7 +78,7 @@ def validated(
             real.append((phase, [one - other for one, other in zip(after, before, strict=True)]))
             before = after
     addresses = [urlsplit(server.url).netloc for server in servers]
-    policy = Maglev(range(REPLICAS), addresses, [hashed(task) for task in names], FACTOR)
+    policy = Maglev(range(REPLICAS), addresses, [hashed(task) for task in names], FACTORS[SHIPPED])
     outcomes = simulated(policy, drawn, rates, lone, Sizes(slots, tasks, tasks))
     return {
         "backbone": backbone,

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from benchmarks.scale.routing import Counts, Maglev, hashed
+from benchmarks.scale.setup import FACTORS, SHIPPED
 from tests.envoy import envoy
 
 HOSTS = 10
-FACTOR = 150  # of the configuration that is shipped
 TASKS = ["task-0", "task-1", "task-2"]
 
 
@@ -72,7 +72,7 @@ def test_envoy_s_choices(tmp_path: Path) -> None:
         contextlib.ExitStack() as clients,
     ):
         balancer = urlsplit(url)
-        policy = Maglev(range(HOSTS), addresses, [hashed(task) for task in TASKS], FACTOR)
+        policy = Maglev(range(HOSTS), addresses, [hashed(task) for task in TASKS], FACTORS[SHIPPED])
         counts = Counts([0] * HOSTS)
         real, simulated = [], []
         for number in range(40):

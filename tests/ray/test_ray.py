@@ -27,6 +27,7 @@ pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 pytestmark = pytest.mark.timeout(600)
 FILM = {"inputs": "it is a good film"}
 CALLERS = 4
+START_SECONDS = 400  # of replicas, on a machine that others use
 REPLICA = "ray::ServeReplica"  # begins the title of its process
 
 
@@ -116,7 +117,7 @@ def cluster(
     reader = threading.Thread(target=_read, args=(process, said, listening), daemon=True)
     reader.start()
     try:
-        assert listening.get(timeout=400), "".join(said)
+        assert listening.get(timeout=START_SECONDS), "".join(said)
         yield found
     finally:
         found.kill()
@@ -186,7 +187,7 @@ def test_a_replica_that_is_killed_loses_no_request(cluster: Cluster) -> None:
             killed.kill()
             so_far = len(statuses)
             until(lambda: len(statuses) > so_far + 300)
-            until(lambda: len(cluster.replicas()) == 2)
+            until(lambda: len(cluster.replicas()) == 2, START_SECONDS)
         finally:
             over.set()
     for each in done:

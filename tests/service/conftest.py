@@ -67,11 +67,11 @@ def sample(client: httpx2.Client, name: str, **labels: str) -> float:
     return 0.0
 
 
-def until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
     """Ask again and again until it is so: for what follows an answer, or a client that left."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it was not so within a minute"
+        assert time.monotonic() < deadline, f"it was not so within {seconds:g} seconds"
 
 
 @contextmanager
