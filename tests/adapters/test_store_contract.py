@@ -33,15 +33,9 @@ from adapters.file import Adapter, load, parse
 from adapters.store import Store
 from adapters.traffic import Canary, Left, Rollback, Shadow, Split
 from tests.adapters.faulty_bucket import BACKBONE, Faulty
-from tests.buckets import S3, seaweedfs
+from tests.buckets import S3
 
 KINDS = ("folder", "memory", "seaweedfs")
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
 
 
 Open = Callable[..., AdapterStore]
