@@ -19,7 +19,7 @@ from adapters.errors import DamagedAdapter, InvalidAdapter, StoreError
 from adapters.file import Summary, read_summary, summary_of
 from adapters.pieces import read_file
 
-TRASH = "trash"  # where `gc` moves files, until it knows that no version names them
+TRASH = "trash"  # where `gc` moves files before it deletes them
 QUARANTINE = "quarantine"
 USUAL_HEADER_BYTES = 64 << 10
 
@@ -30,8 +30,7 @@ def key_of(digest: str) -> str:
 
 
 def trash_of(digest: str) -> str:
-    """The folder into which `gc` moves a file. Each run of it uses a name of its own there, so that
-    none takes away what another one may have to put back."""
+    """The folder into which `gc` moves a file, under another name each time."""
     return f"{TRASH}/{digest}"
 
 
@@ -91,7 +90,7 @@ class Blobs:
 
     def _found(self, digest: str) -> memoryview | None:
         found = self._objects.fetch(key_of(digest))
-        if found is None:  # `gc` may move it, or put it back
+        if found is None:  # `gc` may have moved it, and may put it back
             for moved in self._objects.under(trash_of(digest)):
                 found = found or self._objects.fetch(moved.key)
             found = found or self._objects.fetch(key_of(digest))

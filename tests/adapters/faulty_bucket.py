@@ -19,12 +19,14 @@ BACKBONE = BackboneRef(
 
 class Faulty(Objects):
     """A bucket, in memory if no other is given: `before` is called before a call with its name and
-    key, and may raise; `after` is called after one that creates."""
+    key, and may raise; `after` is called after one that creates. `dated` says when objects were
+    last written, by key, in place of the bucket."""
 
     def __init__(self, store: ObjectStore | None = None) -> None:
         super().__init__("memory:///", store or MemoryStore())
         self.before: Callable[[str, str], None] = lambda *_: None
         self.after: Callable[[str, str], None] = lambda *_: None
+        self.dated: Callable[[str], datetime] | None = None
 
     def fetch(self, key: str) -> memoryview | None:
         self.before("read", key)
@@ -46,11 +48,14 @@ class Faulty(Objects):
 
     def modified(self, key: str) -> datetime | None:
         self.before("modified", key)
-        return super().modified(key)
+        modified = super().modified(key)
+        return modified if modified is None or self.dated is None else self.dated(key)
 
     def under(self, folder: str, after: str | None = None) -> Iterator[Listed]:
         self.before("list", folder)
-        return super().under(folder, after)
+        for found in super().under(folder, after):
+            modified = found.modified if self.dated is None else self.dated(found.key)
+            yield Listed(found.key, found.bytes, modified)
 
     def delete(self, key: str) -> None:
         self.before("delete", key)
