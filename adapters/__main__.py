@@ -391,7 +391,8 @@ def copy(
     """Copy every version of every task from one store into another, such as from a folder into a
     bucket.
 
-    What is there already stays. Running it again goes on where it ended.
+    Each task gets the active version and the division of traffic that it has in FROM. Versions that
+    are in TO already stay. Running it again goes on where it ended.
 
     ```
     python -m adapters copy var/store s3://adapters/prod

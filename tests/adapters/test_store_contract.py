@@ -269,6 +269,59 @@ def test_copying_a_store(
         assert served.get("sst2").digest == versions[0].digest
 
 
+def test_a_copy_of_divided_traffic(
+    s3: S3, tmp_path: Path, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`copy` divides each task's traffic as the source does, also where the target divided it
+    otherwise, or the source divides it no more."""
+    s3.export(monkeypatch)
+    folder, bucket = tmp_path / "store", s3.url("divided")
+
+    def copied() -> Split | None:
+        assert command("copy", str(folder), bucket)[0] == 0
+        assert command("copy", bucket, str(tmp_path / "back"))[0] == 0
+        with Store(tmp_path / "back") as back:
+            return back.entry("sst2").split
+
+    with Store(folder) as store:
+        a, b, c = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files))
+        split = Split(active=a.digest, canary=Canary(b.digest, 5), shadow=Shadow(c.digest, 100))
+        store.set_split("sst2", split)
+    assert copied() == split
+    left = Left(b.digest, "why", 1.0)
+    ended = split.without_canary(left)
+    with Store(folder) as store:
+        assert store.end_canary("sst2", split, left)
+    assert copied() == ended
+    with Store(folder) as store:
+        store.set_split("sst2", None)
+    assert copied() is None
+
+
+def test_a_copy_of_what_is_no_whole_store(
+    s3: S3, tmp_path: Path, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`copy` refuses a folder of other files, a prefix without a log, and a store of which a task
+    cannot be read; an empty store is one."""
+    s3.export(monkeypatch)
+    target, other = str(tmp_path / "to"), tmp_path / "other"
+    other.mkdir()
+    (other / "sst2.safetensors").write_bytes(files[0])
+    for source in (str(other), s3.url("nothing")):
+        code, said, sentence = command("copy", source, target)
+        assert (code, said) == (2, "")
+        assert f"{source} is no store" in sentence
+    Store(tmp_path / "empty").close()
+    assert command("copy", str(tmp_path / "empty"), target)[0] == 0
+    with Store(tmp_path / "store") as store:
+        store.put(parse(files[0]))
+    (tmp_path / "store" / "mrpc").mkdir()
+    (tmp_path / "store" / "mrpc" / "active").write_text("0" * 64)
+    code, said, sentence = command("copy", str(tmp_path / "store"), target)
+    assert (code, said) == (2, "")
+    assert "is not whole: task 'mrpc'" in sentence
+
+
 def test_a_copy_without_room_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
