@@ -16,6 +16,7 @@ import structlog
 from starlette.requests import HTTPConnection
 
 from adapters.errors import AdaMixError
+from adapters.regular import descriptor_of
 from adapters.spec import shown
 from service.http.bearer import bears, key_of
 from service.http.sentences import quoted
@@ -34,6 +35,8 @@ from service.refusals import (
 API_KEY = "the API key (ADAMIX_API_KEY)"
 ADMIN_KEY = "the admin key (ADAMIX_ADMIN_KEY)"
 MAX_HOST_CHARACTERS = 300  # of a DNS name 253, and a port
+MAX_KEPT_BYTES = 4096
+VISIBLE = range(ord("!"), ord("~") + 1)  # what a header can carry
 
 
 class UnsafeKeyFile(AdaMixError):
@@ -232,20 +235,30 @@ def kept_admin_key(store: Path) -> tuple[str, Path, bool]:
 
 
 def _kept(path: Path) -> str:
+    """Its key; empty where there is no file, or nothing in it."""
     if path.is_symlink():
         raise UnsafeKeyFile(f"the admin key's file {path} is a symbolic link; expected a file")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = descriptor_of(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return ""
-    with os.fdopen(descriptor) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
             raise UnsafeKeyFile(f"the admin key's file {path} is no regular file; expected a file")
-        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        mode = stat.S_IMODE(about.st_mode)
         # Its group may use it: on a volume, Kubernetes' fsGroup changes the mode so.
         if mode & stat.S_IRWXO:
             raise UnsafeKeyFile(
                 f"the admin key's file {path} has mode {mode:04o}, so that every user of this"
                 f" machine may know it; expected mode 0600, and a new key: rm {path}"
             )
-        return file.read().strip()
+        key = os.read(descriptor, MAX_KEPT_BYTES).strip()
+    finally:
+        os.close(descriptor)
+    if not all(byte in VISIBLE for byte in key):
+        raise UnsafeKeyFile(
+            f"the admin key's file {path} holds what no header can carry; expected one line of"
+            f" letters, digits and signs, or no file, and a new key: rm {path}"
+        )
+    return key.decode()
