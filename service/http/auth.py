@@ -114,12 +114,20 @@ class Guard:
         key = key_of(request)
         if key is not None and self._keys is not None:
             self._keys.limits.take_rows(key, rows)
+            _count_rows(request, rows)
 
     def owe_rows(self, request: HTTPConnection, rows: int) -> None:
         """Count rows of a request that were not known before."""
         key = key_of(request)
         if key is not None and self._keys is not None:
             self._keys.limits.owe_rows(key, rows)
+            _count_rows(request, rows)
+
+    def give_back(self, request: HTTPConnection) -> None:
+        """Count a request no more, nor its rows: another process counts it."""
+        key = key_of(request)
+        if key is not None and self._keys is not None:
+            self._keys.limits.give_back(key, 1, getattr(request.state, "rows", 0))
 
     @property
     def hides_tasks(self) -> bool:
@@ -203,6 +211,10 @@ class Guard:
         except ValueError:  # such as "["
             return False
         return is_loopback(name) or name in (self._hosts or ())
+
+
+def _count_rows(request: HTTPConnection, rows: int) -> None:
+    request.state.rows = getattr(request.state, "rows", 0) + rows
 
 
 def _address(request: HTTPConnection) -> str:
