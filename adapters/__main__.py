@@ -354,13 +354,15 @@ def gc(
         str, typer.Argument(metavar="STORE", help="A bucket's address, such as s3://bucket/prefix.")
     ],
     older_than: Annotated[
-        float, typer.Option(min=1, metavar="HOURS", help="Of the last write of a file.")
+        float,
+        typer.Option(min=1, metavar="HOURS", help="The grace period, from a file's last write."),
     ],
 ) -> None:
     """Delete the files of a store in a bucket that no version names any more.
 
-    Deletions of tasks and versions leave the files there. A file that was written within the grace
-    period stays: its upload may be under way.
+    Deletions of tasks and versions leave the files there. Their first `gc` moves them to the
+    bucket's trash; after one more grace period, the next one deletes them. A file that was written
+    within the grace period stays: its upload may be under way.
 
     ```
     python -m adapters gc s3://adapters/prod --older-than 168
@@ -372,10 +374,13 @@ def gc(
     if not is_bucket(store):
         _fail(f"{store} is no bucket's address; expected one, such as s3://bucket/prefix")
     try:
-        deleted = collect(connect(store, BUCKET_SECONDS), older_than * 3600)
+        done = collect(connect(store, BUCKET_SECONDS), older_than * 3600)
     except AdaMixError as error:
         _fail(for_operators(error))
-    typer.echo(f"deleted {len(deleted)} files of {store}")
+    typer.echo(
+        f"moved {len(done.moved)} files of {store} to its trash, and deleted {len(done.deleted)}"
+        " that were there for longer than the grace period"
+    )
 
 
 @app.command()
@@ -386,7 +391,8 @@ def copy(
     """Copy every version of every task from one store into another, such as from a folder into a
     bucket.
 
-    What is there already stays. Running it again goes on where it ended.
+    Each task gets the active version and the division of traffic that it has in FROM. Versions that
+    are in TO already stay. Running it again goes on where it ended.
 
     ```
     python -m adapters copy var/store s3://adapters/prod

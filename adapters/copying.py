@@ -13,14 +13,15 @@ from adapters.entry import Entry
 from adapters.errors import StoreError
 from adapters.regular import is_folder
 from adapters.spec import BackboneRef
-from adapters.store import Store
+from adapters.store import LOCK, Store
 
 
 def copied(source: str, target: str, timeout: float) -> int:
-    """Put every version of `source` into `target`, each task's oldest first, and activate the
-    active ones. Returns how many versions there are. Raises StoreError, or DamagedAdapter at the
-    first version that cannot be read; what was copied before stays. `timeout` is in seconds, of one
-    access to a bucket."""
+    """Put every version of `source` into `target`, each task's oldest first; activate the active
+    ones, and divide their traffic as it is in `source`. Returns how many versions there are. Raises
+    StoreError, also where `source` is no store or a part of it cannot be read, or DamagedAdapter at
+    the first version that cannot be read; what was copied before stays. `timeout` is in seconds, of
+    one access to a bucket."""
     if not is_bucket(source) and not is_folder(source):
         raise StoreError(f"there is no folder {source}; expected a store")
     count = 0
@@ -34,6 +35,7 @@ def copied(source: str, target: str, timeout: float) -> int:
             ) from None
         here = _opened(source, cache, timeout, None, read_only=True)
         stack.callback(here.close)
+        _check_whole(here, source)
         entries = here.entries()
         there = _opened(target, cache, timeout, _backbone(here, entries), read_only=False)
         stack.callback(there.close)
@@ -42,7 +44,27 @@ def copied(source: str, target: str, timeout: float) -> int:
                 adapter = here.get(entry.task, version.digest)
                 there.put(adapter, activate=version.digest == entry.active)
                 count += 1
+            if entry.active is not None:
+                there.set_split(entry.task, entry.split)
     return count
+
+
+def _check_whole(store: AdapterStore, source: str) -> None:
+    """Raises StoreError where a copy would have nothing, or less than was meant."""
+    if isinstance(store, BucketStore):
+        begun = store.generation > 0
+    else:
+        begun = len(store) > 0 or (Path(source) / LOCK).exists()
+    if store.problems:
+        raise StoreError(
+            f"the store {source} is not whole: {store.problems[0]}; expected that to be mended"
+            " before it is copied"
+        )
+    if not begun:
+        raise StoreError(
+            f"{source} is no store: it has no task; expected a folder or a bucket that a service"
+            " had as ADAMIX_STORE"
+        )
 
 
 def _backbone(store: AdapterStore, entries: list[Entry]) -> BackboneRef | None:

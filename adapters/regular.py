@@ -55,16 +55,17 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
 
 
-def descriptor_of(path: Path | str) -> int:
-    """A descriptor that is opened to be read without waiting for a pipe's writer, and that does not
-    wait when it is read. Raises OSError."""
+def descriptor_of(path: Path | str, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """A descriptor that is opened without waiting for the other end of a pipe, and that does not
+    wait when it is used. `flags` and `mode` are `os.open`'s. Raises OSError."""
+    flags |= os.O_CLOEXEC
     try:
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(path, flags | os.O_NONBLOCK, mode)
     except BlockingIOError:
         # Another program has a lease of the file, such as a file server's. The kernel takes it away
         # in time (/proc/sys/fs/lease-break-time).
         check_regular(Path(path))
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, flags, mode)
 
 
 def _opened(path: Path | str, *, pipes: bool) -> BufferedReader:

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
 
 from adapters.errors import AdaMixError
+from adapters.regular import descriptor_of
 
 STDOUT = "-"
 
@@ -90,8 +90,7 @@ class AuditLog:
             os.close(descriptor)
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        return os.open(Path(self._place), flags, 0o640)
+        return descriptor_of(self._place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
 
     def _write(self, descriptor: int, line: bytes) -> None:
         written = os.write(descriptor, line)

@@ -14,7 +14,7 @@ import structlog
 
 from adapters.adapter_store import AdapterStore
 from adapters.entry import Entry
-from adapters.errors import AdaMixError, BackboneMismatch, DamagedAdapter
+from adapters.errors import BackboneMismatch, DamagedAdapter
 from adapters.file import Adapter
 from adapters.parity import check_backbone, check_parity
 from adapters.spec import BackboneRef
@@ -193,7 +193,7 @@ class Service:
             return adapter
         try:
             return await self._counting(task, choice)
-        except AdaMixError as error:
+        except Exception as error:  # whatever it is: the active version answers
             self.rollouts.failed(task, choice.digest, error)
             return adapter
 

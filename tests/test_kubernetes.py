@@ -218,6 +218,32 @@ def test_kustomize_closes_the_metrics(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("base", ["kubernetes", "kubernetes-many"])
+def test_kustomize_mounts_a_keys_file(base: str, tmp_path: Path) -> None:
+    """The component keys mounts a secret's keys file as a folder that the pod's group alone reads,
+    tells the service where it is, and gives Prometheus a key."""
+    for folder in (FOLDER, MANY):
+        shutil.copytree(folder, tmp_path / folder.name)
+    own = {"resources": [base], "components": ["kubernetes/keys"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    found = {(each["kind"], each["metadata"]["name"]): each for each in built(tmp_path)}
+    deployment = found["Deployment", "adamix"]
+    validate(deployment)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "keys")
+    assert mount == {"name": "keys", "mountPath": "/keys", "readOnly": True}
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "keys")
+    assert volume["secret"] == {"secretName": "adamix-keys", "defaultMode": 0o440}
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert environment["ADAMIX_KEYS_FILE"] == "/keys/keys.toml"
+    monitor = found["ServiceMonitor", "adamix"]
+    operator.ServiceMonitor.model_validate(monitor)
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["authorization"]["credentials"] == {"name": "adamix", "key": "metrics-key"}
+
+
 @pytest.fixture(scope="module")
 def many() -> dict[str, dict[str, Any]]:
     """The objects of the replicas behind Envoy, each by its kind and name."""

@@ -19,6 +19,7 @@ from adapters.errors import DamagedAdapter, InvalidAdapter, StoreError
 from adapters.file import Summary, read_summary, summary_of
 from adapters.pieces import read_file
 
+TRASH = "trash"  # where `gc` moves files before it deletes them
 QUARANTINE = "quarantine"
 USUAL_HEADER_BYTES = 64 << 10
 
@@ -26,6 +27,11 @@ USUAL_HEADER_BYTES = 64 << 10
 def key_of(digest: str) -> str:
     """Where the bucket has a file."""
     return f"blobs/{digest}{SUFFIX}"
+
+
+def trash_of(digest: str) -> str:
+    """The folder into which `gc` moves a file, under another name each time."""
+    return f"{TRASH}/{digest}"
 
 
 class Blobs:
@@ -65,7 +71,7 @@ class Blobs:
             return data
         for _ in range(2):
             began = time.perf_counter()
-            found = self._objects.fetch(key_of(digest))
+            found = self._found(digest)
             if found is None:
                 raise DamagedAdapter(
                     f"the bucket {self._objects.url} has no {key_of(digest)!r}; expected the"
@@ -81,6 +87,14 @@ class Blobs:
             f"{key_of(digest)!r} of the bucket {self._objects.url} is damaged: its sha256 is"
             f" {sha256[:12]}…; expected {digest[:12]}…, and the adapter to be uploaded again"
         )
+
+    def _found(self, digest: str) -> memoryview | None:
+        found = self._objects.fetch(key_of(digest))
+        if found is None:  # `gc` may have moved it, and may put it back
+            for moved in self._objects.under(trash_of(digest)):
+                found = found or self._objects.fetch(moved.key)
+            found = found or self._objects.fetch(key_of(digest))
+        return found
 
     def header(self, version: Version) -> Summary | None:
         """What a file's header says, from the copy, or else from the bucket, which then gives no
@@ -105,8 +119,8 @@ class Blobs:
         self.keep(digest, data)
 
     def mend(self, digest: str, data: bytes | bytearray | memoryview) -> None:
-        """Write a file to the bucket if it is not there: `gc` may have deleted an old one while its
-        upload was under way."""
+        """Write a file to the bucket if it is not there: `gc` may have deleted it while its upload
+        was under way, before the log had the change that names it."""
         if not self._objects.exists(key_of(digest)):
             self._objects.write(key_of(digest), data)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # an extra
     from obstore.store import ClientConfig, ObjectStore
 
 SCHEMES = ("s3", "gs", "az")
-OWN = ("blobs", "log", "snapshots", "probe")  # what a store keeps under its prefix
+OWN = ("blobs", "trash", "log", "snapshots", "probe")  # what a store keeps under its prefix
 NAMED = 3  # objects that a sentence names
 
 

@@ -163,8 +163,10 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError):  # which PyTorch's reader will say
-        return
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # also names that are no UTF-8
+        raise CannotConvert(
+            f"{path.name} is a damaged archive; expected a PyTorch or safetensors file"
+        ) from None
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CannotConvert(
             f"{path.name} is a compressed archive, which could become larger than the memory;"

@@ -16,6 +16,7 @@ import structlog
 from starlette.requests import HTTPConnection
 
 from adapters.errors import AdaMixError
+from adapters.regular import descriptor_of
 from adapters.spec import shown
 from service.http.bearer import bears, key_of
 from service.http.sentences import quoted
@@ -34,6 +35,8 @@ from service.refusals import (
 API_KEY = "the API key (ADAMIX_API_KEY)"
 ADMIN_KEY = "the admin key (ADAMIX_ADMIN_KEY)"
 MAX_HOST_CHARACTERS = 300  # of a DNS name 253, and a port
+MAX_KEPT_BYTES = 4096
+VISIBLE = range(ord("!"), ord("~") + 1)  # what a header can carry
 
 
 class UnsafeKeyFile(AdaMixError):
@@ -111,12 +114,20 @@ class Guard:
         key = key_of(request)
         if key is not None and self._keys is not None:
             self._keys.limits.take_rows(key, rows)
+            _count_rows(request, rows)
 
     def owe_rows(self, request: HTTPConnection, rows: int) -> None:
         """Count rows of a request that were not known before."""
         key = key_of(request)
         if key is not None and self._keys is not None:
             self._keys.limits.owe_rows(key, rows)
+            _count_rows(request, rows)
+
+    def give_back(self, request: HTTPConnection) -> None:
+        """Count a request no more, nor its rows: another process counts it."""
+        key = key_of(request)
+        if key is not None and self._keys is not None:
+            self._keys.limits.give_back(key, 1, getattr(request.state, "rows", 0))
 
     @property
     def hides_tasks(self) -> bool:
@@ -202,6 +213,10 @@ class Guard:
         return is_loopback(name) or name in (self._hosts or ())
 
 
+def _count_rows(request: HTTPConnection, rows: int) -> None:
+    request.state.rows = getattr(request.state, "rows", 0) + rows
+
+
 def _address(request: HTTPConnection) -> str:
     return request.client.host if request.client is not None else ""
 
@@ -232,20 +247,30 @@ def kept_admin_key(store: Path) -> tuple[str, Path, bool]:
 
 
 def _kept(path: Path) -> str:
+    """Its key; empty where there is no file, or nothing in it."""
     if path.is_symlink():
         raise UnsafeKeyFile(f"the admin key's file {path} is a symbolic link; expected a file")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = descriptor_of(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return ""
-    with os.fdopen(descriptor) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
             raise UnsafeKeyFile(f"the admin key's file {path} is no regular file; expected a file")
-        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        mode = stat.S_IMODE(about.st_mode)
         # Its group may use it: on a volume, Kubernetes' fsGroup changes the mode so.
         if mode & stat.S_IRWXO:
             raise UnsafeKeyFile(
                 f"the admin key's file {path} has mode {mode:04o}, so that every user of this"
                 f" machine may know it; expected mode 0600, and a new key: rm {path}"
             )
-        return file.read().strip()
+        key = os.read(descriptor, MAX_KEPT_BYTES).strip()
+    finally:
+        os.close(descriptor)
+    if not all(byte in VISIBLE for byte in key):
+        raise UnsafeKeyFile(
+            f"the admin key's file {path} holds what no header can carry; expected one line of"
+            f" letters, digits and signs, or no file, and a new key: rm {path}"
+        )
+    return key.decode()

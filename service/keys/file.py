@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import AdaMixError
+from adapters.regular import opened
 from adapters.spec import shown
 from service.keys.hashes import BadHash, check_hash
 from service.keys.key import NAME, PATTERN, SCOPES, Key
@@ -41,14 +42,13 @@ class InvalidKeys(AdaMixError):
 def read(path: Path) -> dict[str, Key]:
     """The keys of a file, by name. Raises InvalidKeys with one sentence that names the line."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            _check_file(path, os.fstat(descriptor))
+        with opened(path) as file:
+            _check_readers(path, os.fstat(file.fileno()))
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InvalidKeys(
-            f"the keys file {path} (ADAMIX_KEYS_FILE) cannot be read: {error.strerror};"
-            " expected a file that this user may read"
+            f"the keys file {path} (ADAMIX_KEYS_FILE) cannot be read: {error.strerror}; expected a"
+            " file that this user may read"
         ) from None
     if len(data) > MAX_BYTES:
         raise InvalidKeys(f"the keys file {path} has more than {MAX_BYTES} bytes; expected fewer")
@@ -113,10 +113,8 @@ def block(key: Key) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check_file(path: Path, about: os.stat_result) -> None:
+def _check_readers(path: Path, about: os.stat_result) -> None:
     """Links to it are followed: Kubernetes mounts a Secret's files as links."""
-    if not stat.S_ISREG(about.st_mode):
-        raise InvalidKeys(f"the keys file {path} is no regular file; expected one")
     mode = stat.S_IMODE(about.st_mode)
     if mode & stat.S_IRWXO:
         raise InvalidKeys(

@@ -77,6 +77,17 @@ class Limits:
         if bucket is not None:
             bucket.take(rows, self._clock())
 
+    def give_back(self, key: Key, requests: int, rows: int) -> None:
+        """What was taken for a request that another process counts."""
+        now = self._clock()
+        for what, rate, number in (
+            ("requests", key.requests_per_second, requests),
+            ("rows", key.rows_per_second, rows),
+        ):
+            bucket = self._bucket(key, what, rate)
+            if bucket is not None:
+                bucket.take(-number, now)
+
     def forget(self, names: set[str]) -> None:
         """Drop the buckets of all keys but these."""
         for name, what in list(self._buckets):

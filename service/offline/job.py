@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import orjson
 from adapters.disk import written_whole
 from adapters.errors import DataError, InvalidText
 from adapters.regular import is_folder, is_there, opened
-from adapters.rows import read_rows
+from adapters.rows import JSON_LINES, read_rows
 from adapters.spec import shortened
 from adapters.text import TextInput, check_encodable, check_text
 from service.offline.answers import Answer, Answerer
@@ -154,6 +155,8 @@ def _looked_through(job: Job, answerer: Answerer) -> _Survey:
     names = job.columns(answerer.scored.text_pair)
     check = check_text if answerer.strict else check_encodable
     columns: dict[str, type] = {}
+    kinds = (job.source.suffix.lower(), job.out.suffix.lower())
+    without_infinity = any(kind in JSON_LINES for kind in kinds)
     count = 0
     for number, row in read_rows(job.source, None):  # all its columns go to the output
         count += 1
@@ -172,6 +175,8 @@ def _looked_through(job: Job, answerer: Answerer) -> _Survey:
             except InvalidText as error:
                 raise DataError(f"{where}: {error}") from None
         _check_writable(row, f"{job.source}, line {number}")
+        if without_infinity:
+            _check_finite(row, f"{job.source}, line {number}")
         for name, value in row.items():
             columns[name] = _joined(columns.get(name), value)
     if not count:
@@ -195,6 +200,21 @@ def _check_writable(row: dict[str, Any], where: str) -> None:
             f"{where}, cannot be written to the output: {shortened(error)}; expected values that"
             " JSON has"
         ) from None
+
+
+def _check_finite(row: dict[str, Any], where: str) -> None:
+    """Raises DataError for NaN or infinity: JSON lines have neither, and null would be written."""
+    for name, value in row.items():
+        rest = [value]
+        while rest:
+            part = rest.pop()
+            if isinstance(part, float) and not math.isfinite(part):
+                raise DataError(
+                    f"{where}, column {name!r}, holds {part!r}; expected finite numbers, or null:"
+                    " JSON lines have no others"
+                )
+            if isinstance(part, list | dict):
+                rest += part.values() if isinstance(part, dict) else part
 
 
 class _Nothing:

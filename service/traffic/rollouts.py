@@ -31,6 +31,7 @@ from service.telemetry.latency import Latencies
 from service.traffic.seen import Seen, Verdict, judged
 
 RETRY_SECONDS = 1.0  # before the end of a canary is written again
+TOLD_SECONDS = 60.0  # between two lines in the log about a canary's failures
 MOST_LOADING = 64  # requests whose rows wait for another version's file, to be compared
 NO_FAULT = (DeviceOutOfMemory, StoreUnreachable)  # of the version that met it
 
@@ -62,6 +63,8 @@ class Rollout:
     latencies: Latencies = field(default_factory=Latencies)  # by role: seconds a row
     due: float = 0.0  # how much of a request the shadow is owed
     leaving: bool = False
+    untold: int = 0  # failures of the canary since the last line in the log about them
+    tell_at: float = 0.0  # when there may be the next one, by the monotonic clock
 
     def __post_init__(self) -> None:
         for role in ("active", *self.split.roles()):
@@ -150,7 +153,18 @@ class Rollouts:
         """The rows of one request were run: count them, and compare some.
 
         Raises NotFinite if a canary gave logits that are NaN or infinite; then nothing was counted.
+        Else raises nothing: the rows are answered, whatever becomes of their comparison.
         """
+        try:
+            self._ran(rows, outcomes)
+        except NotFinite:
+            raise
+        except Exception:
+            log.exception("a request was answered, but not counted or compared in full")
+
+    def _ran(
+        self, rows: Sequence[tuple[Admitted, Tokens]], outcomes: Sequence[Outcome[Logits]]
+    ) -> None:
         if all(admitted.role is None for admitted, _ in rows):
             return
         groups = [
@@ -182,12 +196,16 @@ class Rollouts:
             return
         if not isinstance(error, NO_FAULT):
             rollout.seen["canary"].failed(non_finite=isinstance(error, NotFinite))
-        log.warning(
-            "a canary failed; the active version answers",
-            task=task,
-            version=digest[:12],
-            error=for_operators(error) or repr(error),
-        )
+        rollout.untold += 1
+        if (now := time.monotonic()) >= rollout.tell_at:
+            log.warning(
+                "a canary failed; the active version answers",
+                task=task,
+                version=digest[:12],
+                error=for_operators(error) or repr(error),
+                failures=rollout.untold,
+            )
+            rollout.untold, rollout.tell_at = 0, now + TOLD_SECONDS
         self._apply_rule(rollout)
 
     async def close(self) -> None:
@@ -273,10 +291,12 @@ class Rollouts:
     ) -> None:
         try:
             held = await self._bring(rollout.task, other)
+            self._offer_all(rollout, role, held, pairs)
         except AdaMixError as error:
             _lost(rollout.seen[role], role, error, len(pairs))
-            return
-        self._offer_all(rollout, role, held, pairs)
+        except Exception as error:  # else only the end of the task would have it
+            log.exception("a version could not be compared", task=rollout.task, version=other[:12])
+            _lost(rollout.seen[role], role, error, len(pairs))
 
     def _offer_all(
         self,
@@ -350,14 +370,15 @@ class Rollouts:
                         reason=reason,
                     )
                 return
-            except StoreError as error:
+            except Exception as error:  # of the store, or a fault of ours: the canary must go
                 if not told:
                     told = True
                     log.error(
                         "a canary gets no more requests, but its end cannot be written",
                         task=rollout.task,
                         version=canary.digest[:12],
-                        error=for_operators(error),
+                        error=for_operators(error) or repr(error),
+                        exc_info=not isinstance(error, AdaMixError),
                     )
             await asyncio.sleep(RETRY_SECONDS)
 

@@ -144,7 +144,7 @@ def create_app(
     kept = KeptBodies(MAX_KEPT_BYTES)
 
     def prediction(answer: Callable[[Request], Awaitable[Response]]) -> _Prediction:
-        return _Prediction(answer, relay, max_body_bytes, kept)
+        return _Prediction(answer, relay, guard, max_body_bytes, kept)
 
     async def inferred(request: Request) -> Response:
         return await infer(request, request.path_params["task"], request.path_params.get("version"))
@@ -173,10 +173,11 @@ class _Prediction:
         self,
         answer: Callable[[Request], Awaitable[Response]],
         relay: App,
+        guard: Guard,
         max_body_bytes: int,
         kept: KeptBodies,
     ) -> None:
-        self._answer, self._relay = answer, relay
+        self._answer, self._relay, self._guard = answer, relay, guard
         self._max_body_bytes, self._kept = max_body_bytes, kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,6 +205,7 @@ class _Prediction:
         except Exception as error:
             if not answers.at_fault(answers.status_of(error)):
                 raise
+        self._guard.give_back(request)
         return None
 
 

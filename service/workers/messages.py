@@ -23,7 +23,7 @@
                       Received(call, message) ->               which returned this
                    <- AppSend(call, message)                   the app awaits send(message)
                       Sent(call) ->                            the client has room for more
-                   <- AppReturned(call)                        the app has returned
+                   <- AppReturned(call, key)                   the app has returned
 
     in place of an answer
                    <- Refused(call, refusal, data)             to Admit and Run
@@ -247,7 +247,10 @@ class Sent(_Message, frozen=True):
 
 
 class AppReturned(_Message, frozen=True):
+    """`key` is the name of the key that the request bears, of the keys file."""
+
     call: int
+    key: str | None
 
 
 FromEngine = (

@@ -36,6 +36,8 @@ SCOPE = (
     *("headers", "client", "server", "subprotocols"),
 )
 
+KEY = "key"  # in the log's context, by `service.http.auth`
+
 log = structlog.get_logger("service")
 
 
@@ -99,8 +101,12 @@ class Relay:
                 elif isinstance(message, AppSend):
                     await send(message.message)
                     self._wire.send(Sent(call))
+                elif isinstance(message, AppReturned):
+                    if message.key is not None:  # the front end logs the request
+                        structlog.contextvars.bind_contextvars(**{KEY: message.key})
+                    return True
                 else:
-                    return message is not None
+                    return False
 
 
 class UnreadAnswers:
@@ -141,7 +147,8 @@ class RelayedRequest:
             await app({**scope, "asgi": {"version": "3.0"}}, self._receive, self._send)
         except Exception as error:
             log.error("the app failed on a request", exc_info=error)
-        self._wire.send(AppReturned(self._call))
+        key = structlog.contextvars.get_contextvars().get(KEY)
+        self._wire.send(AppReturned(self._call, key))
 
     def received(self, message: Message) -> None:
         """Handle what receive() has returned at the front end."""

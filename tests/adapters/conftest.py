@@ -13,6 +13,7 @@ from adapters.backbone import Backbone
 from adapters.bucket.store import BucketStore
 from adapters.store import Store
 from tests.adapters.faulty_bucket import BACKBONE, Faulty, Replica
+from tests.buckets import S3, seaweedfs
 from tests.tiny import random_adapter
 
 _numbers = itertools.count()
@@ -40,6 +41,12 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def bucket() -> Faulty:
     return Faulty()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""What other programs put into a store's bucket: changes, snapshots and files that no service
-wrote, and a `gc` meanwhile."""
+"""What other programs put into a store's bucket: changes and snapshots that no service wrote."""
 
 from __future__ import annotations
 
@@ -10,12 +9,9 @@ from typing import Any
 import pytest
 
 from adapters.bucket import log
-from adapters.bucket.gc import collect
 from adapters.errors import StoreError
 from adapters.file import parse
 from tests.adapters.faulty_bucket import Faulty, Replica
-
-HOUR = 3600
 
 
 @pytest.mark.parametrize(
@@ -98,48 +94,3 @@ def test_a_snapshot_is_taken_in_as_changes_are(
     store = replica("two")
     assert {entry.task for entry in store.entries()} == {"split", "sst2"}
     assert store.entry("split").split is None
-
-
-def test_gc_leaves_what_was_written_meanwhile(
-    bucket: Faulty, replica: Replica, files: list[bytes]
-) -> None:
-    """A file that no version named when `gc` read the log, and that an upload has written again
-    since, stays."""
-    store = replica("one")
-    for data in files[:2]:
-        store.put(parse(data))
-    first = parse(files[0])
-    store.delete_version("sst2", first.digest)
-    key = f"blobs/{first.digest}.safetensors"
-
-    def upload(name: str, _key: str) -> None:
-        if name == "read":  # `gc` has listed the files, and reads the log
-            bucket.before = lambda *_: None
-            bucket.write(key, first.data)
-
-    bucket.before = upload
-    assert collect(bucket, older_than=0) == []
-    assert bucket.exists(key)
-    assert collect(bucket, older_than=0) == [key]
-
-
-def test_gc_without_a_log_deletes_nothing(
-    bucket: Faulty, replica: Replica, files: list[bytes]
-) -> None:
-    """Where the log is gone, no version names any file: that is no reason to delete all of them."""
-    replica("one").put(parse(files[0]))
-    for folder in ("log", "snapshots"):
-        for each in list(bucket.under(folder)):
-            bucket.delete(each.key)
-    with pytest.raises(StoreError, match="has files and no log"):
-        collect(bucket, older_than=0)
-    assert [each.key for each in bucket.under("blobs")]
-
-
-@pytest.mark.parametrize("hours", [1e300, float("inf")])
-def test_gc_with_a_period_beyond_the_calendar(
-    hours: float, bucket: Faulty, replica: Replica, files: list[bytes]
-) -> None:
-    """Nothing is older than the calendar."""
-    replica("one").put(parse(files[0]))
-    assert collect(bucket, older_than=hours * HOUR) == []

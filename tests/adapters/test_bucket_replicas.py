@@ -13,7 +13,7 @@ import pytest
 
 from adapters.backbone import Backbone
 from adapters.bucket import log
-from adapters.bucket.gc import collect
+from adapters.bucket.gc import Collected, collect
 from adapters.bucket.objects import NotPermitted, connect
 from adapters.bucket.store import BucketStore
 from adapters.errors import DamagedAdapter, StoreError
@@ -128,8 +128,8 @@ def test_files_go_by_an_operator_s_command_alone(
     store.delete_version("sst2", versions[0].short)
     kept = [each.key for each in bucket.under("blobs")]
     assert len(kept) == 3
-    assert collect(bucket, older_than=3600) == []
-    assert collect(bucket, older_than=0) == [f"blobs/{versions[0].digest}.safetensors"]
+    assert collect(bucket, older_than=3600) == Collected([], [])
+    assert collect(bucket, older_than=0).moved == [f"blobs/{versions[0].digest}.safetensors"]
     assert len([each.key for each in bucket.under("blobs")]) == 2
     assert replica().get("sst2").digest == versions[2].digest
 

@@ -329,6 +329,18 @@ def test_folders_that_look_alike(bert: Backbone, tmp_path: Path) -> None:
     assert_refused(convert(folder, bert), "pytorch_adapter.bin looks like a Git LFS pointer, which")
 
 
+@pytest.mark.parametrize("damage", [(b"data.pkl", b"dat\xff.pkl"), (b"PK\x05\x06", b"PK\x00\x00")])
+def test_a_damaged_archive(damage: tuple[bytes, bytes], bert: Backbone, tmp_path: Path) -> None:
+    """An archive whose records cannot be listed, so that nobody knows how large it becomes, is
+    refused in a sentence."""
+    folder = write(tmp_path / "adapter", bert)
+    weights = folder / "pytorch_adapter.bin"
+    weights.write_bytes(weights.read_bytes().replace(*damage))
+    result = convert(folder, bert)
+    assert result.exit_code == 2, result.output
+    assert "pytorch_adapter.bin is a damaged archive; expected" in result.stderr
+
+
 def test_old_activations(bert: Backbone, tmp_path: Path) -> None:
     """In a folder without a version, gelu meant the approximation by tanh, and gelu_orig the exact
     one."""

@@ -20,6 +20,9 @@ from adapters.file import load, read_summary
 from adapters.pieces import read_file
 from adapters.regular import read_bytes
 from adapters.rows import read_rows
+from service.audit import AuditLog, Write
+from service.http.auth import kept_admin_key
+from service.keys.file import InvalidKeys, read
 from service.offline.errors import CannotScore
 from service.offline.journal import Journal
 from training.comparison import found_runs
@@ -41,6 +44,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "config.json": lambda path: read_object(path, "PEFT"),
     "state.json": lambda path: KeptState(path).read(),
     "scores.jsonl": lambda path: found_runs([path, path]),
+    "keys.toml": read,
+    "store.admin-key": lambda path: kept_admin_key(path.with_name("store")),
 }
 
 
@@ -80,17 +85,47 @@ def test_pipes_in_folders_that_libraries_read(tmp_path: Path) -> None:
     assert not recorded(tmp_path / "scores.jsonl", {"a": 1})
 
 
-def test_a_leased_file_is_read(tmp_path: Path) -> None:
-    """A file of which another program holds a lease is read once that lets go of it."""
-    path = tmp_path / "file"
+def admin_key(path: Path) -> None:
+    key = path.read_text()
+    path.chmod(0o600)
+    assert kept_admin_key(path.with_name("store")) == (key, path, False)
+
+
+def keys(path: Path) -> None:
+    path.chmod(0o600)
+    with pytest.raises(InvalidKeys, match="it is not TOML"):
+        read(path)
+
+
+def audit(path: Path) -> None:
+    AuditLog(str(path), failed=lambda: pytest.fail("it can be written")).add(Write("upload", "t"))
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("file", lambda path: read_bytes(path)),
+        ("keys.toml", keys),
+        ("store.admin-key", admin_key),
+        ("audit.jsonl", audit),
+    ],
+)
+def test_a_leased_file_is_used(name: str, use: Callable[[Path], object], tmp_path: Path) -> None:
+    """A file of which another program holds a lease is read or written once that lets go of it."""
+    path = tmp_path / name
     path.write_bytes(b"content")
     descriptor = os.open(path, os.O_RDWR)
-    before = signal.signal(
-        signal.SIGIO, lambda *_: fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    )
+    left = []
+
+    def leave(*_: object) -> None:
+        left.append(True)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    before = signal.signal(signal.SIGIO, leave)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        assert read_bytes(path) == b"content"
+        use(path)
     finally:
         os.close(descriptor)
         signal.signal(signal.SIGIO, before)
+    assert left

@@ -33,15 +33,9 @@ from adapters.file import Adapter, load, parse
 from adapters.store import Store
 from adapters.traffic import Canary, Left, Rollback, Shadow, Split
 from tests.adapters.faulty_bucket import BACKBONE, Faulty
-from tests.buckets import S3, seaweedfs
+from tests.buckets import S3
 
 KINDS = ("folder", "memory", "seaweedfs")
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
 
 
 Open = Callable[..., AdapterStore]
@@ -269,9 +263,63 @@ def test_copying_a_store(
         assert [entry.task for entry in back.entries()] == ["mrpc", "sst2"]
         assert {v.digest for v in back.entry("sst2").versions} == {v.digest for v in versions[:3]}
         assert back.find("sst2").digest == versions[0].digest
-    assert command("gc", bucket, "--older-than", "1") == (0, f"deleted 0 files of {bucket}\n", "")
+    code, said, _ = command("gc", bucket, "--older-than", "1")
+    assert (code, said.partition(",")[0]) == (0, f"moved 0 files of {bucket} to its trash")
     with BucketStore(connect(bucket, 5), tmp_path / "cache", backbone=bert.reference) as served:
         assert served.get("sst2").digest == versions[0].digest
+
+
+def test_a_copy_of_divided_traffic(
+    s3: S3, tmp_path: Path, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`copy` divides each task's traffic as the source does, also where the target divided it
+    otherwise, or the source divides it no more."""
+    s3.export(monkeypatch)
+    folder, bucket = tmp_path / "store", s3.url("divided")
+
+    def copied() -> Split | None:
+        assert command("copy", str(folder), bucket)[0] == 0
+        assert command("copy", bucket, str(tmp_path / "back"))[0] == 0
+        with Store(tmp_path / "back") as back:
+            return back.entry("sst2").split
+
+    with Store(folder) as store:
+        a, b, c = (store.put(parse(data), activate=not i)[0] for i, data in enumerate(files))
+        split = Split(active=a.digest, canary=Canary(b.digest, 5), shadow=Shadow(c.digest, 100))
+        store.set_split("sst2", split)
+    assert copied() == split
+    left = Left(b.digest, "why", 1.0)
+    ended = split.without_canary(left)
+    with Store(folder) as store:
+        assert store.end_canary("sst2", split, left)
+    assert copied() == ended
+    with Store(folder) as store:
+        store.set_split("sst2", None)
+    assert copied() is None
+
+
+def test_a_copy_of_what_is_no_whole_store(
+    s3: S3, tmp_path: Path, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`copy` refuses a folder of other files, a prefix without a log, and a store of which a task
+    cannot be read; an empty store is one."""
+    s3.export(monkeypatch)
+    target, other = str(tmp_path / "to"), tmp_path / "other"
+    other.mkdir()
+    (other / "sst2.safetensors").write_bytes(files[0])
+    for source in (str(other), s3.url("nothing")):
+        code, said, sentence = command("copy", source, target)
+        assert (code, said) == (2, "")
+        assert f"{source} is no store" in sentence
+    Store(tmp_path / "empty").close()
+    assert command("copy", str(tmp_path / "empty"), target)[0] == 0
+    with Store(tmp_path / "store") as store:
+        store.put(parse(files[0]))
+    (tmp_path / "store" / "mrpc").mkdir()
+    (tmp_path / "store" / "mrpc" / "active").write_text("0" * 64)
+    code, said, sentence = command("copy", str(tmp_path / "store"), target)
+    assert (code, said) == (2, "")
+    assert "is not whole: task 'mrpc'" in sentence
 
 
 def test_a_copy_without_room_for_temporary_files(

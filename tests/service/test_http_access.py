@@ -168,17 +168,20 @@ def test_a_key_made_of_a_file_ends_in_a_new_line(filled_store: Path) -> None:
         assert deleted.status_code == 503  # the key is right; the store is read-only here
 
 
-@pytest.mark.parametrize("fault", ["mode", "link", "pipe"])
+@pytest.mark.parametrize("fault", ["mode", "link", "pipe", "bytes", "lines"])
 def test_a_key_file_that_others_can_use_is_refused(fault: str, tmp_path: Path) -> None:
-    """A kept admin key whose file every user may read, or that is a symbolic link or a pipe, is
-    refused by a sentence that names the file; one that its group may read, as on a volume, is
-    taken."""
+    """A kept admin key whose file every user may read, that is a symbolic link or a pipe, or whose
+    content no header can carry, is refused by a sentence that names the file; one that its group
+    may read, as on a volume, is taken."""
     path = tmp_path / "store.admin-key"
     if fault == "mode":
         path.write_text(f"{ADMIN_KEY}\n")
         path.chmod(0o666)
     elif fault == "pipe":
         os.mkfifo(path, 0o600)
+    elif fault in ("bytes", "lines"):
+        path.write_bytes(b"\xff\xfe" if fault == "bytes" else f"{ADMIN_KEY}\nmore\n".encode())
+        path.chmod(0o600)
     else:
         (tmp_path / "elsewhere").write_text(f"{ADMIN_KEY}\n")
         path.symlink_to(tmp_path / "elsewhere")

@@ -184,3 +184,48 @@ def test_a_line_that_was_cut_spoils_no_other(
     cut, second = path.read_text().splitlines()
     assert len(cut) == 10
     assert json.loads(second)["task"] == "second"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_audit_log_on_stdout(
+    tmp_path: Path,
+    adapter_bytes: Callable[..., bytes],
+    capfd: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    """With `-`, stdout has the lines of the audit log and nothing else."""
+    with (
+        running(tmp_path / "store", audit_log="-", workers=workers) as server,
+        server.client() as client,
+    ):
+        assert client.post("/adapters", files={"file": adapter_bytes("new")}).status_code == 201
+        assert client.delete("/adapters/new").status_code == 204
+        assert client.delete("/adapters/new").status_code == 404
+        said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    found = [(line["what"], line["task"], line["result"]) for line in said]
+    assert found[:2] == [("upload", "new", "done"), ("delete task", "new", "done")]
+    assert [line[2] for line in found[2:]] in ([], ["UnknownTask"])
+    assert all(line.keys() >= FIELDS for line in said)
+
+
+def test_shipped_adapters_have_lines(tmp_path: Path, adapter_bytes: Callable[..., bytes]) -> None:
+    """Each shipped adapter that a new store is given has a line that names no key and no client;
+    one that is left out has none, and a second start gives none."""
+    seed, path = tmp_path / "seed", tmp_path / "audit.jsonl"
+    seed.mkdir()
+    files = {name: adapter_bytes(name) for name in ("a", "b")}
+    for name, data in files.items():
+        (seed / f"{name}.safetensors").write_bytes(data)
+    (seed / "c.safetensors").write_bytes(b"damaged")
+    for _ in range(2):
+        with running(tmp_path / "store", audit_log=path, seed=seed) as server:
+            assert server.url
+    said = lines(path)
+    assert [(line["what"], line["task"], line["result"]) for line in said] == [
+        ("seed", "a", "done"),
+        ("seed", "b", "done"),
+    ]
+    for line, data in zip(said, files.values(), strict=True):
+        assert line["digest"] == parse(data).digest
+        assert line["version"] == line["digest"][:12]
+        assert (line["key"], line["client"], line["request_id"]) == (None, None, None)

@@ -25,14 +25,19 @@ KEYS = (
     key("requests", tasks=["sst2"], requests=0.01),
     key("rows", tasks=["sst2"], rows=0.5),
     key("windows", tasks=["sst2"], rows=0.1),
+    key("relayed", tasks=["sst2"], requests=0.01, rows=0.01),
 )
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "front ends"])
+def workers(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+@pytest.fixture(scope="module")
 def kept(
-    request: pytest.FixtureRequest,
-    filled_store: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    workers: int, filled_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A server with a keys file and both single keys, in one process and with front ends."""
     folder = tmp_path_factory.mktemp("kept")
@@ -42,7 +47,7 @@ def kept(
         keys_file=write(folder / "keys.toml", *KEYS),
         api_key=API_KEY,
         admin_key=ADMIN_KEY,
-        workers=request.param,
+        workers=workers,
     ) as server:
         yield server
 
@@ -186,6 +191,41 @@ def test_rows_are_limited(kept: Server) -> None:
         assert kind(again) == (429, "KeyLimited")
         assert int(again.headers["Retry-After"]) >= least
         assert f"the key {name!r} may send" in again.json()["error"]
+
+
+def test_what_is_relayed_counts_once(kept: Server, workers: int) -> None:
+    """A prediction that a front end relays, since it would refuse it, counts in the engine process
+    alone: the front end answers the next one."""
+    if workers == 1:
+        pytest.skip("one process counts all")
+    headers = bearing("relayed")
+    # of Hugging Face's client alone, so that it fails after its row was counted
+    wrong = {**FILM, "abstain": 0.9}
+    with kept.client(headers=headers, limits=httpx2.Limits(max_connections=1)) as client:
+        statuses = [
+            client.post("/predict?task=sst2", json=body).status_code for body in (wrong, FILM, FILM)
+        ]
+    assert statuses == [422, 200, 429]
+
+
+def test_access_lines_name_the_key(kept: Server) -> None:
+    """Each request's line in the log names its key, whichever process answered."""
+    asked = [("GET", "/adapters/sst2"), ("POST", "/predict"), ("DELETE", "/adapters/sst2")]
+    with kept.client(headers=bearing("team-a")) as client:
+        for method, path in asked:
+            client.request(method, path, params={"task": "sst2"}, headers={"X-Request-ID": path})
+    for method, path in asked:
+
+        def found(method: str = method, path: str = path) -> list[Any]:
+            return [
+                line.get("key")
+                for line in kept.lines
+                if line["event"] == "request"
+                and (line["method"], line["path"], line["request_id"]) == (method, path, path)
+            ]
+
+        until(lambda: found())
+        assert found() == ["team-a"], (method, path)
 
 
 def test_refusals_by_a_limit_say_nothing_of_the_load(kept: Server) -> None:

@@ -35,6 +35,10 @@ BODIES: tuple[Any, ...] = (
     {"ready": True},
     {},
 )
+OF_NO_TASK = (
+    *("/", "/docs", "/fresh", "/health", "/metrics", "/openapi.json", "/ready"),
+    *("/v2", "/v2/health/live", "/v2/health/ready"),
+)
 # Of one's own tasks these change from answer to answer.
 TIMES = re.compile(rb'"(created|since|at)":"[^"]*"|"latency":(null|\{[^}]*\})|"tier":"[a-z]*"')
 SCORES = re.compile(rb"\d\.\d{5,}(e-?\d+)?")
@@ -69,11 +73,7 @@ class Asker:
             ("POST", f"/adapters/{place}/activate", {"version": version}),
             ("POST", f"/adapters/{place}/activate", choose(BODIES)),
             ("GET", f"/storage?adapters={choose(('true', 'false', 'x'))}", None),
-            (
-                "GET",
-                choose(("/v2", "/ready", "/metrics", "/v2/health/ready", "/openapi.json")),
-                None,
-            ),
+            ("GET", choose(OF_NO_TASK), None),
             ("GET", f"/v2/models/{place}{choose(('', '/ready'))}", None),
             ("GET", f"/v2/models/{place}/versions/{version}{choose(('', '/ready'))}", None),
             ("POST", f"/v2/models/{place}/infer", choose(BODIES)),
@@ -160,6 +160,7 @@ def test_fuzzed_requests_learn_nothing_of_others(
     asker = Asker(19, versions, uploads)
     secrets = [digest[:12] for task in OTHERS for digest in versions[task]]
     statuses: set[int] = set()
+    known: set[tuple[str, str]] = set()
     settings = {"keys_file": keys, "workers": workers, "admin_key": "an-admin-key"}
     with (
         running(tmp_path / "both", **settings) as both,
@@ -170,12 +171,20 @@ def test_fuzzed_requests_learn_nothing_of_others(
         for number in range(requests):
             asked = asker.request()
             answer, expected = first.request(**asked), second.request(**asked)
+            assert answer.status_code < 500, (number, said(asked), answer.text)
             assert seen(answer) == seen(expected), (number, said(asked))
             words = f"{dict(answer.headers)} {answer.content.decode('latin-1')}".lower()
             for word in (*SECRET_WORDS, *secrets):
                 if word not in said(asked).lower() and "files" not in asked:
                     assert word not in words, (number, word, said(asked))
             statuses.add(answer.status_code)
+            known.add((asked["method"], asked["url"].partition("?")[0]))
+        for path, methods in first.get("/openapi.json").json()["paths"].items():
+            pattern = re.compile(re.sub(r"\{[^}]*\}", "[^/]+", path))
+            for method in methods:
+                assert any(
+                    method.upper() == made and pattern.fullmatch(place) for made, place in known
+                ), f"no request was {method} {path}"
         with both.client(headers={"Authorization": "Bearer zebra-team.secret"}) as theirs:
             listed = theirs.get("/adapters").json()
     assert {each["task"] for each in listed} == {"zebra-ledger", "zebra-payroll"}

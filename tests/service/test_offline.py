@@ -7,6 +7,7 @@ import contextlib
 import csv
 import decimal
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -221,6 +222,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         ([{"text": "good", "score": 1}], "has a column 'score', which the output needs for itself"),
         ([{"text": "good"}, {"text": "good", "id": 1 << 64}], "line 2, cannot be written to the"),
         ([{"text": "good", "id": ["\ud800"]}], "line 1, cannot be written to the output: str is"),
+        (
+            [{"text": "good"}, {"text": "good", "id": float("nan")}],
+            "line 2, column 'id', holds nan; expected finite numbers, or null",
+        ),
+        ([{"text": "good", "id": {"a": [1, -math.inf]}}], "line 1, column 'id', holds -inf; exp"),
         ([], "holds no rows; expected at least one"),
     ],
 )
@@ -242,6 +248,23 @@ def test_large_numbers_in_parquet(stub: str, tmp_path: Path) -> None:
     result = invoke(written(tmp_path / "rows.jsonl", rows), out, "sst2", url=stub)
     assert result.exit_code == 0, result.output
     assert [(row["id"], row["price"]) for row in read(out)] == [("1", 0.5), (str(2**63), 2.0**60)]
+
+
+def test_numbers_beyond_floating_point(stub: str, tmp_path: Path) -> None:
+    """A number of JSON that would become infinite is refused. Parquet may hold NaN and infinity,
+    which a CSV and Parquet have too, and JSON lines have not."""
+    Stub.turn = lambda _: False
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.csv"
+    rows.write_text('{"text": "good", "id": 1e400}\n')
+    refused(invoke(rows, out, "sst2", url=stub), "line 1, column 'id', holds inf; expected", out)
+    rows = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(table(price=[1.5, math.nan]), rows)
+    lines = tmp_path / "out.jsonl"
+    sentence = "line 2, column 'price', holds nan; expected finite numbers, or null: JSON lines"
+    refused(invoke(rows, lines, "sst2", url=stub), sentence, lines)
+    for out in (tmp_path / "out.csv", tmp_path / "out.parquet"):
+        assert invoke(rows, out, "sst2", url=stub).exit_code == 0
+        assert [str(row["price"]) for row in read(out)] == ["1.5", "nan"]
 
 
 def table(**columns: Any) -> pyarrow.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from adapters.backbone import Backbone
 from adapters.file import serialize
 from tests.buckets import S3, rclone, seaweedfs
+from tests.service import keys_files
 from tests.service.conftest import Server, running, sample, until
 from tests.tiny import random_adapter
 
@@ -188,6 +190,72 @@ def test_a_generation_needs_the_key(s3: S3, bert_folder: Path, cache: Path) -> N
             bearer = {} if key is None else {"Authorization": f"Bearer {key}"}
             assert predict(client, **ahead, **bearer).status_code == status
             assert client.get("/adapters", headers={**ahead, **bearer}).status_code == status
+
+
+def test_a_keys_file_on_every_replica(
+    s3: S3, bert_folder: Path, tmp_path: Path, files: list[bytes]
+) -> None:
+    """Keys of a file hold on each replica of a bucket, each with an audit log of its own: what one
+    team wrote on one replica is there for it on another, and does not exist for the other team,
+    also where the bucket is gone or a generation is asked for."""
+    keys = keys_files.write(
+        tmp_path / "keys.toml",
+        keys_files.key("team-a", ["predict", "write"], ["sst2"]),
+        keys_files.key("team-b", ["predict", "write"], ["other-*"]),
+    )
+    settings = {**SETTINGS, "backbone": bert_folder, "keys_file": keys, "admin_key": KEY}
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                running(
+                    s3.url("keys"),
+                    **settings,
+                    workers=workers,
+                    cache=tmp_path / f"cache-{workers}",
+                    audit_log=tmp_path / f"audit-{workers}",
+                )
+            )
+            for workers in (1, 2)
+        ]
+        ours, others = (
+            [
+                stack.enter_context(server.client(headers=keys_files.bearing(team)))
+                for server in servers
+            ]
+            for team in ("team-a", "team-b")
+        )
+        assert others[0].post("/adapters", files={"file": files[0]}).status_code == 404
+        generation = upload(ours[0], files[0])
+        for client in ours:
+            assert predict(client, **{"X-Adamix-Generation": generation}).status_code == 200
+        assert ours[1].delete("/adapters/other-x").status_code == 404
+        lines = [json.loads((tmp_path / f"audit-{i}").read_text() or "null") for i in (1, 2)]
+        assert (lines[0]["key"], lines[0]["task"], lines[0]["result"]) == ("team-a", "sst2", "done")
+        assert lines[1] is None
+
+        def hidden() -> None:
+            for client in others:
+                assert predict(client).status_code == 404
+                assert client.get("/adapters/sst2").status_code == 404
+                assert client.get("/adapters").json() == []
+
+        hidden()
+        strange = {"Authorization": "Bearer team-c.secret", "X-Adamix-Generation": "99999"}
+        for server in servers:
+            with server.client(headers=strange) as client:
+                assert predict(client).status_code == 401
+        s3.process.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: all(client.get("/fresh").status_code == 503 for client in ours))
+            hidden()
+            assert [predict(client).status_code for client in ours] == [200, 200]
+            refused = ours[0].delete("/adapters/sst2")
+            assert refused.status_code == 503
+        finally:
+            s3.process.send_signal(signal.SIGCONT)
+        until(lambda: all(client.get("/fresh").status_code == 200 for client in ours))
+        last = json.loads((tmp_path / "audit-1").read_text().splitlines()[-1])
+        assert (last["what"], last["result"]) == ("delete task", "StoreUnreachable")
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

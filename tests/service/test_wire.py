@@ -96,6 +96,11 @@ def drawn(kind: Any) -> st.SearchStrategy[Any]:
         return st.builds(kind, **{name: drawn(hint) for name, hint in hints.items()})
     if get_origin(kind) is list:
         return st.lists(drawn(get_args(kind)[0]), max_size=3)
+    if get_origin(kind) is tuple:  # also of floats
+        first, *rest = get_args(kind)
+        if rest == [...]:
+            return st.lists(drawn(first), max_size=3).map(tuple)
+        return st.tuples(*map(drawn, (first, *rest)))
     if get_origin(kind) is UnionType:
         return st.one_of(*map(drawn, get_args(kind)))
     return st.from_type(kind)
