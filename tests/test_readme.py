@@ -109,7 +109,8 @@ def blocks(page: str) -> list[Block]:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """What `make serve` starts: the embedded backbone and the shipped adapters."""
-    with running(tmp_path_factory.mktemp("shipped") / "store", seed=ROOT / "store") as server:
+    store = tmp_path_factory.mktemp("shipped") / "store"
+    with running(store, forked=False, seed=ROOT / "store") as server:
         yield server
 
 
