@@ -1,7 +1,7 @@
-"""Servers that start within a second: the suite starts more than a hundred.
+"""Processes that start within a second: the suite starts some two hundred.
 
 `python -m service` takes four seconds of a core before it does anything, for imports. Here one
-process imports what the service does, and each server is forked from it before anything else has
+process imports what the programs do, and each process is forked from it before anything else has
 run in it: no thread, no model, no socket. From then on it is what `python -m service` is, with its
 own environment, its own streams and its own exit code.
 
@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from select import select
@@ -31,10 +32,10 @@ READ_AT_START = ("OMP_", "GOMP_", "PYTHON")
 
 
 class Process:
-    """A forked process, as `subprocess.Popen`: its `stderr` is a pipe, its stdout goes nowhere."""
+    """A forked process, as `subprocess.Popen`. `stderr` is the end of its pipe, if it has one."""
 
-    def __init__(self, pid: int, stderr: IO[str], told: socket.socket) -> None:
-        self.pid, self.stderr, self._told = pid, stderr, told
+    def __init__(self, told: socket.socket, stderr: IO[str] | None = None) -> None:
+        self.pid, self.stderr, self._told = int(told.recv(64)), stderr, told
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -59,34 +60,60 @@ class Process:
                 os.kill(self.pid, number)
 
 
-def start(module: str, environment: dict[str, str]) -> Process:
-    """`python -m MODULE` with this environment, in this process's folder."""
+def start(arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
+    """`python -m ARGUMENTS` with this environment, in this process's folder; its stderr is a pipe,
+    its stdin is empty and its stdout goes nowhere."""
     for name in {*os.environ, *environment}:
         if name.startswith(READ_AT_START):
             assert os.environ.get(name) == environment.get(name), f"{name}: start an interpreter"
-    wanted = {"module": module, "environment": environment, "folder": str(Path.cwd())}
-    told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     read, write = os.pipe()
-    with tells:
-        message = json.dumps(wanted).encode()
-        socket.send_fds(_origin(), [message], [tells.fileno(), write])
-        os.close(write)
-    return Process(int(told.recv(64)), os.fdopen(read), told)
+    with Path(os.devnull).open("r+b") as nothing:
+        streams = [nothing.fileno(), nothing.fileno(), write]
+        told = _asked(origin(), arguments, environment, streams)
+    os.close(write)
+    return Process(told, os.fdopen(read))
 
 
 @functools.cache
-def _origin() -> socket.socket:
+def origin() -> socket.socket:
     """The way to the process that others are forked from; it ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.forks", "serve", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
     atexit.register(lambda: (ours.close(), process.wait()))
     return ours
+
+
+def interpreter(folder: Path) -> Path:
+    """A `python` for a shell, in this folder: our three programs are forked, all else has an
+    interpreter of its own. The shell must have inherited `origin()`."""
+    script = folder / "python"
+    ask = f'exec {sys.executable} -S -m tests.forks ask {origin().fileno()} "$@"'
+    programs = "'-m adapters' | '-m service' | '-m training'"
+    script.write_text(
+        f'#!/bin/sh\ncase "$1 $2" in {programs}) shift; {ask};; esac\nexec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def _asked(
+    door: socket.socket,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    streams: Sequence[int],
+) -> socket.socket:
+    """Ask for a process. The answer tells its id, and at its end its exit code."""
+    wanted = [list(arguments), dict(environment), str(Path.cwd())]
+    told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with tells:
+        socket.send_fds(door, [json.dumps(wanted).encode()], [tells.fileno(), *streams])
+    return told
 
 
 def _serve(door: socket.socket) -> str | None:
@@ -100,51 +127,60 @@ def _serve(door: socket.socket) -> str | None:
     import service.app
 
     assert service.app
-    assert transformers.BertModel  # loads its module, as the service would
-    (_thread,) = Path("/proc/self/task").iterdir()  # a fork would lack any other
+    assert transformers.BertModel  # loads its module, as the programs would
+    # a fork would lack any other; what training imports beyond this, through pandas, starts one
+    (_thread,) = Path("/proc/self/task").iterdir()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the tests end what they started
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets those that have ended
     while True:
-        message, files, _, _ = socket.recv_fds(door, LARGEST, 2)
+        message, files, _, _ = socket.recv_fds(door, LARGEST, 4)
         if not message:
             return None
         if os.fork() == 0:
-            return _kept(json.loads(message), *files)
+            tells, *streams = files
+            return _kept(json.loads(message), tells, streams)
         for file in files:
             os.close(file)
 
 
-def _kept(wanted: dict[str, Any], tells: int, stderr: int) -> str:
+def _kept(wanted: list[Any], tells: int, streams: list[int]) -> str:
     """Fork once more. Returns in the second process alone; this one waits for its end, to tell its
     exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     process = os.fork()
     if process == 0:
-        return _become(wanted, stderr)
-    os.close(stderr)
-    os.write(tells, str(process).encode())
-    _, status = os.waitpid(process, 0)
+        return _become(*wanted, streams)
+    for stream in streams:
+        os.close(stream)
     with suppress(BrokenPipeError):  # nobody waits any more
+        os.write(tells, str(process).encode())
+        _, status = os.waitpid(process, 0)
         os.write(tells, str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
 
 
-def _become(wanted: dict[str, Any], stderr: int) -> str:
+def _become(
+    arguments: list[str], environment: dict[str, str], folder: str, streams: list[int]
+) -> str:
     """Take the surroundings that were asked for, and leave those of this module."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(wanted["environment"])
-    os.chdir(wanted["folder"])
-    os.dup2(stderr, sys.stderr.fileno())
-    os.closerange(sys.stderr.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-    sys.argv = ["python"]
-    module: str = wanted["module"]
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.closerange(len(streams), os.sysconf("SC_OPEN_MAX"))
+    module, *sys.argv[1:] = arguments
     return module
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as entrance:
-        named = _serve(entrance)
-        entrance.detach()
-    if named is not None:  # at the top, so that the interpreter ends as it always does
-        runpy.run_module(named, run_name="__main__", alter_sys=True)
+    what, number, *given = sys.argv[1:]
+    door = socket.socket(fileno=int(number))
+    if what == "serve":
+        named = _serve(door)
+        door.detach()
+        if named is not None:  # at the top, so that the interpreter ends as it always does
+            runpy.run_module(named, run_name="__main__", alter_sys=True)
+    else:
+        sys.exit(Process(_asked(door, given, os.environ, [0, 1, 2])).wait())

@@ -90,7 +90,7 @@ def running(store: Path | str, *, forked: bool = True, **settings: Any) -> Itera
     given |= {"workers": os.environ.get("WORKERS", "1"), "max_wait_seconds": 100, **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
     process = (
-        forks.start("service", environment)
+        forks.start(["service"], environment)
         if forked
         else subprocess.Popen(
             [sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True
