@@ -74,6 +74,17 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
     return Process(told, os.fdopen(read))
 
 
+def run(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """The same, until it ends by itself."""
+    process = start(arguments, environment)
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        said = stderr.read()
+    return subprocess.CompletedProcess(arguments, process.wait(), stderr=said)
+
+
 @functools.cache
 def origin() -> socket.socket:
     """The way to the process that others are forked from; it ends with this one."""
@@ -171,6 +182,7 @@ def _become(
         os.dup2(stream, number)
     os.closerange(len(streams), os.sysconf("SC_OPEN_MAX"))
     module, *sys.argv[1:] = arguments
+    sys.modules.pop(f"{module}.__main__", None)  # it runs anew, as `__main__`
     return module
 
 
