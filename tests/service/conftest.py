@@ -85,7 +85,9 @@ def running(store: Path | str, *, forked: bool = True, **settings: Any) -> Itera
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")
     }
-    given = {"port": 0, "store": store, "log_format": "json", "seed": "none"}
+    given: dict[str, Any] = {"port": 0, "store": store, "log_format": "json", "seed": "none"}
+    if forked:
+        given["threads"] = 1  # several servers and tests share the cores
     # a busy machine is slow, and few tests ask what is refused then
     given |= {"workers": os.environ.get("WORKERS", "1"), "max_wait_seconds": 100, **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
