@@ -130,15 +130,17 @@ def _asked(
 def _serve(door: socket.socket) -> str | None:
     """Fork a process for each message. Returns in each of them, with the module to run there; and
     None in this one, at the end."""
+    from adapters.startup import without_collection
     from service.__main__ import begin_threads
 
     begin_threads()
-    import transformers
+    with without_collection():
+        import transformers
 
-    import service.app
+        import service.app
 
-    assert service.app
-    assert transformers.BertModel  # loads its module, as the programs would
+        assert service.app
+        assert transformers.BertModel  # loads its module, as the programs would
     # a fork would lack any other; what training imports beyond this, through pandas, starts one
     (_thread,) = Path("/proc/self/task").iterdir()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the tests end what they started
