@@ -18,10 +18,11 @@ serve: $(VENV)/serve.done ## Serve on http://127.0.0.1:8000 with the embedded ba
 AGAIN = { [ $$? -eq 1 ] && echo "again, alone, what failed:" && \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(1); }
 
-# Two processes, so that one test's waiting is another's work. What fails beside others is tried again
-# alone: a test that needs a quiet machine is then told from a fault of the product.
-test: $(VENV)/dev.done ## Run the tests (about a quarter of an hour on two cores)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || $(call AGAIN,tests)
+# Three processes for two cores, so that one test's waiting is another's work; one that has no tests
+# left takes half of another's. What fails beside others is tried again alone: a test that needs a
+# quiet machine is then told from a fault of the product.
+test: $(VENV)/dev.done ## Run the tests
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal || $(call AGAIN,tests)
 
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)
 	@$(BIN)/python -m pytest tests/browser || $(call AGAIN,tests/browser)

@@ -26,16 +26,17 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv(
             "PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         )
-        # tiny matrices: threads would only wait for each other
         patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
         patch.delenv("ADAMIX_ADMIN_KEY", raising=False)
         yield
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _alike() -> None:
+    """Each test begins with the same seed, and with one thread, whatever the one before has set:
+    for tiny matrices threads only wait for each other, ten times as long on busy cores."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

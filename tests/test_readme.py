@@ -17,6 +17,7 @@ import pytest
 
 from adapters.file import load
 from docs import settings_table
+from tests import forks
 from tests.service.conftest import Server, running
 from training.tasks import TASKS
 
@@ -111,7 +112,8 @@ def blocks(page: str) -> list[Block]:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """What `make serve` starts: the embedded backbone and the shipped adapters."""
-    with running(tmp_path_factory.mktemp("shipped") / "store", seed=ROOT / "store") as server:
+    store = tmp_path_factory.mktemp("shipped") / "store"
+    with running(store, forked=False, seed=ROOT / "store") as server:
         yield server
 
 
@@ -146,13 +148,17 @@ def test_commands_answer_what_the_page_prints(page: str, shipped: Server, tmp_pa
     )
     for folder in ("docs", "store"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if page != "README.md":  # of the front door, each start is that of an interpreter
+        (tmp_path / "bin").mkdir()
+        folders.insert(0, str(forks.interpreter(tmp_path / "bin").parent))
     # else its client asks nobody, our service included
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, "PATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
         env=environment,
+        pass_fds=[forks.origin().fileno()],
         capture_output=True,
         text=True,
         check=False,

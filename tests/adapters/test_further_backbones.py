@@ -7,8 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from adapters.file import parse
 from adapters.parity import check_backbone
 from adapters.text import encode
 from service.engine.encoder import PackedEncoder
+from tests import forks
 from tests.tiny import FURTHER, POSITIONS, random_adapter, tiny_backbone, tiny_masked_lm
 from training import label_words
 from training.config import Recipe
@@ -262,13 +261,9 @@ def test_a_service_on_it_does_not_start(folders: dict[str, Path], tmp_path: Path
     """A backbone that its family refuses ends the start with one sentence and exit code 2."""
     folder = copy_of(folders, "deberta-v2", tmp_path)
     change_config(folder, conv_kernel_size=3)
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "--backbone", str(folder), "--port", "0"],
-        env={**os.environ, "ADAMIX_STORE": str(tmp_path / "store")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = forks.run(
+        ["service", "--backbone", str(folder), "--port", "0"],
+        {**os.environ, "ADAMIX_STORE": str(tmp_path / "store")},
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ from benchmarks.http.growth import main
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_a_measurement(tmp_path: Path, bert_folder: Path) -> None:
     """Real servers on stores of two sizes are started, filled and loaded, and every figure is
     there."""

@@ -271,6 +271,7 @@ def test_a_measurement(bert_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_three_real_replicas(tmp_path: Path) -> None:
     """Real replicas behind the real Envoy answer as the simulation says: tasks are at home where
     our table has them, and device hits are close."""

@@ -13,6 +13,7 @@ from benchmarks.http.shadow import CALLERS, main
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("forked")
 def test_a_measurement(tmp_path: Path) -> None:
     """A real server is asked with a shadow and without, and every figure is there."""
     app = typer.Typer()

@@ -14,6 +14,7 @@ from benchmarks.http.upload import main
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("forked")
 def test_a_measurement(tmp_path: Path) -> None:
     """Shipped files, of a text and of a pair, are uploaded to a real server and asked, and every
     figure is there."""

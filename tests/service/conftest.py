@@ -28,6 +28,7 @@ from adapters.backbone import Backbone
 from adapters.file import parse
 from adapters.store import Store
 from service.engine.native.library import Library, NativeError, kinds, load_kind
+from tests import forks
 from tests.service.front_ends import client_of, front_ends
 from tests.service.interpreter import interpreted
 from tests.tiny import TASKS, random_adapter
@@ -39,7 +40,7 @@ ADMIN_KEY = "a-key-for-tests"
 class Server:
     """A running `python -m service`; `lines` are its log events so far, each a dictionary."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | forks.Process
     url: str
     store: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -75,21 +76,27 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @contextmanager
-def running(store: Path | str, **settings: Any) -> Iterator[Server]:
+def running(store: Path | str, *, forked: bool = True, **settings: Any) -> Iterator[Server]:
     """Start a server on a free port with `settings` (names as in ADAMIX_…), wait until it listens,
-    stop it at the end.
+    stop it at the end. It is forked (tests/forks.py), or else an interpreter of its own.
 
     `WORKERS=2 pytest tests/service` asks the same of front ends.
     """
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("ADAMIX_")
     }
-    given = {"port": 0, "store": store, "log_format": "json", "seed": "none"}
+    given: dict[str, Any] = {"port": 0, "store": store, "log_format": "json", "seed": "none"}
+    if forked:
+        given["threads"] = 1  # several servers and tests share the cores
     # a busy machine is slow, and few tests ask what is refused then
     given |= {"workers": os.environ.get("WORKERS", "1"), "max_wait_seconds": 100, **settings}
     environment |= {f"ADAMIX_{name.upper()}": str(value) for name, value in given.items()}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True
+    process = (
+        forks.start(["service"], environment)
+        if forked
+        else subprocess.Popen(
+            [sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True
+        )
     )
     assert process.stderr is not None
     server = Server(process, "", Path(store))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +29,7 @@ from service.engine.architecture import (
 )
 from service.engine.encoder import PackedEncoder
 from service.engine.families import registry
+from tests import forks
 from tests.service.test_encoder import check_hidden, rows_of
 
 CPU = torch.device("cpu")
@@ -99,13 +98,9 @@ def test_activations(name: str, bert: Backbone, bert_folder: Path, tmp_path: Pat
 def test_a_service_on_it_does_not_start(bert_folder: Path, tmp_path: Path) -> None:
     """A backbone that the engine refuses ends the start with one sentence and exit code 2."""
     _changed(bert_folder, tmp_path, hidden_act="sqrtsoftplus")
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "--backbone", str(tmp_path), "--port", "0"],
-        env={**os.environ, "ADAMIX_STORE": str(tmp_path / "store")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = forks.run(
+        ["service", "--backbone", str(tmp_path), "--port", "0"],
+        {**os.environ, "ADAMIX_STORE": str(tmp_path / "store")},
     )
     assert done.returncode == 2, done.stderr
     assert "the activation is 'sqrtsoftplus'; expected one of gelu," in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from adapters.file import parse
 from adapters.store import Store
+from tests import forks
 from tests.service.conftest import running
 
 FILM = {"inputs": "a good film"}
@@ -40,11 +39,8 @@ def test_a_second_service(store: Path) -> None:
     """A second service on the same store does not start, with one sentence and exit code 2, unless
     it is read-only: then it answers predictions, and writes with 503."""
     with running(store) as server, server.client() as client:
-        done = subprocess.run(
-            [sys.executable, "-m", "service"],
-            env={**os.environ, "ADAMIX_STORE": str(store), "ADAMIX_PORT": "0"},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        settings = {"ADAMIX_STORE": str(store), "ADAMIX_PORT": "0"}
+        done = forks.run(["service"], {**os.environ, **settings})
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: the store {store} is in use by another process")
         assert done.stderr.count("\n") == 1

@@ -1,11 +1,13 @@
 """What one key's requests learn of tasks that are not its own: nothing.
 
 Each request goes to two servers that have the same tasks of one's own. The first has another
-tenant's tasks too; to the second, those surely do not exist. All answers must be equal.
+tenant's tasks too; to the second, those surely do not exist. All answers must be equal. 10,000
+requests take a minute; FUZZ_REQUESTS=10000 makes so many.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable
@@ -25,6 +27,7 @@ OWN = ("mine-alpha", "mine-beta")
 OTHERS = ("zebra-ledger", "zebra-payroll", "minezebra", "mine_zebra")
 LABELS = ["zebrastripe", "zebrahoof"]
 WRITTEN = "mine-new"
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 SECRET_WORDS = ("zebra", "stripe", "hoof", "ledger", "payroll")
 BODIES: tuple[Any, ...] = (
     {"inputs": "a good film"},
@@ -133,7 +136,7 @@ def said(asked: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("workers", "requests"), [(1, 10_000), (2, 1_000)], ids=["one process", "front ends"]
+    ("workers", "requests"), [(1, REQUESTS), (2, 1_000)], ids=["one process", "front ends"]
 )
 def test_fuzzed_requests_learn_nothing_of_others(
     tmp_path: Path, adapter_bytes: Callable[..., bytes], workers: int, requests: int
@@ -188,6 +191,5 @@ def test_fuzzed_requests_learn_nothing_of_others(
         with both.client(headers={"Authorization": "Bearer zebra-team.secret"}) as theirs:
             listed = theirs.get("/adapters").json()
     assert {each["task"] for each in listed} == {"zebra-ledger", "zebra-payroll"}
-    # a thousand requests do not meet every one
     assert {200, 201, 204, 400, 403, 404, 405, 422} <= statuses, statuses
-    assert 409 in statuses or requests < 10_000
+    assert 409 in statuses or requests < 10_000  # fewer do not meet it

@@ -110,7 +110,8 @@ def test_a_host_that_is_none(tmp_path: Path) -> None:
 def test_the_admin_key_is_not_handed_on(filled_store: Path, tmp_path: Path) -> None:
     """A front end has no use for the admin key, and does not have it in its environment."""
     shutil.copytree(filled_store, tmp_path / "store")
-    with running(tmp_path / "store", workers=2, admin_key="a-long-admin-key-0123456789") as server:
+    key = "a-long-admin-key-0123456789"
+    with running(tmp_path / "store", forked=False, workers=2, admin_key=key) as server:
         assert "ADAMIX_ADMIN_KEY" in psutil.Process(server.process.pid).environ()
         for front_end in front_ends(server):
             assert "ADAMIX_ADMIN_KEY" not in front_end.environ()

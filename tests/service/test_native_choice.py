@@ -24,6 +24,7 @@ from service.engine.native.choice import choose
 from service.engine.native.library import INTERFACE, Library, NativeError, kinds, load, load_kind
 from service.engine.slots import Slots
 from service.settings import InvalidSettings, Settings
+from tests import forks
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent.parent
@@ -263,18 +264,9 @@ def test_a_server_that_is_refused_them(tmp_path: Path) -> None:
     """A server that is told to use them in half precision ends with one sentence that names the
     setting, and exit code 2."""
     given = {"KERNELS": "native", "DTYPE": "bfloat16", "DEVICE": "cpu", "PORT": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "service"],
-        env={
-            **os.environ,
-            **{f"ADAMIX_{name}": each for name, each in given.items()},
-            "ADAMIX_STORE": str(tmp_path / "store"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    settings = {f"ADAMIX_{name}": each for name, each in given.items()}
+    settings["ADAMIX_STORE"] = str(tmp_path / "store")
+    done = forks.run(["service"], {**os.environ, **settings})
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert "setting ADAMIX_KERNELS is 'native', but native kernels are for float32 and int8" in line

@@ -8,8 +8,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 
 from adapters.backbone import Backbone
 from adapters.file import serialize
+from tests import forks
 from tests.buckets import S3, rclone, seaweedfs
 from tests.service import keys_files
 from tests.service.conftest import Server, running, sample, until
@@ -315,14 +314,7 @@ def test_without_the_bucket(
 def refused(**settings: Any) -> tuple[int, str]:
     """Start a service that ends by itself: its exit code and what it said."""
     given = {f"ADAMIX_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "--port", "0"],
-        env={**os.environ, **given},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = forks.run(["service", "--port", "0"], {**os.environ, **given})
     return done.returncode, done.stderr
 
 
