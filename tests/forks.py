@@ -93,6 +93,7 @@ def origin() -> socket.socket:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks", "serve", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # numpy would start threads
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )

@@ -7,55 +7,55 @@ from typing import Any
 
 ANSWERS: dict[str, Any] = {
     "predict text": [
-        {"label": "positive", "score": 0.998008385747784},
-        {"label": "negative", "score": 0.0019916142522159435},
+        {"label": "positive", "score": 0.9980083885911349},
+        {"label": "negative", "score": 0.001991611408865091},
     ],
     "predict pair": [
-        {"label": "equivalent", "score": 0.9995222141174951},
-        {"label": "not_equivalent", "score": 0.00047778588250497794},
+        {"label": "equivalent", "score": 0.8940730591911258},
+        {"label": "not_equivalent", "score": 0.10592694080887421},
     ],
     "predict texts": [
-        [{"label": "positive", "score": 0.9978980422859542}],
-        [{"label": "negative", "score": 0.995532603029967}],
+        [{"label": "positive", "score": 0.9978980427860465}],
+        [{"label": "negative", "score": 0.9955326072713737}],
     ],
     "predict pairs": [
         [
-            {"label": "equivalent", "score": 0.9995222136620603},
-            {"label": "not_equivalent", "score": 0.00047778633793961565},
+            {"label": "equivalent", "score": 0.8940730591911258},
+            {"label": "not_equivalent", "score": 0.10592694080887421},
         ],
         [
-            {"label": "not_equivalent", "score": 0.8273188036734116},
-            {"label": "equivalent", "score": 0.1726811963265885},
+            {"label": "not_equivalent", "score": 0.6075655482075017},
+            {"label": "equivalent", "score": 0.39243445179249825},
         ],
     ],
     "predict tasks": {
         "mrpc": [
-            {"label": "equivalent", "score": 0.9995222141174951},
-            {"label": "not_equivalent", "score": 0.00047778588250497794},
+            {"label": "equivalent", "score": 0.8940730591911258},
+            {"label": "not_equivalent", "score": 0.10592694080887421},
         ],
-        "stsb": [{"label": "score", "score": 3.918700933456421}],
+        "stsb": [{"label": "score", "score": 3.9186997413635254}],
     },
-    "predict regression": [{"label": "score", "score": 3.918700933456421}],
+    "predict regression": [{"label": "score", "score": 3.9186997413635254}],
     "predict pinned": [
-        {"label": "positive", "score": 0.998008385747784},
-        {"label": "negative", "score": 0.0019916142522159435},
+        {"label": "positive", "score": 0.9980083885911349},
+        {"label": "negative", "score": 0.001991611408865091},
     ],
     "predict long": [
-        {"label": "positive", "score": 0.7826229347824667},
-        {"label": "negative", "score": 0.21737706521753328},
+        {"label": "positive", "score": 0.7826228131000771},
+        {"label": "negative", "score": 0.2173771868999229},
     ],
     "predict window": [
-        {"label": "positive", "score": 0.996534526980528},
-        {"label": "negative", "score": 0.0034654730194719975},
+        {"label": "positive", "score": 0.996534526568843},
+        {"label": "negative", "score": 0.003465473431156954},
     ],
     "predict tei": [
         [
-            {"label": "positive", "score": 0.9978980422859542},
-            {"label": "negative", "score": 0.0021019577140458006},
+            {"label": "positive", "score": 0.9978980427860465},
+            {"label": "negative", "score": 0.0021019572139534754},
         ],
         [
-            {"label": "negative", "score": 0.995532603029967},
-            {"label": "positive", "score": 0.004467396970033005},
+            {"label": "negative", "score": 0.9955326072713737},
+            {"label": "positive", "score": 0.004467392728626342},
         ],
     ],
     "infer texts": {
@@ -67,31 +67,31 @@ ANSWERS: dict[str, Any] = {
                 "name": "score",
                 "datatype": "FP32",
                 "shape": [2],
-                "data": [0.9978980422859542, 0.995532603029967],
+                "data": [0.9978980427860465, 0.9955326072713737],
             },
             {
                 "name": "logits",
                 "datatype": "FP32",
                 "shape": [2, 2],
                 "data": [
-                    -3.063621759414673,
-                    3.0991601943969727,
-                    2.660930871963501,
-                    -2.7455410957336426,
+                    -3.0636215209960938,
+                    3.099160671234131,
+                    2.66093111038208,
+                    -2.74554181098938,
                 ],
             },
         ],
     },
     "infer pair": {
         "model_name": "mrpc",
-        "model_version": "8f5d22f06f5c",
+        "model_version": "abfefd462dff",
         "id": "42",
         "outputs": [
             {
                 "name": "score",
                 "datatype": "BYTES",
                 "shape": [1, 2],
-                "data": ["0.999522:0:equivalent", "0.000478:1:not_equivalent"],
+                "data": ["0.894073:0:equivalent", "0.105927:1:not_equivalent"],
             }
         ],
     },
@@ -100,12 +100,12 @@ ANSWERS: dict[str, Any] = {
         "model_version": "1c9a3464a366",
         "outputs": [
             {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["positive"]},
-            {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.9962810102196943]},
+            {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.9962810093333673]},
             {
                 "name": "logits",
                 "datatype": "FP32",
                 "shape": [1, 2],
-                "data": [-5.594112072994113, -0.003534783399209207],
+                "data": [-5.59411183546238, -0.0035347850817499804],
             },
         ],
     },
@@ -133,16 +133,16 @@ ANSWERS: dict[str, Any] = {
         },
     },
     "index": [
-        {"name": "cola", "version": "24c3e43af168", "state": "READY", "reason": ""},
-        {"name": "mnli", "version": "b48d3657bb86", "state": "READY", "reason": ""},
-        {"name": "mpqa", "version": "cbf245a28594", "state": "READY", "reason": ""},
-        {"name": "mrpc", "version": "8f5d22f06f5c", "state": "READY", "reason": ""},
-        {"name": "qnli", "version": "fd61b418deec", "state": "READY", "reason": ""},
-        {"name": "qqp", "version": "b099bede5993", "state": "READY", "reason": ""},
-        {"name": "rte", "version": "f839a26588ba", "state": "READY", "reason": ""},
+        {"name": "cola", "version": "1a3e642e0396", "state": "READY", "reason": ""},
+        {"name": "mnli", "version": "26c9a293fd44", "state": "READY", "reason": ""},
+        {"name": "mpqa", "version": "afe12258a0ae", "state": "READY", "reason": ""},
+        {"name": "mrpc", "version": "abfefd462dff", "state": "READY", "reason": ""},
+        {"name": "qnli", "version": "fd731bcd85a2", "state": "READY", "reason": ""},
+        {"name": "qqp", "version": "ab803350d761", "state": "READY", "reason": ""},
+        {"name": "rte", "version": "e662dbb2899d", "state": "READY", "reason": ""},
         {"name": "sst2", "version": "1c9a3464a366", "state": "READY", "reason": ""},
         {"name": "stsb", "version": "f29937b7da74", "state": "READY", "reason": ""},
-        {"name": "subj", "version": "2525d27eac55", "state": "READY", "reason": ""},
+        {"name": "subj", "version": "329b586fda42", "state": "READY", "reason": ""},
     ],
     "activation": {
         "task": "sst2",
@@ -153,7 +153,7 @@ ANSWERS: dict[str, Any] = {
         "text_pair": False,
         "bytes": 451796,
         "parameters": 224738,
-        "created": "2026-11-28T09:38:03+00:00",
+        "created": "2026-11-29T02:15:24+00:00",
         "tier": "device",
         "spec": {
             "task": "sst2",
@@ -221,7 +221,7 @@ ANSWERS: dict[str, Any] = {
             {
                 "version": "1c9a3464a366",
                 "bytes": 451796,
-                "created": "2026-11-28T09:38:03+00:00",
+                "created": "2026-11-29T02:15:24+00:00",
                 "active": True,
             }
         ],
@@ -235,7 +235,7 @@ ANSWERS: dict[str, Any] = {
         "text_pair": False,
         "bytes": 451796,
         "parameters": 224738,
-        "created": "2026-11-28T09:38:03+00:00",
+        "created": "2026-11-29T02:15:24+00:00",
         "tier": "device",
         "spec": {
             "task": "sst2",
@@ -303,7 +303,7 @@ ANSWERS: dict[str, Any] = {
             {
                 "version": "1c9a3464a366",
                 "bytes": 451796,
-                "created": "2026-11-28T09:38:03+00:00",
+                "created": "2026-11-29T02:15:24+00:00",
                 "active": True,
             }
         ],
@@ -312,25 +312,25 @@ ANSWERS: dict[str, Any] = {
         {
             "task": "cola",
             "kind": "bottleneck",
-            "version": "24c3e43af168",
+            "version": "1a3e642e0396",
             "labels": ["acceptable", "unacceptable"],
             "problem_type": "single_label_classification",
             "text_pair": False,
-            "bytes": 451844,
+            "bytes": 452308,
             "parameters": 224738,
-            "created": "2026-11-28T09:38:02+00:00",
+            "created": "2026-11-29T02:15:24+00:00",
             "tier": "host",
         },
         {
             "task": "mnli",
             "kind": "bottleneck",
-            "version": "b48d3657bb86",
+            "version": "26c9a293fd44",
             "labels": ["contradiction", "entailment", "neutral"],
             "problem_type": "single_label_classification",
             "text_pair": True,
-            "bytes": 453078,
+            "bytes": 453694,
             "parameters": 225123,
-            "created": "2026-11-28T09:38:02+00:00",
+            "created": "2026-11-29T02:15:24+00:00",
             "tier": "host",
         },
     ],
@@ -344,11 +344,11 @@ ANSWERS: dict[str, Any] = {
             "text_pair": False,
             "bytes": 451796,
             "parameters": 224738,
-            "created": "2026-11-28T09:38:03+00:00",
+            "created": "2026-11-29T02:15:24+00:00",
             "tier": "device",
             "dev_scores": {"accuracy": 0.892202, "f1_macro": 0.892197, "matthews": 0.784628},
             "requests": 8,
-            "latency": {"p50": 0.16950273513793945, "p99": 0.8320754766464233},
+            "latency": {"p50": 0.020260067656636238, "p99": 0.08892761170864105},
             "canary": None,
         }
     ],
@@ -357,31 +357,31 @@ ANSWERS: dict[str, Any] = {
         "dtype": "float32",
         "tasks": 10,
         "backbone_bytes": 90852864,
-        "adapters_bytes": 4516536,
-        "total_bytes": 95369400,
+        "adapters_bytes": 4521576,
+        "total_bytes": 95374440,
         "full_copies_bytes": 908528640,
-        "saved_bytes": 813159240,
+        "saved_bytes": 813154200,
         "ratio": 9.526,
         "adapters": [
-            {"task": "cola", "version": "24c3e43af168", "bytes": 451844},
-            {"task": "mnli", "version": "b48d3657bb86", "bytes": 453078},
-            {"task": "mpqa", "version": "cbf245a28594", "bytes": 451708},
-            {"task": "mrpc", "version": "8f5d22f06f5c", "bytes": 447668},
-            {"task": "qnli", "version": "fd61b418deec", "bytes": 452556},
-            {"task": "qqp", "version": "b099bede5993", "bytes": 452196},
-            {"task": "rte", "version": "f839a26588ba", "bytes": 452644},
+            {"task": "cola", "version": "1a3e642e0396", "bytes": 452308},
+            {"task": "mnli", "version": "26c9a293fd44", "bytes": 453694},
+            {"task": "mpqa", "version": "afe12258a0ae", "bytes": 452316},
+            {"task": "mrpc", "version": "abfefd462dff", "bytes": 448428},
+            {"task": "qnli", "version": "fd731bcd85a2", "bytes": 453092},
+            {"task": "qqp", "version": "ab803350d761", "bytes": 453100},
+            {"task": "rte", "version": "e662dbb2899d", "bytes": 453180},
             {"task": "sst2", "version": "1c9a3464a366", "bytes": 451796},
             {"task": "stsb", "version": "f29937b7da74", "bytes": 450858},
-            {"task": "subj", "version": "2525d27eac55", "bytes": 452188},
+            {"task": "subj", "version": "329b586fda42", "bytes": 452804},
         ],
     },
     "ready": {"status": "ready", "backbone": "embedded", "tasks": 10},
-    "metrics": "# HELP adamix_requests_total Predict requests by task and outcome.\n"
+    "metrics": "# HELP adamix_queue_rows Rows waiting for a batch.\n"
+    "# TYPE adamix_queue_rows gauge\n"
+    "adamix_queue_rows 0.0\n"
+    "# HELP adamix_requests_total Predict requests by task and outcome.\n"
     "# TYPE adamix_requests_total counter\n"
     'adamix_requests_total{outcome="ok",task="sst2"} 8.0\n'
     'adamix_requests_total{outcome="ok",task="mrpc"} 4.0\n'
-    'adamix_requests_total{outcome="ok",task="stsb"} 2.0\n'
-    "# HELP adamix_queue_rows Rows waiting for a batch.\n"
-    "# TYPE adamix_queue_rows gauge\n"
-    "adamix_queue_rows 0.0\n",
+    'adamix_requests_total{outcome="ok",task="stsb"} 2.0\n',
 }
