@@ -245,7 +245,7 @@ def test_kustomize_mounts_a_keys_file(base: str, tmp_path: Path) -> None:
     environment = {one["name"]: one.get("value") for one in container["env"]}
     assert environment["ADAMIX_KEYS_FILE"] == "/keys/keys.toml"
     monitor = found["ServiceMonitor", "adamix"]
-    operator.ServiceMonitor.model_validate(monitor)
+    assert as_the_operator_reads("ServiceMonitor", monitor) == monitor
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["authorization"]["credentials"] == {"name": "adamix", "key": "metrics-key"}
 
