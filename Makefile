@@ -21,7 +21,7 @@ AGAIN = { [ $$? -eq 1 ] && echo "again, alone, what failed:" && \
 # Three processes for two cores, so that one test's waiting is another's work; one that has no tests
 # left takes half of another's. What fails beside others is tried again alone: a test that needs a
 # quiet machine is then told from a fault of the product.
-test: $(VENV)/dev.done ## Run the tests
+test: $(VENV)/dev.done ## Run the tests (eight minutes on two cores)
 	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal || $(call AGAIN,tests)
 
 test-browser: $(VENV)/dev.done ## Run the tests of the page (needs Debian's chromium: apt-get install chromium)

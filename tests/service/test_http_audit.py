@@ -195,7 +195,7 @@ def test_an_audit_log_on_stdout(
 ) -> None:
     """With `-`, stdout has the lines of the audit log and nothing else."""
     with (
-        running(tmp_path / "store", audit_log="-", workers=workers) as server,
+        running(tmp_path / "store", forked=False, audit_log="-", workers=workers) as server,
         server.client() as client,
     ):
         assert client.post("/adapters", files={"file": adapter_bytes("new")}).status_code == 201
