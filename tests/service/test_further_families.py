@@ -192,21 +192,19 @@ def test_other_precisions(
 
 
 def test_the_longest_rows_of_modernbert(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A row of 8,192 tokens beside a short one has transformers' hidden states."""
+    """Rows of up to 8,192 tokens, longer and shorter than its window, with adapters of both kinds
+    in one batch, have transformers' logits."""
     folder = tiny_backbone(
         tmp_path_factory.mktemp("long"),
         "modernbert",
+        layers=4,
         hidden=16,
         positions=8192,
         num_attention_heads=1,
+        local_attention=128,
     )
     backbone = backbones.load(str(folder))
     assert backbone.max_length == 8192
-    tokens = tokens_of(backbone, [8192, 3])
-    encoder = engine_of(backbone).encoder
-    with torch.inference_mode():
-        batch = encoder.pack([(row.ids, row.types) for row in tokens])
-        found = encoder.forward(batch).split([8192, 3])
-        for states, row in zip(found, tokens, strict=True):
-            expected = backbone.encoder(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
-            torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+    rows = rows_for(adapters_of(backbone), tokens_of(backbone, [8192, 3, 65, 66, 129, 4097]))
+    found = torch.tensor(engine_of(backbone).run(rows))
+    torch.testing.assert_close(found, wanted(backbone, rows), rtol=1e-4, atol=1e-4)
