@@ -142,6 +142,9 @@ def load(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Backbone:
     except Exception as error:
         # whatever transformers and its readers of weights, JSON and pickles raise on broken files
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        # such as an activation's name, or what a file lacks; some have a sentence of their own
+        if isinstance(error, KeyError) and " " not in reason:
+            reason = f"transformers does not find {reason}"
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
         if "tiktoken" in str(error):  # what transformers tries when SentencePiece fails

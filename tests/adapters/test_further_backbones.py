@@ -236,15 +236,21 @@ def test_a_missing_layer(folders: dict[str, Path], family: str, tmp_path: Path) 
 ACTIVATION = {"distilbert": "activation", "modernbert": "hidden_activation"}
 
 
-@pytest.mark.parametrize("activation", ["nonsense", "sqrtsoftplus"])
+@pytest.mark.parametrize(
+    ("activation", "said"),
+    [
+        ("nonsense", "(does not find 'nonsense'|function nonsense not found).*; expected"),
+        ("sqrtsoftplus", "sqrtsoftplus.*; expected"),
+    ],
+)
 @pytest.mark.parametrize("family", FURTHER)
 def test_an_activation_that_the_engine_lacks(
-    folders: dict[str, Path], family: str, activation: str, tmp_path: Path
+    folders: dict[str, Path], family: str, activation: str, said: str, tmp_path: Path
 ) -> None:
     """An activation that nobody knows, or that the engine does not have, is refused by its name."""
     folder = copy_of(folders, family, tmp_path)
     change_config(folder, **{ACTIVATION.get(family, "hidden_act"): activation})
-    with pytest.raises(BackboneError, match=f"{activation}.*; expected") as caught:
+    with pytest.raises(BackboneError, match=said) as caught:
         PackedEncoder(load(str(folder)), torch.device("cpu"), torch.float32)
     assert "\n" not in str(caught.value)
 
