@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -142,6 +143,7 @@ def _serve(door: socket.socket) -> str | None:
 
         assert service.app
         assert transformers.BertModel  # loads its module, as the programs would
+    gc.freeze()  # forks need not look through all of it
     # a fork would lack any other; what training imports beyond this, through pandas, starts one
     (_thread,) = Path("/proc/self/task").iterdir()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the tests end what they started
